@@ -1,0 +1,266 @@
+"""Which singular values survive: the budget's schedule, their importance, and the masks (Eq. 6-9).
+
+One flat state for all n adapted matrices. A step is a handful of batched operations, none of which
+moves a value to the host.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lora2.tuners.lora2.config import Lora2Config, schedule_problem
+from lora2.tuners.lora2.layer import Factors
+
+
+def budget(
+    step: int, *, init_total: int, target_total: int, total_step: int, tinit: int, tfinal: int
+) -> int:
+    """Singular values kept over all matrices after optimiser step ``step`` (counted from 1).
+
+    ``init_total`` up to ``tinit``, ``target_total`` from ``total_step - tfinal`` on, and between
+    them the cubic of AdaLoRA, rounded down:
+    target + (init - target) (1 - (step - tinit) / (total_step - tinit - tfinal))^3.
+    """
+    if step <= tinit:
+        return init_total
+    left = total_step - tfinal - step
+    if left <= 0:
+        return target_total
+    span = total_step - tfinal - tinit
+    return target_total + (init_total - target_total) * left**3 // span**3
+
+
+def top_mask(scores: Tensor, kept: int) -> Tensor:
+    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier."""
+    order = scores.flatten().argsort(descending=True, stable=True)  # (n * r,)
+    mask = torch.zeros_like(order, dtype=torch.bool)
+    return mask.scatter_(0, order[:kept], True).view_as(scores)
+
+
+class Allocator:
+    """Importance averages and masks of one adapter in training.
+
+    After optimiser step t = 1, 2, ..., T = ``total_step``:
+
+    * t <= T - tfinal: the averages take in the sensitivity |w dL/dw| of that step.
+    * tinit < t <= T - tfinal: the mask is renewed with budget(t) where (t - tinit) is a multiple of
+      deltaT, and at t = T - tfinal, where the budget reaches its target. In between, pruned
+      values may grow: they keep their gradients and may come back at the next renewal.
+    * t > T - tfinal: that last mask is applied again after every step.
+
+    Args:
+        config: the adapter's settings; ``config.prunes`` must hold.
+        factors: the parameters of the n adapted matrices.
+        total_step: optimiser steps of the whole training.
+
+    Raises:
+        ValueError: the schedule does not fit into ``total_step``.
+    """
+
+    def __init__(self, config: Lora2Config, factors: Factors, total_step: int) -> None:
+        if problem := schedule_problem(config, total_step):
+            raise ValueError(f"Lora2Config: {problem}")
+        self.config = config
+        self.total_step = total_step
+        self.last_step = 0
+        self.n = len(factors.lam)
+        lam = factors.lam[0]
+        self._outer = _by_shape(factors.u + factors.V) if config.importance == "full" else []
+        both = factors.u + factors.V
+        self._outer_sizes = [sum(both[at].numel() for at in group) for group in self._outer]
+        size = sum(weight.numel() for weight in self._scored(factors))
+        dtype = torch.promote_types(lam.dtype, torch.float32)
+        # |w dL/dw| smoothed, and its smoothed deviation: lambda (n, r), v (n, k, r), U (n, r, k),
+        # then for "full" u and V, group by group of equal shape; all flattened one after another.
+        self.sensitivity = torch.zeros(size, dtype=dtype, device=lam.device)
+        self.uncertainty = torch.zeros_like(self.sensitivity)
+        self.mask = torch.ones(self.n, config.r, dtype=torch.bool, device=lam.device)
+        self._places = [
+            torch.tensor([at % self.n for at in group], device=lam.device) for group in self._outer
+        ]
+
+    @property
+    def target_total(self) -> int:
+        """Singular values that survive the whole training."""
+        return self.n * (self.config.target_r or self.config.r)
+
+    def budget(self, step: int) -> int:
+        """Singular values kept over all matrices after ``step``."""
+        return budget(
+            step,
+            init_total=self.n * self.config.r,
+            target_total=self.target_total,
+            total_step=self.total_step,
+            tinit=self.config.tinit,
+            tfinal=self.config.tfinal,
+        )
+
+    @torch.no_grad()
+    def step(self, step: int, factors: Factors, masks: list[Tensor]) -> None:
+        """Take in optimiser step ``step``; zero pruned lambdas and fill ``masks``, both in place.
+
+        Raises:
+            ValueError: ``step`` is not the one after the last, or is beyond ``total_step``.
+            RuntimeError: a factor that is trained has no gradient.
+        """
+        self._check_step(step)
+        last_renewal = self.total_step - self.config.tfinal
+        if step <= last_renewal:
+            self._observe(factors)
+        self.last_step = step
+        if step <= self.config.tinit:
+            return
+        if step <= last_renewal:
+            if step != last_renewal and (step - self.config.tinit) % self.config.deltaT:
+                return
+            self.mask = top_mask(self.scores(), self.budget(step))
+            torch._foreach_copy_(masks, list(self.mask.unbind()))
+        lam = torch.stack(list(factors.lam))  # n x (r,) -> (n, r)
+        torch._foreach_copy_(list(factors.lam), list(lam.masked_fill(~self.mask, 0.0).unbind()))
+
+    def scores(self) -> Tensor:
+        """Importance of every singular value (n, r): S(lambda_i) + mean_j S(v_ji) + mean_j S(U_ij).
+
+        S is sensitivity times uncertainty, element by element (Eq. 9). With importance="full" the
+        means of S over all of u and of V are added, the same for every i of one matrix (Eq. 8).
+        """
+        n, r, k = self.n, self.config.r, self.config.k
+        score = self.sensitivity * self.uncertainty
+        inner = [n * r, n * k * r, n * r * k]
+        lam, v, U, rest = score.split([*inner, score.numel() - sum(inner)])
+        total = lam.view(n, r) + v.view(n, k, r).mean(1) + U.view(n, r, k).mean(2)
+        for part, place in zip(rest.split(self._outer_sizes), self._places, strict=True):
+            matrix_mean = part.view(len(place), -1).mean(1, keepdim=True)  # (g, d * k) -> (g, 1)
+            total.index_add_(0, place, matrix_mean.expand(-1, r))
+        return total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of what a resumed run needs, flat: safetensors can hold it."""
+        return {
+            "step": torch.tensor(self.last_step),
+            "total_step": torch.tensor(self.total_step),
+            "sensitivity": self.sensitivity.clone(),
+            "uncertainty": self.uncertainty.clone(),
+            "mask": self.mask.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue after the step at which ``state`` was taken.
+
+        Raises:
+            ValueError: ``state`` has other entries, shapes or another total_step.
+        """
+        own = self.state_dict()
+        if problems := _differences(own, state):
+            raise ValueError(
+                "this allocator state belongs to another run: " + "; ".join(problems) + ". Resume "
+                "with the same target_modules, r, k, importance and number of steps, or start anew"
+            )
+        self.last_step = int(state["step"])
+        self.sensitivity.copy_(state["sensitivity"])
+        self.uncertainty.copy_(state["uncertainty"])
+        self.mask = state["mask"].to(self.mask.device, copy=True)
+
+    def check_finished(self, factors: Factors, masks: list[Tensor]) -> None:
+        """Raise a RuntimeError unless the training pruned to its target.
+
+        Weights loaded after the last step (the best checkpoint) may have other masks than the last
+        step's: that is a warning.
+        """
+        kept = int(self.mask.sum())
+        if self.last_step != self.total_step or kept != self.target_total:
+            raise RuntimeError(
+                f"training ended after step {self.last_step} of total_step={self.total_step} with "
+                f"{kept} singular values where the target is {self.target_total}: call "
+                f"update_and_allocate after every optimiser step"
+            )
+        if not self.sensitivity.any():
+            raise RuntimeError(
+                "the allocator saw only zero gradients, so the surviving ranks mean nothing: call "
+                "update_and_allocate before optimizer.zero_grad()"
+            )
+        loaded = torch.stack(masks)  # (n, r)
+        if not torch.equal(loaded, self.mask):
+            warnings.warn(
+                f"the weights loaded after training keep {int(loaded.sum())} singular values, the "
+                f"last step kept {kept}: this checkpoint was taken before the ranks were final",
+                stacklevel=3,
+            )
+        elif torch.stack(list(factors.lam))[~self.mask].any():
+            raise RuntimeError(
+                "pruned singular values are not zero: lora2_lambda was changed after the last "
+                "update_and_allocate"
+            )
+
+    def _observe(self, factors: Factors) -> None:
+        """Move the averages of Eq. 6 and 7 on by this step's gradients."""
+        weights = self._scored(factors)
+        grads = [_gradient(weight) for weight in weights]
+        now = (_flat(weights, self.sensitivity) * _flat(grads, self.sensitivity)).abs_()
+        # A step that the loss scaler of fp16 skipped has infinite gradients: it teaches nothing.
+        finite = now.amax() < torch.inf
+        now = torch.where(finite, now, self.sensitivity)
+        self.sensitivity.lerp_(now, 1 - self.config.beta1)
+        deviation = torch.where(finite, (now - self.sensitivity).abs_(), self.uncertainty)
+        self.uncertainty.lerp_(deviation, 1 - self.config.beta2)
+
+    def _scored(self, factors: Factors) -> list[Tensor]:
+        """The scored parameters in the order of the flat state."""
+        both = factors.u + factors.V
+        outer = [both[at] for group in self._outer for at in group]
+        return [*factors.lam, *factors.v, *factors.U, *outer]
+
+    def _check_step(self, step: int) -> None:
+        if step > self.total_step:
+            raise ValueError(
+                f"step {step} is beyond total_step={self.total_step}: steps count optimiser steps "
+                f"from 1, not micro-batches; set total_step to the whole training's steps"
+            )
+        if step != self.last_step + 1:
+            raise ValueError(
+                f"step {step} follows step {self.last_step}: call update_and_allocate once after "
+                f"every optimiser step, counting from 1 (a resumed loop calls load_training_state "
+                f"before its first step)"
+            )
+
+
+def _by_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Indices of the tensors of each shape."""
+    groups: dict[torch.Size, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault(tensor.shape, []).append(index)
+    return list(groups.values())
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    if weight.grad is not None:
+        return weight.grad
+    if not weight.requires_grad:
+        return torch.zeros_like(weight)
+    raise RuntimeError(
+        "a LoRA2 parameter has no gradient: call update_and_allocate between optimizer.step() and "
+        "optimizer.zero_grad(), and only after loss.backward() through every adapted module"
+    )
+
+
+def _flat(tensors: list[Tensor], like: Tensor) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors]).to(like.dtype)
+
+
+def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
+    """Where ``other`` cannot be loaded over ``own``."""
+    if missing := sorted(set(own) ^ set(other)):
+        return [f"entries present on one side only: {', '.join(missing)}"]
+    problems = [
+        f"{key} has shape {tuple(other[key].shape)}, this adapter needs {tuple(tensor.shape)}"
+        for key, tensor in own.items()
+        if tensor.shape != other[key].shape
+    ]
+    steps = int(own["total_step"]), int(other["total_step"])
+    if steps[0] != steps[1]:
+        problems.append(f"it was made for total_step={steps[1]}, this run has {steps[0]}")
+    return problems

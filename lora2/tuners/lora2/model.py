@@ -1,0 +1,281 @@
+"""LoRA2 on a model: adapters in place of its linear layers, the regulariser, the allocator."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lora2.tuners.lora2.allocator import Allocator
+from lora2.tuners.lora2.config import Lora2Config
+from lora2.tuners.lora2.layer import Factors, Lora2Linear, factors_of
+from lora2.tuners.lora2.regularizer import orthogonality_penalty
+from lora2.tuners.replace import base_linear, replace_module
+
+
+class Lora2Model(BaseTuner):
+    """What ``get_peft_model(model, Lora2Config(...)).base_model`` is.
+
+    While the model is in training mode, its loss contains ``regularization_loss()``. A transformers
+    Trainer drives the allocator with ``Lora2Callback``; a plain loop calls
+    ``peft_model.base_model.update_and_allocate(step)`` between ``optimizer.step()`` and
+    ``optimizer.zero_grad()``, counting optimiser steps from 1.
+
+    Several adapters may be loaded; the active one is trained, one at a time.
+    """
+
+    prefix = "lora2_"
+    tuner_layer_cls = Lora2Linear
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allocator: Allocator | None = None
+        self._allocated_adapter = ""
+        self._penalized = False
+        self._hook_penalty()
+
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; afterwards the adapted layers are looked up anew."""
+        super().inject_adapter(*args, **kwargs)
+        self._layers: dict[str, dict[str, Lora2Linear]] = {}
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT's; afterwards the adapted layers are looked up anew."""
+        super().delete_adapter(adapter_name)
+        self._layers = {}
+
+    def _create_and_replace(
+        self,
+        config: Lora2Config,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, Lora2Linear):
+            target.update_layer(adapter_name, config)
+            return
+        transposed = isinstance(base_linear(target, current_key), Conv1D)
+        if config.fan_in_fan_out != transposed:
+            warnings.warn(
+                f"fan_in_fan_out={config.fan_in_fan_out} does not suit {current_key}: set to "
+                f"{transposed}",
+                stacklevel=2,
+            )
+            config.fan_in_fan_out = transposed
+        layer = Lora2Linear(target, adapter_name, config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        replace_module(parent, child_name, new_module)
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        model._lora2_penalty.remove()
+        del model._lora2_penalty
+        return model
+
+    def regularization_loss(self) -> Tensor:
+        """orth_reg_weight times the mean of the selected terms of Eq. 5, a scalar.
+
+        For a loss computed outside the model; a loss that the model returns contains it already.
+        """
+        adapter, config = self._trained()
+        factors = self._factors(adapter)
+        self._penalized = True
+        if not config.regularizes:
+            return factors.lam[0].new_zeros(())
+        penalty = orthogonality_penalty(
+            factors.u,
+            factors.v,
+            factors.U,
+            factors.V,
+            pairs=config.orthogonality,
+            squared=config.orth_squared,
+        )
+        return config.orth_reg_weight * penalty
+
+    def _hook_penalty(self) -> None:
+        """Have the wrapped model's own forward add the penalty.
+
+        A PeftModel without a task type calls that forward directly, past this class's.
+        """
+        if hasattr(self.model, "_lora2_penalty"):
+            # get_peft_model was called twice on one model: one penalty is enough.
+            self.model._lora2_penalty.remove()
+        self.model._lora2_penalty = self.model.register_forward_hook(
+            self._add_penalty, with_kwargs=True
+        )
+
+    def _add_penalty(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        if not (module.training and self._is_training()):
+            return output
+        if isinstance(output, dict):
+            if isinstance(loss := output.get("loss"), Tensor):
+                output["loss"] = loss + self.regularization_loss().to(loss.device)
+        elif isinstance(output, tuple) and kwargs.get("labels") is not None:
+            return (output[0] + self.regularization_loss().to(output[0].device), *output[1:])
+        return output
+
+    def prepare_training(self, total_step: int | None = None) -> None:
+        """Start a training of ``total_step`` optimiser steps (None: as the config says).
+
+        Raises:
+            ValueError: no adapter or several are trained, ``total_step`` is unknown or contradicts
+                the config, or the pruning schedule does not fit into it.
+        """
+        adapter, config = self._trained()
+        self.allocator, self._allocated_adapter = None, adapter
+        if total_step is not None and config.total_step not in (None, total_step):
+            raise ValueError(
+                f"Lora2Config has total_step={config.total_step}, but this training has "
+                f"{total_step} optimiser steps: drop total_step from the config or make them agree"
+            )
+        if not config.prunes:
+            return
+        total_step = config.total_step if total_step is None else total_step
+        if total_step is None:
+            raise ValueError(
+                f"target_r={config.target_r} prunes along a schedule, which needs the number of "
+                f"optimiser steps: set Lora2Config(total_step=...), or train with a transformers "
+                f"Trainer and callbacks=[Lora2Callback()], which knows it"
+            )
+        self.allocator = Allocator(config, self._factors(adapter), total_step)
+        for mask in self._masks(adapter):
+            mask.fill_(True)
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Score, allocate and mask after optimiser step ``step`` = 1, 2, ...
+
+        Raises:
+            RuntimeError: the gradients of this step are gone, or another adapter was active before.
+            ValueError: ``step`` does not follow the last one, or see ``prepare_training``.
+        """
+        adapter, config = self._trained()
+        if config.regularizes and not self._penalized:
+            self._penalized = True
+            warnings.warn(
+                "the orthogonality regulariser was part of no loss: pass labels to the model, or "
+                "add peft_model.base_model.regularization_loss() to your own loss, or set "
+                "orth_reg_weight=0",
+                stacklevel=2,
+            )
+        if not config.prunes:
+            return
+        if self.allocator is None:
+            self.prepare_training()
+        assert self.allocator is not None
+        if adapter != self._allocated_adapter:
+            raise RuntimeError(
+                f"adapter {adapter!r} is active, but the ranks of {self._allocated_adapter!r} are "
+                f"being allocated: call prepare_training(total_step) to start on {adapter!r}"
+            )
+        self.allocator.step(step, self._factors(adapter), self._masks(adapter))
+
+    def update_and_allocate(self, step: int) -> None:
+        """``after_optimizer_step`` under the name that PEFT's AdaLoRA gave it."""
+        self.after_optimizer_step(step)
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
+        return self.allocator.state_dict() if self.allocator is not None else {}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Continue after the step at which ``training_state`` was taken.
+
+        Raises:
+            ValueError: ``state`` is of another run (shapes, steps), or see ``prepare_training``.
+        """
+        adapter, config = self._trained()
+        if config.prunes and self.allocator is None:
+            self.prepare_training()
+        if self.allocator is None:
+            if state:
+                raise ValueError(
+                    "this state holds an allocator, but the adapter does not prune: resume with "
+                    "the target_r of the first run"
+                )
+            return
+        self.allocator.load_state_dict(state)
+        torch._foreach_copy_(self._masks(adapter), list(self.allocator.mask.unbind()))
+
+    def finish_training(self) -> None:
+        """Check that the ranks are what the schedule promised.
+
+        Raises:
+            RuntimeError: the allocator was never called, or not to the last step, or it saw no
+                gradient, or another number of singular values survives.
+        """
+        _, config = self._trained()
+        if not config.prunes:
+            return
+        if self.allocator is None or self.allocator.last_step == 0:
+            raise RuntimeError(
+                f"target_r={config.target_r} was asked for, but the allocator was never called, so "
+                f"every rank is still {config.r}: train with callbacks=[Lora2Callback()], or call "
+                f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
+            )
+        self.allocator.check_finished(
+            self._factors(self._allocated_adapter), self._masks(self._allocated_adapter)
+        )
+
+    def kept_ranks(self) -> dict[str, list[bool]]:
+        """Module name -> which of its r singular values survive, for the active adapter."""
+        adapter = self.active_adapters[0]
+        return {
+            name: layer.lora2_mask[adapter].tolist()
+            for name, layer in self._adapted(adapter).items()
+        }
+
+    def _trainable(self) -> list[str]:
+        return [
+            name
+            for name in self.active_adapters
+            if name in self.peft_config and not self.peft_config[name].inference_mode
+        ]
+
+    def _trained(self) -> tuple[str, Lora2Config]:
+        """Name and settings of the one adapter that is trained."""
+        names = self._trainable()
+        if len(names) != 1:
+            raise ValueError(
+                f"LoRA2 trains one adapter at a time, but the active adapters in training mode are "
+                f"{names}: choose one with set_adapter(name) (one loaded by from_pretrained needs "
+                f"is_trainable=True)"
+            )
+        return names[0], cast(Lora2Config, self.peft_config[names[0]])
+
+    def _is_training(self) -> bool:
+        """Whether a forward now goes through an adapter that is trained."""
+        layers = [layer for name in self._trainable() for layer in self._adapted(name).values()]
+        return bool(layers) and not (layers[0].disable_adapters or layers[0].merged)
+
+    def _adapted(self, adapter: str) -> dict[str, Lora2Linear]:
+        """Module name -> its layer, for every module that ``adapter`` adapts."""
+        if adapter not in self._layers:
+            self._layers[adapter] = {
+                name: module
+                for name, module in self.model.named_modules()
+                if isinstance(module, Lora2Linear) and adapter in module.lora2_u
+            }
+        return self._layers[adapter]
+
+    def _factors(self, adapter: str) -> Factors:
+        return factors_of(self._adapted(adapter).values(), adapter)
+
+    def _masks(self, adapter: str) -> list[Tensor]:
+        return [layer.lora2_mask[adapter] for layer in self._adapted(adapter).values()]

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from lora2_models import HEADS, adapt, build, logits, randomize
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
+
+from lora2 import Lora2Config
+from lora2.tuners.lora2 import export_lora, to_lora
+
+
+@pytest.mark.parametrize("arch", ["bert", "roberta", "deberta-v2", "gpt2"])
+def test_plain_peft_loads_the_export_with_equal_outputs(arch, tmp_path):
+    settings = {"r": 4, "k": 3, "lora_alpha": 7, "modules_to_save": HEADS[arch]}
+    model = randomize(adapt(arch, dtype=torch.float64, **settings))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "modules_to_save" in name:
+                p.add_(0.01)
+    export_lora(model, tmp_path / "lora")
+    loaded = PeftModel.from_pretrained(build(arch, dtype=torch.float64), tmp_path / "lora")
+    config = loaded.peft_config["default"]
+    assert type(config) is LoraConfig and config.r == 3
+    lora_layers = [m for m in loaded.modules() if isinstance(m, LoraLinear)]
+    assert len(lora_layers) == len(model.base_model.kept_ranks())
+    assert all(layer.scaling["default"] == 1 for layer in lora_layers)
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=1e-12, atol=1e-12)
+    assert (logits(model) - logits(build(arch, dtype=torch.float64))).abs().max() > 1e-3
+
+
+def test_a_named_adapter_and_a_subset_of_layers_are_exported():
+    model = randomize(adapt("roberta", dtype=torch.float64, task_type=None))
+    only = Lora2Config(r=4, k=1, target_modules=["query"], layers_to_transform=[1])
+    model.add_adapter("only", only)
+    randomize(model, "only")
+    model.set_adapter("only")
+    config, state = to_lora(model, "only")
+    assert sorted(state) == [
+        f"base_model.model.roberta.encoder.layer.1.attention.self.query.lora_{ab}.weight"
+        for ab in "AB"
+    ]
+    assert config.layers_to_transform == [1]
+
+
+def test_what_cannot_be_exported_says_why():
+    with pytest.raises(ValueError, match="bias='lora2_only' cannot be exported"):
+        to_lora(adapt("roberta", bias="lora2_only"))
+    with pytest.raises(ValueError, match=r"no adapter 'other'; loaded are \['default'\]"):
+        to_lora(adapt("roberta"), "other")
+    lora = get_peft_model(build("roberta"), LoraConfig(target_modules=["query"]))
+    with pytest.raises(TypeError, match="this is a LoraModel"):
+        to_lora(lora)

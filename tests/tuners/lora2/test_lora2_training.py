@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from lora2_models import adapt, batch, build, optimizer_of, randomize, train
+from peft import PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertForSequenceClassification
+
+from lora2 import Lora2Config
+
+SCHEDULE = {"target_r": 1, "tinit": 2, "tfinal": 3, "total_step": 14}
+
+
+class CountOps(TorchDispatchMode):
+    """Names of the ATen operations that are no views."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+        if not view and func._schema.name != "aten::_unsafe_view":
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_plain_loop_prunes_to_the_target():
+    model = adapt("roberta", **SCHEDULE)
+    train(model, optimizer_of(model), 1, 14)
+    model.base_model.finish_training()
+    kept = model.base_model.kept_ranks()
+    assert sum(map(sum, kept.values())) == len(kept)
+    for name, layer in model.base_model._adapted("default").items():
+        lam = layer.lora2_lambda["default"]
+        assert (lam != 0).tolist() == kept[name]
+
+
+@pytest.mark.parametrize("importance", ["factored", "full"])
+def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(importance, tmp_path):
+    settings = {**SCHEDULE, "importance": importance, "lora_dropout": 0.1, "deltaT": 2}
+    settings["modules_to_save"] = ["classifier"]
+    whole = adapt("roberta", **settings)
+    train(whole, optimizer_of(whole), 1, 14)
+
+    first = adapt("roberta", **settings)
+    optimizer = optimizer_of(first)
+    train(first, optimizer, 1, 7)
+    first.save_pretrained(tmp_path)
+    save_file(first.base_model.training_state(), tmp_path / "state.safetensors")
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+
+    second = PeftModel.from_pretrained(build("roberta"), tmp_path, is_trainable=True)
+    optimizer = optimizer_of(second)
+    optimizer.load_state_dict(torch.load(tmp_path / "optimizer.pt"))
+    second.base_model.load_training_state(load_file(tmp_path / "state.safetensors"))
+    assert second.base_model.kept_ranks() == first.base_model.kept_ranks()
+    train(second, optimizer, 8, 14)
+    second.base_model.finish_training()
+    for (name, a), (_, b) in zip(
+        whole.state_dict().items(), second.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    assert not torch.equal(
+        whole.state_dict()["base_model.model.classifier.modules_to_save.default.dense.weight"],
+        build("roberta").classifier.dense.weight,
+    )
+
+
+@pytest.mark.parametrize("target_r", [None, 4])
+def test_without_pruning_there_is_nothing_to_allocate(target_r):
+    model = adapt("roberta", target_r=target_r, tinit=100, tfinal=100)
+    train(model, optimizer_of(model), 1, 3)
+    tuner = model.base_model
+    tuner.finish_training()
+    assert tuner.training_state() == {} and tuner.allocator is None
+    tuner.load_training_state({})
+    with pytest.raises(ValueError, match="the adapter does not prune"):
+        tuner.load_training_state({"step": torch.tensor(1)})
+    assert all(all(mask) for mask in tuner.kept_ranks().values())
+
+
+def test_a_second_training_starts_with_all_ranks():
+    model = adapt("roberta", **SCHEDULE)
+    train(model, optimizer_of(model), 1, 14)
+    model.base_model.prepare_training(14)
+    assert all(all(mask) for mask in model.base_model.kept_ranks().values())
+    train(model, optimizer_of(model), 1, 14)
+    model.base_model.finish_training()
+
+
+def step_once(model):
+    model.train()
+    model(**batch()).loss.backward()
+
+
+def test_gradients_cleared_before_the_allocator_are_an_error():
+    model = adapt("roberta", **SCHEDULE)
+    step_once(model)
+    model.zero_grad()
+    with pytest.raises(RuntimeError, match="and optimizer"):
+        model.base_model.update_and_allocate(1)
+
+
+def test_an_unknown_total_step_is_an_error_that_names_the_ways_out():
+    model = adapt("roberta", target_r=1)
+    step_once(model)
+    with pytest.raises(ValueError, match=r"total_step=...\), or .*Lora2Callback"):
+        model.base_model.update_and_allocate(1)
+    model.base_model.prepare_training(5)
+    model.base_model.update_and_allocate(1)
+    assert model.peft_config["default"].total_step is None  # the user's config stays as it was
+
+
+def test_total_step_must_agree_and_the_schedule_fit():
+    model = adapt("roberta", **SCHEDULE)
+    with pytest.raises(ValueError, match="total_step=14, but this training has 15"):
+        model.base_model.prepare_training(15)
+    model = adapt("roberta", target_r=1, tinit=5, tfinal=5)
+    with pytest.raises(ValueError, match="tfinal=5 leave no step"):
+        model.base_model.prepare_training(10)
+
+
+def test_a_step_beyond_the_end_is_an_error():
+    model = adapt("roberta", **SCHEDULE)
+    train(model, optimizer_of(model), 1, 14)
+    step_once(model)
+    with pytest.raises(ValueError, match="step 15 is beyond total_step=14"):
+        model.base_model.update_and_allocate(15)
+
+
+def test_a_training_whose_allocator_never_ran_is_an_error():
+    model = adapt("roberta", **SCHEDULE)
+    with pytest.raises(RuntimeError, match="allocator was never called"):
+        model.base_model.finish_training()
+    model.base_model.prepare_training(14)
+    with pytest.raises(RuntimeError, match="allocator was never called"):
+        model.base_model.finish_training()
+    train(model, optimizer_of(model), 1, 9)
+    with pytest.raises(RuntimeError, match="after step 9 of total_step=14"):
+        model.base_model.finish_training()
+
+
+def test_an_adapter_switch_in_mid_training_is_an_error():
+    model = adapt("roberta", task_type=None, **SCHEDULE)
+    config = Lora2Config(r=4, target_modules=["query"], init_std=0.2, **SCHEDULE)
+    model.add_adapter("other", config)
+    train(model, optimizer_of(model), 1, 2)
+    model.set_adapter("other")
+    step_once(model)
+    with pytest.raises(RuntimeError, match="'other' is active, but the ranks of 'default'"):
+        model.base_model.update_and_allocate(3)
+
+
+def test_an_inference_adapter_is_not_trained(tmp_path):
+    adapt("roberta", **SCHEDULE).save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build("roberta"), tmp_path)
+    loss = loaded.train()(**batch()).loss
+    assert not loss.requires_grad
+    with pytest.raises(ValueError, match="is_trainable=True"):
+        loaded.base_model.prepare_training(14)
+
+
+def test_a_regulariser_in_no_loss_is_reported_once():
+    model = adapt("roberta", **SCHEDULE).train()
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+    with pytest.warns(UserWarning, match="regulariser was part of no loss") as caught:
+        for step in (1, 2):
+            model(**inputs).logits.square().sum().backward()
+            model.base_model.update_and_allocate(step)
+    assert len([w for w in caught if "regulariser" in str(w.message)]) == 1
+
+
+class OwnModel(nn.Module):
+    """No transformers model, and a loss that is computed outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def test_a_model_of_ones_own_trains_with_an_explicit_regulariser(recwarn):
+    torch.manual_seed(0)
+    config = Lora2Config(
+        r=4, k=2, target_modules=["layers.0", "layers.2"], init_std=0.2, **SCHEDULE
+    )
+    model = get_peft_model(OwnModel(), config)
+    optimizer = optimizer_of(model)
+    for step in range(1, 15):
+        loss = model(torch.randn(8, 6)).square().mean() + model.base_model.regularization_loss()
+        loss.backward()
+        optimizer.step()
+        model.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    model.base_model.finish_training()
+    assert sum(map(sum, model.base_model.kept_ranks().values())) == 2
+    assert not [w for w in recwarn if "regulariser" in str(w.message)]
+
+
+@pytest.fixture(scope="module")
+def twelve_layers():
+    """72 adapted matrices with gradients, shaped like a base model and narrow."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20,
+        hidden_size=16,
+        num_hidden_layers=12,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    targets = [
+        "query",
+        "key",
+        "value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ]
+    lora2 = Lora2Config(r=8, target_modules=targets, target_r=2, total_step=100, init_std=0.2)
+    model = get_peft_model(BertForSequenceClassification(config), lora2)
+    randomize(model)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.grad = torch.randn_like(p)
+    assert len(model.base_model.kept_ranks()) == 72
+    return model
+
+
+SYNCS = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::equal",
+    "aten::scalar_tensor",  # a CPU scalar that a kernel would copy to its device
+}
+
+
+def test_the_regulariser_is_few_kernels_and_no_host_sync(twelve_layers):
+    with CountOps() as forward:
+        penalty = twelve_layers.base_model.regularization_loss()
+    with CountOps() as backward:
+        penalty.backward()
+    accumulated = sum(name in ("aten::add_", "aten::add") for name in backward.names)
+    assert not SYNCS & {*forward.names, *backward.names}
+    # 288 of them add the gradient of u, v, U, V of 72 matrices to what is there.
+    assert accumulated >= 288
+    assert len(forward.names) + len(backward.names) <= 360
+    assert len(forward.names) <= 30
+
+
+@pytest.mark.parametrize(("importance", "bound"), [("factored", 25), ("full", 33)])
+def test_the_allocator_is_few_kernels_and_no_host_sync(twelve_layers, importance, bound):
+    tuner = twelve_layers.base_model
+    twelve_layers.peft_config["default"].importance = importance
+    tuner.prepare_training(100)
+    with CountOps() as counted:
+        tuner.update_and_allocate(1)
+    assert int(tuner.allocator.mask.sum()) < 576
+    assert not SYNCS & set(counted.names)
+    assert len(counted.names) <= bound
