@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from lora2.glue.metrics import (
+    NonFinitePredictionsError,
+    compute,
+    compute_splits,
+    decide,
+    trainer_metrics,
+)
+from lora2.glue.tasks import TASKS
+
+CLASSIFICATION = [name for name in TASKS if name != "stsb"]
+
+
+@pytest.mark.filterwarnings("ignore:A single label was found")
+@pytest.mark.parametrize("name", CLASSIFICATION)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(1, 60))
+@settings(max_examples=10, deadline=None)
+def test_classification_equals_scikit_learn(name, seed, rows):
+    task = TASKS[name]
+    rng = np.random.default_rng(seed)
+    guesses, labels = rng.integers(task.num_labels, size=(2, rows))
+    expected = {"accuracy": accuracy_score(labels, guesses)}
+    if task.num_labels == 2:
+        expected["f1"] = f1_score(labels, guesses, zero_division=0.0)
+        expected["matthews_correlation"] = matthews_corrcoef(labels, guesses)
+    assert compute(name, guesses, labels) == {key: expected[key] for key in task.metrics}
+
+
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(3, 60))
+@settings(max_examples=15, deadline=None)
+def test_correlations_equal_scipy(seed, rows):
+    rng = np.random.default_rng(seed)
+    labels = rng.uniform(0, 5, rows).astype(np.float32)
+    guesses = (labels + rng.normal(size=rows)).astype(np.float32)
+    result = compute(TASKS["stsb"], guesses, labels)
+    assert list(result) == ["pearson", "spearman"]
+    exact = labels.astype(float), guesses.astype(float)
+    assert result["pearson"] == pytest.approx(pearsonr(*exact).statistic, abs=1e-12)
+    assert result["spearman"] == pytest.approx(spearmanr(*exact).statistic, abs=1e-12)
+
+
+def test_golden_values():
+    labels, guesses = np.array([1, 1, 1, 0, 0, 0, 1, 0]), np.array([1, 1, 0, 0, 0, 1, 1, 0])
+    assert compute("mrpc", guesses, labels) == {"accuracy": 0.75, "f1": 0.75}
+    assert compute("cola", guesses, labels) == {"matthews_correlation": 0.5}
+
+
+def test_no_positive_prediction_gives_zero_f1():
+    result = compute("qqp", np.zeros(4, dtype=int), np.array([0, 1, 0, 1]))
+    assert result == {"accuracy": 0.5, "f1": 0.0}
+
+
+@pytest.mark.parametrize("constant", ["predictions", "labels"])
+def test_constant_similarities_give_zero_and_say_so(constant):
+    varied, flat = np.array([0.0, 1.0, 4.0]), np.full(3, 2.5)
+    guesses, labels = (flat, varied) if constant == "predictions" else (varied, flat)
+    with pytest.warns(RuntimeWarning, match=f"all 3 {constant} are equal"):
+        assert compute("stsb", guesses, labels) == {"pearson": 0.0, "spearman": 0.0}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_diverged_outputs_are_refused(bad):
+    with pytest.raises(NonFinitePredictionsError, match=r"stsb: outputs for 1 of 3 rows.*diverged"):
+        compute("stsb", np.array([1.0, bad, 2.0]), np.array([1.0, 2.0, 3.0]))
+    outputs = np.zeros((5, 2))
+    outputs[3] = bad
+    with pytest.raises(NonFinitePredictionsError, match="rte: outputs for 1 of 5 rows"):
+        decide(TASKS["rte"], outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "guesses", "labels", "message"),
+    [
+        ("rte", [0, 1], [0], r"predictions \(2,\) and labels \(1,\)"),
+        ("rte", [[0, 1]], [[0, 1]], r"must both be \(n,\)"),
+        ("rte", [], [], "0 rows; its metrics need at least 1"),
+        ("stsb", [1.0], [1.0], "1 rows; its metrics need at least 2"),
+        ("rte", [0, 2], [0, 1], "predictions must be class numbers below 2"),
+        ("rte", [0, 1], [0, -1], "labels must be class numbers below 2"),
+        ("rte", [0.0, 0.5], [0, 1], "predictions must be class numbers"),
+        ("stsb", [1.0, 2.0], [1.0, np.nan], "labels must be finite"),
+    ],
+)
+def test_bad_inputs_are_named(name, guesses, labels, message):
+    with pytest.raises(ValueError, match=message):
+        compute(name, np.array(guesses), np.array(labels))
+
+
+def test_decide():
+    outputs = np.array([[0.1, 0.9, -1.0], [3.0, 2.0, 1.0]])
+    assert decide(TASKS["mnli"], outputs).tolist() == [1, 0]
+    assert decide(TASKS["stsb"], outputs[:, :1]).tolist() == [0.1, 3.0]
+    with pytest.raises(ValueError, match=r"rte: outputs of shape \(2, 3\), not \(n, 2\)"):
+        decide(TASKS["rte"], outputs)
+
+
+def test_mnli_splits_are_scored_apart():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=50)
+    guesses = np.where(rng.random(50) < 0.7, labels, (labels + 1) % 3)
+    lengths = {"validation_matched": 20, "validation_mismatched": 30}
+    result = compute_splits("mnli", guesses, labels, lengths)
+    assert result == {
+        "matched_accuracy": accuracy_score(labels[:20], guesses[:20]),
+        "mismatched_accuracy": accuracy_score(labels[20:], guesses[20:]),
+    }
+    assert result["matched_accuracy"] != result["mismatched_accuracy"]
+    with pytest.raises(ValueError, match="do not make up 49 predictions"):
+        compute_splits("mnli", guesses[1:], labels[1:], lengths)
+
+
+@pytest.mark.parametrize("split", ["validation", "validation_unofficial"])
+def test_one_split_has_plain_names(split):
+    result = compute_splits("qqp", np.array([1, 1]), np.array([1, 0]), {split: 2})
+    assert result == {"accuracy": 0.5, "f1": pytest.approx(2 / 3)}
+
+
+def test_trainer_metrics_adds_the_score():
+    outputs = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
+    lengths = {"validation": 4}
+    function = trainer_metrics(TASKS["rte"], lengths)
+    for predictions in (outputs, (outputs, np.zeros(3))):  # some models give hidden states too
+        evaluation = SimpleNamespace(predictions=predictions, label_ids=np.array([0, 1, 1, 1]))
+        assert function(evaluation) == {"accuracy": 0.75, "score": 75.0}
+
+
+# One new process, because importing evaluate takes seconds: first four processes that fill one
+# fresh module cache at the same moment, then a cache that nobody can write, all without sockets.
+CACHES = """
+import multiprocessing, os, socket, sys
+from pathlib import Path
+
+def refuse(*args, **kwargs):
+    raise AssertionError("a network call")
+
+socket.socket.connect = socket.getaddrinfo = refuse
+import evaluate
+from evaluate import config
+from lora2.glue.metrics import compute
+
+def work(barrier, answers):
+    barrier.wait(60)
+    answers.put(compute("rte", [0, 1, 1, 0], [0, 1, 0, 0])["accuracy"])
+
+fork = multiprocessing.get_context("fork")
+barrier, answers = fork.Barrier(4), fork.SimpleQueue()
+config.HF_MODULES_CACHE = Path(sys.argv[1])
+workers = [fork.Process(target=work, args=(barrier, answers)) for _ in range(4)]
+for worker in workers: worker.start()
+for worker in workers: worker.join(60)
+print(*(worker.exitcode for worker in workers), *(answers.get() for _ in workers))
+config.HF_MODULES_CACHE = Path(sys.argv[2])
+print(compute("rte", [0, 1, 1, 0], [0, 1, 0, 0])["accuracy"], config.HF_MODULES_CACHE)
+"""
+
+
+def test_module_cache_is_shared_safely_and_can_be_unwritable(tmp_path):
+    obstacle = tmp_path / "file"
+    obstacle.write_text("")  # no folder can be made below a file, whoever the user is
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(obstacle), "TMPDIR": str(scratch)}
+    run = subprocess.run(
+        [sys.executable, "-c", CACHES, str(tmp_path / "fresh"), str(obstacle / "modules")],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    together, blocked = run.stdout.splitlines()
+    assert together.split() == ["0"] * 4 + ["0.75"] * 4
+    accuracy, cache = blocked.split()
+    assert accuracy == "0.75"
+    assert cache.startswith(str(scratch / "lora2-metrics-"))
+    assert not os.path.exists(cache)

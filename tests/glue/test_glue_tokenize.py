@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import logging
+import time
+
+import numpy as np
+import pytest
+from conftest import make_frame
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+import lora2.glue.tokenize as module
+from lora2.glue.tasks import TASKS
+from lora2.glue.tokenize import MAX_CHARS, tokenize
+
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "red", "green", "blue")
+
+
+def make_tokenizer(segments: bool = True, limit: int = 64) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        model_max_length=limit,
+        model_input_names=names if segments else [names[0], names[2]],
+    )
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("segments", [True, False])
+def test_columns_types_and_order(monkeypatch, name, segments):
+    monkeypatch.setattr(module, "BATCH_ROWS", 4)
+    task, frame = TASKS[name], make_frame(TASKS[name], 10)
+    tokenizer = make_tokenizer(segments)
+    rows = tokenize(frame, task, tokenizer, 32)
+    assert set(rows.column_names) - {"token_type_ids"} == {"input_ids", "attention_mask", "labels"}
+    assert ("token_type_ids" in rows.column_names) == segments
+    assert rows.features["labels"].dtype == ("float32" if task.is_regression else "int64")
+    assert rows["labels"][:] == frame["label"].tolist()
+    for i in range(len(frame)):
+        one = tokenizer(*(frame[column][i] for column in task.text_columns))
+        assert rows[i] == {**one, "labels": frame["label"][i].item()}
+
+
+def test_longest_text_is_cut_first():
+    task = TASKS["rte"]
+    frame = make_frame(task, 2).assign(sentence1="a " * 20, sentence2=["b b b", "b " * 20])
+    rows = tokenize(frame, task, make_tokenizer(), 13)
+    a, b = WORDS.index("a"), WORDS.index("b")
+    assert rows["input_ids"][0] == [2, *[a] * 7, 3, *[b] * 3, 3]
+    assert rows["input_ids"][1] == [2, *[a] * 5, 3, *[b] * 5, 3]
+
+
+def test_nothing_is_padded():
+    task = TASKS["cola"]
+    frame = make_frame(task, 3).assign(sentence=["a", "a b", "a b a"])
+    rows = tokenize(frame, task, make_tokenizer(), 32)
+    assert [len(ids) for ids in rows["input_ids"]] == [3, 4, 5]
+
+
+def test_megabytes_of_text_do_not_hold_up(caplog):
+    task = TASKS["rte"]
+    frame = make_frame(task, 3)
+    frame.loc[0, "sentence1"] = "red " * 2_500_000
+    frame.loc[1, "sentence2"] = "red" * 3_500_000
+    start = time.perf_counter()
+    with caplog.at_level(logging.WARNING):
+        rows = tokenize(frame, task, make_tokenizer(), 32)
+    assert time.perf_counter() - start < 5
+    assert len(rows["input_ids"][0]) == 32
+    assert caplog.text.count(f"more than {MAX_CHARS} characters") == 2
+
+
+def test_text_of_the_longest_allowed_length_is_read_whole(caplog):
+    task = TASKS["cola"]
+    text = "a " * (MAX_CHARS // 2 - 1) + " b"
+    assert len(text) == MAX_CHARS
+    frame = make_frame(task, 2).assign(sentence=[text, text + " b"])
+    rows = tokenize(frame, task, make_tokenizer(limit=MAX_CHARS), MAX_CHARS)
+    assert np.array_equal(rows["input_ids"][0], rows["input_ids"][1])
+    assert rows["input_ids"][0][-2] == WORDS.index("b")
+    assert "1 texts in column sentence" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "bad", "least"), [("rte", 4, 5), ("cola", 2, 3), ("rte", 65, 5)])
+def test_lengths_the_model_cannot_read_are_refused(name, bad, least):
+    frame = make_frame(TASKS[name], 3)
+    with pytest.raises(ValueError, match=f"max_length={bad}: this tokeniser allows {least} to 64"):
+        tokenize(frame, TASKS[name], make_tokenizer(), bad)
+    assert len(tokenize(frame, TASKS[name], make_tokenizer(), least)) == 3
