@@ -1,0 +1,110 @@
+"""Each row of a table against LoRA2: paired by seed and paired by example."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lora2.report import stats
+from lora2.report.plan import Cell, Plan, cells, score_column
+from lora2.report.tables import SECONDS
+
+COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
+           "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
+
+
+def read_predictions(profile_dir: Path, run: str, metric: str) -> pd.DataFrame | None:
+    """Validation predictions of a run for one metric, indexed by split and idx; None if absent.
+
+    ``matched_accuracy`` takes the matched split alone, ``mismatched_accuracy`` the other.
+    """
+    path = profile_dir / "runs" / run / "predictions.parquet"
+    if not path.is_file():
+        return None
+    frame = pd.read_parquet(path, columns=["idx", "split", "label", "best"])
+    if metric.startswith(("matched_", "mismatched_")):
+        frame = frame.loc[frame["split"].str.endswith("_" + metric.split("_")[0])]
+    return frame.set_index(["split", "idx"]).sort_index()
+
+
+def _example_p(metric: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
+    """One seed's p-value; NaN if the two runs were not evaluated on the same examples."""
+    if not ours.index.equals(theirs.index) or not (ours["label"] == theirs["label"]).all():
+        return math.nan
+    label, first, second = (x.to_numpy() for x in (ours["label"], ours["best"], theirs["best"]))
+    if metric.endswith("accuracy"):
+        return stats.mcnemar(first == label, second == label)
+    return stats.paired_bootstrap(metric, label, first, second)
+
+
+def by_example(
+    profile_dir: Path | None, metric: str, pairs: list[tuple[str, str]]
+) -> stats.Outcome:
+    """Test the best predictions of paired runs (ours, theirs), one pair per seed, merged.
+
+    Exact McNemar for accuracies, paired bootstrap for the correlations and F1. Run folders are
+    needed: they hold the predictions.
+    """
+    if profile_dir is None or metric == SECONDS:
+        return stats.Outcome("none", math.nan)
+    values = []
+    for ours, theirs in pairs:
+        frames = [read_predictions(profile_dir, run, metric) for run in (ours, theirs)]
+        if frames[0] is not None and frames[1] is not None:
+            values.append(_example_p(metric, frames[0], frames[1]))
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return stats.Outcome("none (no common predictions)", math.nan)
+    name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
+    return stats.Outcome(
+        f"{name} ({len(values)} seed{'s' * (len(values) > 1)})", stats.merge(values)
+    )
+
+
+def _line(task: str, metric: str, ours: Cell, theirs: Cell, folder: Path | None) -> dict:
+    """The tests of one metric over the seeds that both cells have."""
+    first, second = ours.finished, theirs.finished
+    seeds = first.index.intersection(second.index)
+    column, scale = score_column(metric), 1.0 if metric == SECONDS else 100.0
+    gaps = np.array([])
+    if len(seeds):
+        gaps = scale * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
+    seed_test = stats.by_seed(gaps)
+    pairs = [(str(first.loc[s, "run"]), str(second.loc[s, "run"])) for s in seeds]
+    example = by_example(folder, metric, pairs)
+    return {
+        "task": task,
+        "metric": metric,
+        "n": len(seeds),
+        "difference": float(gaps.mean()) if len(gaps) else math.nan,
+        "seed_test": seed_test.name,
+        "seed_p": seed_test.p,
+        "example_test": example.name,
+        "example_p": example.p,
+    }
+
+
+def compare(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str | None = None) -> pd.DataFrame:
+    """One line per row, task and metric: LoRA2 minus the row over common seeds, with p-values.
+
+    ``against`` is ``Plan.reference``. ``*_holm`` are corrected over all lines of the table, the
+    tests by seed and those by example as a family each. By-example tests say whether two trained
+    models differ on this validation set, by-seed tests whether two training recipes do.
+    """
+    folder = None if profile_dir is None else Path(profile_dir)
+    table = cells(plan, runs)
+    lines = [
+        {"label": row.label, "against": other.label}
+        | _line(task, metric, table[other.label][task], table[row.label][task], folder)
+        for row in plan.rows
+        if (other := plan.reference(row)) is not None
+        for task in plan.tasks
+        for metric in plan.metrics_of(task)
+    ]
+    frame = pd.DataFrame(lines, columns=[c for c in COLUMNS if not c.endswith("_holm")])
+    for kind in ("seed_p", "example_p"):
+        frame[f"{kind}_holm"] = stats.holm(frame[kind].tolist())
+    return frame[COLUMNS]

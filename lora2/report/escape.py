@@ -1,0 +1,39 @@
+"""Text that stays text inside a Markdown table or a LaTeX document."""
+
+from __future__ import annotations
+
+import re
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]|~$])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+}
+
+
+def markdown(text: object) -> str:
+    """``text`` on one line with every character that Markdown would act on escaped."""
+    flat = " ".join(str(text).split())
+    flat = "".join(_HTML.get(character, character) for character in flat)
+    return _MARKDOWN.sub(r"\\\1", flat)
+
+
+def tex(text: object) -> str:
+    """``text`` on one line with LaTeX's special characters escaped."""
+    flat = " ".join(str(text).split())
+    return "".join(_TEX.get(character, character) for character in flat)

@@ -1,0 +1,209 @@
+"""Tables as files: CSV in long form, Markdown and LaTeX to read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lora2.report import escape, tables
+from lora2.report.compare import compare
+from lora2.report.plan import Plan
+from lora2.report.store import write_atomically
+
+TASK_NAMES = {
+    "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "qqp": "QQP", "stsb": "STS-B",
+    "mnli": "MNLI", "qnli": "QNLI", "rte": "RTE", tables.AVERAGE: "Avg",
+}  # fmt: skip
+METRIC_NAMES = {
+    "matthews_correlation": "Mcc", "accuracy": "acc", "f1": "F1", "pearson": "Pearson",
+    "matched_accuracy": "m", "mismatched_accuracy": "mm", tables.SECONDS: "s/step",
+}  # fmt: skip
+PROFILES = {
+    "embedded": "This is not the paper's encoder and not the paper's data: a tiny encoder and "
+    "small synthetic tasks that ship with the package. It shows that everything runs; it says "
+    "nothing about the paper's claims.",
+    "small": "This is not the paper's encoder: a small public encoder in its place, and data cut "
+    "down or replaced where a line below the table says so. Do not compare its numbers with the "
+    "paper's.",
+}
+Escape = Callable[[object], str]
+
+
+def _lost(group: pd.DataFrame) -> str:
+    """What of the plan is not in a cell: "(3/5; 1 diverged, 1 missing)", or nothing."""
+    first = group.iloc[0]
+    lost = [f"{int(first[k])} {k}" for k in ("failed", "diverged", "ambiguous", "missing")
+            if first[k]]  # fmt: skip
+    return f" ({int(first['n'])}/{int(first['planned'])}; {', '.join(lost)})" if lost else ""
+
+
+def _cell(group: pd.DataFrame, mean: str, std: str) -> str:
+    """Mean and deviation of a task's metrics, e.g. "91.62/88.05 ± 0.10/0.08 (2/3; 1 failed)"."""
+    if group.empty:
+        return "–"
+    means, deviations = group[mean].tolist(), group[std].tolist()
+    if not all(map(math.isfinite, means)):
+        return "–" + _lost(group)
+    text = "/".join(f"{value:.2f}" for value in means)
+    if all(map(math.isfinite, deviations)):
+        text += " ± " + "/".join(f"{value:.2f}" for value in deviations)
+    return text + _lost(group)
+
+
+def _plain(group: pd.DataFrame, column: str, form: str) -> str:
+    values = group[column].tolist() if not group.empty else []
+    known = bool(values) and all(map(math.isfinite, values))
+    # Adding 0.0 turns a rounded -0.00 into +0.00.
+    return "/".join(format(round(v, 2) + 0.0, form) for v in values) if known else "–"
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "–"
+
+
+def _head(plan: Plan) -> list[str]:
+    names = []
+    for task in plan.tasks:
+        metrics = "/".join(METRIC_NAMES.get(m, m) for m in plan.metrics_of(task))
+        names.append(f"{TASK_NAMES[task]} ({metrics})")
+    return ["Method", "Parameters", "Kept", *names, "Avg"]
+
+
+def grid(plan: Plan, cells: pd.DataFrame, profile: str, which: str = "best") -> list[list[str]]:
+    """The printed table, unescaped: a head, then per row ours, the paper's and the difference.
+
+    The difference is shown for the ``paper`` profile alone: elsewhere encoder and data differ.
+    """
+    mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
+    lines = [_head(plan)]
+    for row in plan.rows:
+        own = cells.loc[cells["label"] == row.label]
+        groups = [own.loc[own["task"] == task] for task in (*plan.tasks, tables.AVERAGE)]
+        sizes = [_count(float(own[c].iloc[0])) for c in ("params_adapter", "params_kept")]
+        lines.append([row.label, *sizes, *(_cell(group, mean, std) for group in groups)])
+        if which == "best" and row.paper_row:
+            shown = [_plain(group, "paper", ".2f") for group in groups[:-1]]
+            average = tables.paper_average(plan, row)
+            shown.append(f"{average:.2f}" if math.isfinite(average) else "–")
+            lines.append(["(paper)", "", "", *shown])
+            if profile == "paper":
+                gaps = [_plain(group, "difference", "+.2f") for group in groups]
+                lines.append(["(difference)", "", "", *gaps])
+    return lines
+
+
+def heading(plan: Plan, profile: str) -> list[str]:
+    """Title and what must be said before the numbers."""
+    title = f"Table {plan.table}" + (f": {plan.title}" if plan.title else "")
+    lines = [f"{title} (profile {profile})"]
+    return lines + ([PROFILES[profile]] if profile in PROFILES else [])
+
+
+def caption(plan: Plan) -> str:
+    """How to read a cell."""
+    if all(tables.SECONDS in plan.metrics_of(task) for task in plan.tasks):
+        return "Seconds per optimiser step, mean ± standard deviation over seeds."
+    seeds = f" {', '.join(map(str, plan.seeds))}" if plan.seeds is not None else ""
+    return (
+        f"Percent, mean ± standard deviation over seeds{seeds}. (n/planned; why) marks a cell that "
+        "lacks runs; failed and diverged runs are never averaged in. Parameters: those of the "
+        "adapter, without the head; kept: those left after pruning."
+    )
+
+
+def _markdown_grid(lines: Sequence[Sequence[str]]) -> list[str]:
+    rows = ["| " + " | ".join(escape.markdown(text) for text in line) + " |" for line in lines]
+    return [rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]
+
+
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def comparison_grid(frame: pd.DataFrame) -> list[list[str]]:
+    """The comparisons that could be made, as text."""
+    lines = [["Row", "Against", "Task", "Metric", "Seeds", "Against - row", "Test by seed", "p",
+              "p (Holm)", "Test by example", "p", "p (Holm)"]]  # fmt: skip
+    for r in frame.loc[frame["n"] > 0].itertuples():
+        lines.append(
+            [r.label, r.against, TASK_NAMES[r.task], METRIC_NAMES.get(r.metric, r.metric),
+             str(r.n), f"{r.difference:+.2f}", r.seed_test, _p(r.seed_p), _p(r.seed_p_holm),
+             r.example_test, _p(r.example_p), _p(r.example_p_holm)]
+        )  # fmt: skip
+    return lines
+
+
+def markdown(
+    plan: Plan, cells: pd.DataFrame, notes: Sequence[str], profile: str, tests: pd.DataFrame
+) -> str:
+    """The whole report of a table as Markdown."""
+    title, *warning = heading(plan, profile)
+    lines = [f"# {escape.markdown(title)}", ""]
+    lines += [text for w in warning for text in (f"**{escape.markdown(w)}**", "")]
+    timed = all(tables.SECONDS in plan.metrics_of(task) for task in plan.tasks)
+    lines += [] if timed else ["## Best validation score seen, as the paper reports", ""]
+    lines += [caption(plan), "", *_markdown_grid(grid(plan, cells, profile)), ""]
+    lines += [text for note in notes for text in (f"- {escape.markdown(note)}",)]
+    lines += [""] if notes else []
+    if not timed:
+        lines += ["## Score after the last step", ""]
+        lines += [*_markdown_grid(grid(plan, cells, profile, "last")), ""]
+    made = comparison_grid(tests)
+    if len(made) > 1:
+        lines += [
+            "## Differences", "",
+            "Best scores over common seeds, the row subtracted from the one it is set against. "
+            "By seed: could the two recipes be equal? By example: could these trained models be? "
+            "Holm's correction over this table, for each kind of test.", "",
+            *_markdown_grid(made), "",
+        ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def latex(plan: Plan, cells: pd.DataFrame, notes: Sequence[str], profile: str) -> str:
+    """The table of best scores as a LaTeX float (needs the booktabs package)."""
+    head, *rows = grid(plan, cells, profile)
+    title = " ".join(heading(plan, profile))
+    below = " ".join([caption(plan), *notes])
+    body = [" & ".join(escape.tex(text) for text in row) + r" \\" for row in rows]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{escape.tex(title)}. {escape.tex(below)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+            r"\toprule",
+            " & ".join(escape.tex(text) for text in head) + r" \\",
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def write(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str, profile: str) -> list[Path]:
+    """Write table<n>.csv, .md, .tex and table<n>_tests.csv into ``profile_dir``.
+
+    Returns their paths. Each file is replaced in one step.
+    """
+    folder = Path(profile_dir)
+    cells, notes = tables.build(plan, runs), tables.flags(plan, runs)
+    tests = compare(plan, runs, folder)
+    texts = {
+        ".csv": cells.to_csv(index=False, lineterminator="\n"),
+        ".md": markdown(plan, cells, notes, profile, tests),
+        ".tex": latex(plan, cells, notes, profile),
+        "_tests.csv": tests.to_csv(index=False, lineterminator="\n"),
+    }
+    paths = [folder / f"table{plan.table}{ending}" for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        write_atomically(path, text)
+    return paths

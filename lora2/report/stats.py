@@ -1,0 +1,154 @@
+"""Means over seeds with their intervals, and tests of each row against LoRA2."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Summary(NamedTuple):
+    """n values, their mean, standard deviation (n - 1) and 95% t-interval; NaN where undefined."""
+
+    n: int
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+class Outcome(NamedTuple):
+    """A two-sided test: its name, with n, and its p-value (NaN if it cannot be made)."""
+
+    name: str
+    p: float
+
+
+def summary(values: Sequence[float] | np.ndarray) -> Summary:
+    """Describe one cell's scores over seeds.
+
+    Raises ValueError for a value that is not finite: a diverged run is never averaged in.
+    """
+    array = np.asarray(values, dtype=float)
+    if not np.isfinite(array).all():
+        raise ValueError(f"scores must be finite, not {array.tolist()}")
+    n = len(array)
+    if n == 0:
+        return Summary(0, np.nan, np.nan, np.nan, np.nan)
+    mean = float(array.mean())
+    if n == 1:
+        return Summary(1, mean, np.nan, np.nan, np.nan)
+    std = float(array.std(ddof=1))
+    half = float(stats.t.ppf(0.975, n - 1)) * std / np.sqrt(n)
+    return Summary(n, mean, std, mean - half, mean + half)
+
+
+def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
+    """Are differences paired by seed centred at zero?
+
+    From six seeds on the exact sign-flip permutation test, which assumes only symmetry; below
+    that it cannot reach 5% (its smallest p is 2 / 2^n), so the paired t-test, which assumes
+    normal differences. With fewer than two seeds, or equal non-zero differences, no t-test.
+    """
+    array = np.asarray(differences, dtype=float)
+    n = len(array)
+    if n < 2:
+        return Outcome(f"none (n={n})", np.nan)
+    if n >= 6:
+        result = stats.permutation_test(
+            (array,), np.mean, permutation_type="samples", n_resamples=2**14, rng=0
+        )
+        name = "sign-flip permutation" if n <= 14 else "sign-flip permutation, sampled"
+        return Outcome(f"{name} (n={n})", float(result.pvalue))
+    if np.ptp(array) == 0:
+        return Outcome(f"paired t (n={n})", 1.0 if array[0] == 0 else np.nan)
+    # The paired t-test is the one-sample test of the differences.
+    return Outcome(f"paired t (n={n})", float(stats.ttest_1samp(array, 0.0).pvalue))
+
+
+def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
+    """Exact two-sided McNemar p-value from two boolean vectors over the same examples (n,)."""
+    first, second = np.asarray(first_right, bool), np.asarray(second_right, bool)
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
+
+
+def _matthews(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Matthews correlation of 0/1 vectors: it is their Pearson correlation."""
+    return _pearson(label, guess, axis)
+
+
+def _pearson(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
+    a = label - label.mean(axis=axis, keepdims=True)
+    b = guess - guess.mean(axis=axis, keepdims=True)
+    scale = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
+    product = (a * b).sum(axis=axis)
+    # Constant predictions have no correlation; 0, as in the metric of the tables.
+    return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+
+
+def _f1(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
+    both = (label * guess).sum(axis=axis)
+    either = label.sum(axis=axis) + guess.sum(axis=axis)
+    return np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)
+
+
+STATISTICS = {"matthews_correlation": _matthews, "pearson": _pearson, "f1": _f1}
+
+
+def paired_bootstrap(
+    metric: str,
+    label: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> float:
+    """Two-sided p-value that ``metric`` is the same for two models, examples resampled.
+
+    ``label``, ``first`` and ``second`` are (n,) over the same examples. The p-value is twice the
+    smaller share of resampled differences on either side of zero, the sample itself counted
+    (so never 0); ``seed`` fixes the resampling.
+    """
+    statistic = STATISTICS[metric]
+
+    def difference(y: np.ndarray, a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return statistic(y, a, axis) - statistic(y, b, axis)  # (resamples, n) -> (resamples,)
+
+    arrays = tuple(np.asarray(x, dtype=float) for x in (label, first, second))
+    with warnings.catch_warnings():
+        # Equal models give a constant, for which scipy warns about the interval we do not use.
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        drawn = stats.bootstrap(
+            arrays, difference, paired=True, vectorized=True, method="percentile",
+            n_resamples=resamples, batch=max(1, 2_000_000 // len(arrays[0])), rng=seed,
+        ).bootstrap_distribution  # fmt: skip
+    below, above = int((drawn <= 0).sum()) + 1, int((drawn >= 0).sum()) + 1
+    return min(1.0, 2 * min(below, above) / (resamples + 1))
+
+
+def merge(p_values: Sequence[float]) -> float:
+    """One valid p-value from dependent ones, here one per seed on the same examples.
+
+    Rüger (1978): K / j times the j-th smallest of K, taken at the median.
+    """
+    if not len(p_values):
+        return float("nan")
+    middle = (len(p_values) + 1) // 2
+    return min(1.0, len(p_values) / middle * float(np.sort(p_values)[middle - 1]))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979) within one family; NaN stays NaN and is not counted."""
+    array = np.asarray(p_values, dtype=float)
+    made = np.flatnonzero(~np.isnan(array))
+    order = made[np.argsort(array[made], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected = np.full(len(array), np.nan)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * array[order]))
+    return corrected.tolist()
