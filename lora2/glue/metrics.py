@@ -78,11 +78,15 @@ def compute_splits(
 def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
     """Model outputs (n, num_labels) -> predictions (n,): the largest class, or the similarity.
 
+    DeBERTa's regression head gives (n,) instead of (n, 1); that is taken too.
+
     Raises:
         NonFinitePredictionsError: NaN or infinity, which argmax would hide.
         ValueError: a shape other than (n, num_labels).
     """
     outputs = np.asarray(outputs)
+    if task.is_regression and outputs.ndim == 1:
+        outputs = outputs[:, None]  # (n,) -> (n, 1)
     if outputs.ndim != 2 or outputs.shape[1] != task.num_labels:
         raise ValueError(
             f"{task.name}: outputs of shape {outputs.shape}, not (n, {task.num_labels})"

@@ -23,12 +23,13 @@ SCHEMA = 1
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 STATUSES = ("finished", "failed", "diverged")
 # Read as text: a run named 12e4567 is not a number.
-TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method", "label",
+TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method",
         "config_hash", "precision", "device", "commit", "python", "torch", "transformers", "peft",
-        "datasets", "accelerate", "backbone_revision", "data_fingerprint", "data_marks", "config",
+        "datasets", "accelerate", "backbone_revision", "data_fingerprint", "data_revision",
+        "data_marks", "ranks", "config",
         )  # fmt: skip
-REQUIRED = ("run", "schema", "status", "backbone", "task", "method", "label", "seed")
-ORDER = ["backbone", "task", "label", "seed", "run"]
+REQUIRED = ("run", "schema", "status", "backbone", "task", "method", "seed")
+ORDER = ["backbone", "task", "method", "seed", "run"]
 
 
 class StoreError(RuntimeError):

@@ -51,7 +51,7 @@ def make_run(
     folder.mkdir(parents=True)
     row: dict[str, Any] = dict(
         run=name, schema=1, status=status, error="", profile=profile_dir.name, protocol="public",
-        backbone="embedded", task=task, method=method, label=method, seed=seed,
+        backbone="embedded", task=task, method=method, seed=seed,
         config_hash=name, params_adapter=167616, params_kept=60000, params_head=592130,
         params_encoder=183831552, steps=100, seconds_per_step=0.5, train_seconds=50.0,
         batch_size=32, precision="fp32", device="cpu", commit="abc123", dirty=False,

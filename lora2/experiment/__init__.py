@@ -1,0 +1,1 @@
+"""One run and many: configuration, the driver, provenance. Importing this loads no torch."""

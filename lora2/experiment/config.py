@@ -1,0 +1,121 @@
+"""The way from typed words to one resolved, checked, hashed run configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from lora2.experiment import compose
+from lora2.experiment.checks import check_combinations
+from lora2.experiment.problems import ConfigError, Problem, check_section, field_names, nearest
+from lora2.experiment.schedule import fit, total_steps, train_rows
+from lora2.experiment.schema import METHODS, SECTIONS, Identity, Peft, RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved:
+    """A checked run, the notes a user should see, and its length (None: known after loading)."""
+
+    config: RunConfig
+    notes: list[str]
+    steps: int | None
+
+
+def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
+    """Turn command-line words (``task=rte method=lora2 method.k=1``) into a checked run.
+
+    Raises:
+        ConfigError: naming every key at fault, its value and what is allowed.
+    """
+    choices, values = compose.parse(argv, configs)
+    raw = compose.load(choices, configs)
+    facts = compose.conditions(
+        task=choices["task"],
+        method=raw["method"].get("name", choices["method"]),
+        backbone=raw["backbone"]["name"],
+        protocol=values.get("protocol") or raw["protocol"] or raw["backbone"]["protocol"],
+        ranks=values.get("ranks", raw["ranks"]),
+    )
+    no_encoder = {**raw, "backbone": {**raw["backbone"], "settings": []}}
+    published = compose.apply_layers(no_encoder, facts)
+    tree = compose.apply_layers(raw, facts)
+    for key, value in values.items():
+        compose.set_value(tree, key, value)
+    tree["protocol"] = facts["protocol"]
+    _fill_defaults(tree)
+    return _check(tree, published, set(values))
+
+
+def _fill_defaults(tree: dict[str, Any]) -> None:
+    """Decide what the files leave open: the data's source and the results folder."""
+    tree["backbone"].pop("protocol", None)
+    data, profile = tree["data"], tree["backbone"].get("profile")
+    if isinstance(data, dict) and data.get("source") is None:
+        embedded = profile == "embedded" and data.get("dir") is None
+        data["source"] = "embedded" if embedded else "folder" if data.get("dir") else "hub"
+    if isinstance(tree["results"], dict) and tree["results"].get("dir") is None:
+        tree["results"]["dir"] = f"results/{profile}"
+
+
+def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) -> Resolved:
+    known = field_names(RunConfig)
+    problems = [
+        Problem(key, tree[key], f"unknown key; {nearest(key, known)}")
+        for key in tree
+        if key not in known
+    ]
+    for section, kind in SECTIONS.items():
+        problems += check_section(section, kind, tree[section])
+    kind = METHODS.get(tree["method"].get("name"), Peft)
+    problems += check_section("method", kind, tree["method"])
+    notes: list[str] = []
+    steps: int | None = None
+    if not any(problem.key.startswith(("train", "data")) for problem in problems):
+        rows = train_rows(tree)
+        steps = total_steps(tree["train"], rows)
+        notes = fit(tree, published, explicit, rows)
+        if steps is None and tree["data"]["source"] == "hub":
+            allowed = "a number: the size of this training split is not known before loading"
+            problems.append(Problem("train.max_steps", None, allowed))
+    problems += check_combinations(tree, steps)
+    problems += check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
+    if problems:
+        raise ConfigError(problems)
+    return Resolved(build(tree), notes, steps)
+
+
+def build(tree: dict[str, Any]) -> RunConfig:
+    """Return the typed configuration of a tree that was checked before (a run's config.yaml)."""
+    method_kind = METHODS.get(tree["method"]["name"], Peft)
+    sections = {section: kind(**tree[section]) for section, kind in SECTIONS.items()}
+    return RunConfig(**{**tree, **sections, "method": method_kind(**tree["method"])})
+
+
+def as_tree(config: RunConfig) -> dict[str, Any]:
+    """Return the resolved configuration as plain nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return ten hex digits that name a run: sha256 of its configuration.
+
+    Where results are written is left out, and so are keys that are None, so that a new optional
+    key does not rename the runs that do not use it.
+    """
+    tree = {key: value for key, value in as_tree(config).items() if key != "results"}
+    text = json.dumps(_without_none(tree), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_name(config: RunConfig) -> str:
+    """Return the run folder's name: task, method, seed and hash."""
+    return f"{config.task}-{config.method.name}-s{config.seed}-{config_hash(config)}"
+
+
+def _without_none(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_none(value) for key, value in tree.items() if value is not None}
+    return tree

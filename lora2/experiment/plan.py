@@ -1,0 +1,185 @@
+"""What a table would cost on this machine: steps, time, memory, disk. Trains nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from lora2.experiment.profile import gpu_count
+from lora2.experiment.progress import duration
+from lora2.experiment.schema import RunConfig
+from lora2.experiment.tableplan import Job
+from lora2.experiment.worker import status_of
+from lora2.glue.tasks import TASKS
+
+BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured
+FORWARD_SHARE = 1 / 3  # of a training step: an evaluation batch needs no backward pass
+BYTES = 4  # of a float32 parameter
+SMALL_FILES = 0.3e6  # bytes of a run folder beside the weights: predictions, history, ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of one training step: seconds, parameters trained, memory; measured or scaled by tokens."""
+
+    seconds: float
+    trainable: int
+    peak_memory_mb: float
+    measured: bool
+
+
+Key = tuple[str, str, int]
+Costs = dict[Key, Cost]
+
+
+@dataclasses.dataclass
+class Line:
+    """One row of the table: its runs, what is done, and what is left to do."""
+
+    row: str
+    runs: int = 0
+    done: int = 0
+    steps: int = 0
+    hours: float = 0.0
+    seconds_per_step: float = 0.0  # mean over what is left
+    memory_mb: float = 0.0
+    disk_mb: float = 0.0
+    measured: bool = True
+
+
+def key_of(job: Job) -> Key:
+    """Return what a step's cost hangs on: (row, task where real batches are at hand, tokens)."""
+    config = job.resolved.config
+    task = config.task if config.data.source == "embedded" else ""
+    return job.row, task, config.train.max_seq_length
+
+
+def lines(jobs: Sequence[Job], costs: Costs) -> list[Line]:
+    """Sum up the runs of each row.
+
+    Hours are of one run after another, evaluations included; finished runs cost nothing.
+    """
+    found: dict[str, Line] = {}
+    for job in jobs:
+        config, steps = job.resolved.config, job.resolved.steps or 0
+        line = found.setdefault(job.row, Line(job.row))
+        line.runs += 1
+        if status_of(config) == "finished":
+            line.done += 1
+            continue
+        cost = costs[key_of(job)]
+        line.steps += steps
+        line.hours += cost.seconds * (steps + evaluation_steps(config, steps)) / 3600
+        line.seconds_per_step += cost.seconds * steps
+        line.memory_mb = max(line.memory_mb, cost.peak_memory_mb)
+        line.disk_mb += (cost.trainable * BYTES + SMALL_FILES) / 2**20
+        line.measured = line.measured and cost.measured
+    for line in found.values():
+        line.seconds_per_step /= max(1, line.steps)
+    return list(found.values())
+
+
+def evaluation_steps(config: RunConfig, steps: int) -> float:
+    """Return a run's evaluations in training steps' worth of time."""
+    if config.data.source == "embedded":
+        from lora2.embedded.grammar import ROWS
+
+        rows = ROWS[config.task][1] * (2 if config.task == "mnli" else 1)
+    else:
+        sizes = TASKS[config.task].rows
+        rows = sum(sizes[split] for split in TASKS[config.task].validation_splits)
+    evaluations = math.ceil(steps / config.train.eval_steps)
+    return evaluations * rows / config.train.batch_size * FORWARD_SHARE
+
+
+def measure(
+    jobs: Sequence[Job], budget: float = BUDGET, tell: Callable[[str], None] = print
+) -> Costs:
+    """Take a few steps for each row and length that is left to do, the shortest first.
+
+    After ``budget`` seconds no new measurement starts; the others are scaled by tokens from the
+    same row, or from the first row where even that was not reached.
+    """
+    from lora2.experiment.timing import Stepper, interleave
+
+    wanted = {key_of(job): job for job in jobs}
+    started, costs = time.monotonic(), Costs()
+    for key in sorted(wanted, key=lambda key: key[2]):
+        if costs and time.monotonic() - started > budget:
+            break
+        job = wanted[key]
+        steps = job.resolved.steps or 10_000
+
+        def build(job: Job = job, steps: int = steps) -> Stepper:
+            return Stepper(job.resolved.config, steps, real_batch(job.resolved.config))
+
+        found = interleave([build], rounds=3, warm_up=1)[0]
+        costs[key] = Cost(found.median, found.trainable, found.peak_memory_mb, True)
+        tell(f"  {key[0]}, {job.task}, {found.tokens} tokens: {found.median:.3f} s per step")
+    return costs | {key: _scaled(key, costs) for key in wanted if key not in costs}
+
+
+def _scaled(key: Key, costs: Costs) -> Cost:
+    row, _, tokens = key
+    own = [known for known in costs if known[0] == row] or list(costs)
+    nearest = min(own, key=lambda known: abs(known[2] - tokens))
+    ratio, cost = tokens / nearest[2], costs[nearest]
+    return Cost(cost.seconds * ratio, cost.trainable, cost.peak_memory_mb * max(1.0, ratio), False)
+
+
+def real_batch(config: RunConfig):
+    """Return a batch of the data itself where it is on this machine, else None (a full one).
+
+    Batches are padded to their longest example only, so a full one is the upper bound.
+    """
+    if config.data.source != "embedded":
+        return None
+    from transformers import AutoTokenizer, DataCollatorWithPadding
+
+    from lora2.embedded import encoder_path, make_split
+    from lora2.glue.tasks import get_task
+    from lora2.glue.tokenize import tokenize
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
+    frame = make_split(config.task, "train").head(config.train.batch_size)
+    rows = tokenize(frame, get_task(config.task), tokenizer, config.train.max_seq_length)
+    return dict(DataCollatorWithPadding(tokenizer)([rows[i] for i in range(len(rows))]))
+
+
+def render(found: Sequence[Line], distinct_runs: int, checkpoints_mb: float) -> str:
+    """Return the plan as a text table with what it rests on."""
+    head = (
+        f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>9}{'MiB':>8}"
+        f"{'disk MiB':>10}"
+    )
+    body = [
+        f"{one.row:<12}{one.runs:>6}{one.done:>6}{one.steps:>12,}{one.seconds_per_step:>9.3f}"
+        f"{duration(3600 * one.hours):>9}{one.memory_mb:>8,.0f}{one.disk_mb:>10,.1f}"
+        f"{'' if one.measured else '  ~'}"
+        for one in found
+    ]
+    hours, disk = sum(one.hours for one in found), sum(one.disk_mb for one in found)
+    left = sum(one.runs - one.done for one in found)
+    device = "GPU" if gpu_count() else "processor"
+    notes = [
+        f"{left} of {distinct_runs} runs to do, {sum(one.steps for one in found):,} steps: "
+        f"{duration(3600 * hours)} one after another, evaluations included",
+        f"disk: {disk:,.0f} MiB of results, and up to {checkpoints_mb:,.0f} MiB of checkpoints "
+        "for each run in progress",
+        f"memory: the most this process held on the {device}, one method after another",
+    ]
+    if not all(one.measured for one in found):
+        notes.append(f"~ not all measured within {BUDGET:.0f} s: scaled by tokens from the others")
+    return "\n".join([head, *body, *notes])
+
+
+def checkpoint_mb(jobs: Sequence[Job], costs: Costs) -> float:
+    """Return the largest checkpoint in MiB: what is trained, and AdamW's two moments of it."""
+    sizes = [
+        3 * BYTES * costs[key_of(job)].trainable / 2**20
+        for job in jobs
+        if job.resolved.config.train.save_steps is not None
+    ]
+    return max(sizes, default=0.0)

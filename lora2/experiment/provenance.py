@@ -1,0 +1,73 @@
+"""Where a number comes from: code, versions, device. Written on every row of results."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate")
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def provenance() -> dict[str, str | bool]:
+    """Return commit, dirty, device and versions; an installed package has no commit."""
+    commit, dirty = code_state()
+    return {
+        "commit": commit,
+        "dirty": dirty,
+        "device": device_name(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def code_state() -> tuple[str, bool]:
+    """Return (commit, whether tracked files of the code differ from it); ("", False) without git.
+
+    Results are outputs, not code: changes under results/ do not make a tree dirty.
+    """
+    try:
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!results")
+    except (OSError, subprocess.CalledProcessError):
+        return "", False
+    return commit[:12], bool(changed)
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(REPOSITORY), *words], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def device_name() -> str:
+    """Return the accelerator's name, or the processor's architecture and threads."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory held so far in MiB: on the GPU, else the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def world_size() -> int:
+    """Return the number of processes that ``accelerate launch`` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Tell whether this is the one process of a launch that writes."""
+    return os.environ.get("RANK", "0") == "0"

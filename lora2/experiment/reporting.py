@@ -1,0 +1,139 @@
+"""From a table's plan to the tables and figures of ``lora2.report``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lora2.experiment.config import Resolved, as_tree
+from lora2.experiment.profile import Profile
+from lora2.experiment.tableplan import Job, TablePlan, jobs, load_table
+from lora2.report import figures, render, store, tables
+from lora2.report import plan as report_plan
+from lora2.report.compare import compare
+
+# Where something lies, and how a batch is split, is no part of what was run.
+PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
+          "train.micro_batch_size", "train.eval_batch_size", "train.save_steps")  # fmt: skip
+
+
+def report_table(
+    plan: TablePlan,
+    profile: Profile,
+    folder: Path,
+    seeds: Sequence[int] | None = None,
+    extra: Sequence[str] = (),
+    runs: pd.DataFrame | None = None,
+) -> list[Path]:
+    """Write a table (or Figure 3) from the runs in ``folder``; return the files written.
+
+    A cell's runs are those whose settings are the plan's (with ``extra`` words), whatever their
+    seed and machine. ``seeds`` None takes the profile's and whatever others are found.
+
+    Raises:
+        StoreError: there are no runs of this table.
+        FileNotFoundError: the figure's runs are known but their folders are not here.
+    """
+    runs = store.collect(folder) if runs is None else runs
+    shown, chosen = _match(plan, profile, folder, seeds, extra, runs)
+    if plan.kind == "figure":
+        return _figure(shown, profile, folder, chosen)
+    return render.write(shown, runs, folder, profile.name)
+
+
+def print_table(
+    plan: TablePlan,
+    profile: Profile,
+    folder: Path,
+    seeds: Sequence[int] | None = None,
+    extra: Sequence[str] = (),
+) -> str:
+    """Return what ``report_table`` would write as Markdown, for a part or a variant of a table.
+
+    Raises:
+        StoreError: there are no runs of this table.
+    """
+    runs = store.collect(folder)
+    shown, _ = _match(plan, profile, folder, seeds, extra, runs)
+    cells, notes = tables.build(shown, runs), tables.flags(shown, runs)
+    return render.markdown(shown, cells, notes, profile.name, compare(shown, runs, folder))
+
+
+def is_official(plan: TablePlan, extra: Sequence[str]) -> bool:
+    """Tell whether this is the whole table as its file has it, wherever its data lies."""
+    return plan == load_table(plan.name) and all(w.partition("=")[0] in PLACES for w in extra)
+
+
+def _match(
+    plan: TablePlan,
+    profile: Profile,
+    folder: Path,
+    seeds: Sequence[int] | None,
+    extra: Sequence[str],
+    runs: pd.DataFrame,
+) -> tuple[report_plan.Plan, pd.DataFrame]:
+    """Return the plan that ``lora2.report`` reads and all the runs in it."""
+    shown = as_report_plan(plan, jobs(plan, profile, None, extra), runs, seeds)
+    chosen = pd.concat([report_plan.select(runs, row) for row in shown.rows])
+    chosen = chosen.loc[chosen["task"].isin(plan.tasks)]
+    if chosen.empty:
+        raise store.StoreError(f"{folder} has no runs of table {plan.name}")
+    if seeds is None and profile.seeds is not None:
+        found = {int(seed) for seed in chosen["seed"]}
+        shown = dataclasses.replace(shown, seeds=sorted(found | set(profile.seeds)))
+    return shown, chosen
+
+
+def as_report_plan(
+    plan: TablePlan, cells: Sequence[Job], runs: pd.DataFrame, seeds: Sequence[int] | None
+) -> report_plan.Plan:
+    """Return the plan that ``lora2.report`` reads, each row with the names of its runs."""
+    settings = [_comparable(flat) for flat in store.settings(runs)]
+    names = runs["run"].tolist()
+    labels = {row.id: row.label for row in plan.rows}
+    rows = []
+    for row in plan.rows:
+        wanted = [_comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
+        chosen = [name for name, one in zip(names, settings, strict=True) if one in wanted]
+        against = labels.get(row.against or row.id, row.label)
+        rows.append(
+            report_plan.Row(
+                label=row.label,
+                method=row.method,
+                paper_row=row.paper_row,
+                ours=row.ours,
+                against=against,
+                runs=chosen,
+            )
+        )
+    return report_plan.Plan(
+        table=plan.table,
+        rows=rows,
+        tasks=list(plan.tasks),
+        seeds=seeds,
+        metrics=plan.metrics,
+        title=plan.title,
+    )
+
+
+def _flat(resolved: Resolved) -> dict[str, object]:
+    return store.flatten(as_tree(resolved.config))
+
+
+def _comparable(settings: dict[str, object]) -> dict[str, object]:
+    return {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+
+
+def _figure(
+    plan: report_plan.Plan, profile: Profile, folder: Path, chosen: pd.DataFrame
+) -> list[Path]:
+    if plan.seeds is not None:
+        chosen = chosen.loc[chosen["seed"].isin(list(plan.seeds))]
+    names = {task: render.TASK_NAMES[task] for task in plan.tasks}
+    panels = figures.read_panels(folder, chosen, names)
+    if not panels:
+        raise store.StoreError(f"no finished runs for {plan.title} in {folder}")
+    return list(figures.write(panels, folder / str(plan.table), profile.note))

@@ -1,0 +1,194 @@
+"""One run: configuration -> data -> encoder -> method -> Trainer -> one run folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import concatenate_datasets
+from torch import nn
+from transformers import Trainer, set_seed
+
+from lora2.experiment import folder as store
+from lora2.experiment.backbone import load_backbone
+from lora2.experiment.checkpoint import drop_partial, newest_whole
+from lora2.experiment.config import config_hash, run_name
+from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
+from lora2.experiment.methods import prepare
+from lora2.experiment.provenance import is_main_process, peak_memory_mb, provenance
+from lora2.experiment.recorder import Diverged, Recorder
+from lora2.experiment.schedule import total_steps
+from lora2.experiment.schema import RunConfig
+from lora2.experiment.training import build_trainer
+from lora2.glue.data import GlueData, load_task
+from lora2.glue.metrics import NonFinitePredictionsError
+from lora2.glue.tokenize import tokenize
+
+logger = logging.getLogger(__name__)
+SUBSET_SEED = 0  # data.train_rows draws the same rows in every run, whatever its seed
+
+
+def run(config: RunConfig, *, progress: bool = True) -> Path:
+    """Do one run and return its folder; a finished run is found again and not repeated.
+
+    An interrupted run goes on from its last checkpoint. Whatever goes wrong after the
+    configuration was accepted is recorded in a run folder with status failed or diverged.
+
+    Raises:
+        Exception: what made the run fail, after it was recorded.
+    """
+    name = run_name(config)
+    folder = store.runs_dir(config.results) / name
+    if store.status(folder) == "finished":
+        logger.info("%s is finished already", folder)
+        return folder
+    work = store.work_dir(config.results, name)
+    resumable = False
+    try:
+        _train_and_record(config, folder, work, progress)
+    except Exception as error:
+        resumable = not isinstance(error, Diverged | NonFinitePredictionsError)
+        record_failure(config, folder, "failed" if resumable else "diverged", error)
+        raise
+    finally:
+        if not resumable and is_main_process() and store.status(folder) is not None:
+            shutil.rmtree(work, ignore_errors=True)
+    return folder
+
+
+def _train_and_record(config: RunConfig, folder: Path, work: Path, progress: bool) -> None:
+    if is_main_process():
+        drop_partial(work)
+    set_seed(config.seed)
+    data = load_task(
+        config.task,
+        config.data.source,
+        dir=config.data.dir,
+        train=config.data.train,
+        validation=config.data.validation,
+        train_rows=config.data.train_rows,
+        seed=SUBSET_SEED,
+    )
+    steps = total_steps(vars(config.train), len(data.train))
+    assert steps is not None
+    tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
+    train_set, *eval_sets = [
+        tokenize(frame, data.task, tokenizer, config.train.max_seq_length)
+        for frame in (data.train, *data.validation.values())
+    ]
+    encoder = count_encoder(base, config.backbone)
+    model, driver = prepare(base, config, steps)
+    counts = count_start(model, config.backbone, encoder)
+    recorder = Recorder(data.task, {split: len(f) for split, f in data.validation.items()})
+    eval_set = concatenate_datasets(eval_sets)
+    trainer = build_trainer(
+        model, tokenizer, train_set, eval_set, config, steps, recorder, driver, work, progress
+    )
+    checkpoint = newest_whole(work)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_world_process_zero():
+        kept = driver.kept_ranks() if driver is not None else {}
+        kept_count = count_kept(counts.adapter, config.method, kept, base)
+        row = {
+            **_identity(config, data),
+            **_scores(recorder),
+            **_cost(trainer, recorder, counts, kept_count),
+            **provenance(),
+        }
+        _publish(config, folder, row, model, data, recorder, kept)
+
+
+def _publish(
+    config: RunConfig,
+    folder: Path,
+    row: dict[str, Any],
+    model: nn.Module,
+    data: GlueData,
+    recorder: Recorder,
+    kept: Mapping[str, list[bool]],
+) -> None:
+    best, last = recorder.best, recorder.last
+    assert best is not None and last is not None
+
+    def write(temporary: Path) -> None:
+        store.write_history(temporary, recorder.history)
+        store.write_predictions(temporary, data, best, last)
+        store.write_ranks(temporary, kept, config.backbone.targets)
+        store.save_weights(temporary, model)
+        store.write_common(temporary, config, {**row, "status": "finished", "error": ""})
+
+    store.publish(folder, write)
+
+
+def record_failure(config: RunConfig, folder: Path, status: str, error: Exception) -> None:
+    """Write the folder of a run that ended as ``status`` (failed or diverged) by ``error``."""
+    if not is_main_process():
+        return
+    text = f"{type(error).__name__}: {error}"
+    row = {**_identity(config, None), "status": status, "error": text, **provenance()}
+
+    def write(temporary: Path) -> None:
+        (temporary / "traceback.txt").write_text(traceback.format_exc())
+        store.write_common(temporary, config, row)
+
+    store.publish(folder, write)
+
+
+def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
+    marks = list(data.marks) if data is not None else []
+    if config.backbone.random_init:
+        marks.append("encoder with random weights")
+    return {
+        "run": run_name(config),
+        "schema": store.SCHEMA,
+        "profile": config.backbone.profile,
+        "protocol": config.protocol,
+        "ranks": config.ranks,
+        "backbone": config.backbone.name,
+        "task": config.task,
+        "method": config.method.name,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "batch_size": config.train.batch_size,
+        "precision": config.train.precision,
+        "data_fingerprint": data.fingerprint if data is not None else "",
+        "data_revision": (data.revision or "") if data is not None else "",
+        "data_marks": "; ".join(marks),
+    }
+
+
+def _scores(recorder: Recorder) -> dict[str, Any]:
+    best, last = recorder.best_row, recorder.history[-1]
+    names = recorder.task.metric_names
+    return {
+        "score_best": best["score"],
+        "step_best": best["step"],
+        "score_last": last["score"],
+        **{f"best_{name}": best[name] for name in names},
+        **{f"last_{name}": last[name] for name in names},
+    }
+
+
+def _cost(trainer: Trainer, recorder: Recorder, counts: Counts, kept: int) -> dict[str, Any]:
+    revision = getattr(trainer.model.config, "_commit_hash", None)
+    per_step = recorder.train_seconds / recorder.timed_steps if recorder.timed_steps else math.nan
+    return {
+        "backbone_revision": revision or "",
+        "params_adapter": counts.adapter,
+        "params_kept": kept,
+        "params_head": counts.head,
+        "params_encoder": counts.encoder,
+        "steps": trainer.state.global_step,
+        "seconds_per_step": per_step,
+        "train_seconds": recorder.train_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "processes": trainer.args.world_size,
+        "micro_batch_size": trainer.args.per_device_train_batch_size,
+        "torch_threads": torch.get_num_threads(),
+    }

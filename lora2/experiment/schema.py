@@ -1,0 +1,223 @@
+"""The typed schema of a run: every key, its type, its range and its unit.
+
+Values live in configs/; a key is declared here and nowhere else. All classes refuse unknown keys
+and convert nothing silently (``"8"`` is not an integer).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
+Targets = Annotated[list[Target], Field(min_length=1)]
+TaskName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"]
+
+checked = dataclass(config=ConfigDict(extra="forbid", strict=True), frozen=True, kw_only=True)
+
+
+@checked
+class Train:
+    """How long and how fast; a step is one optimiser step, a batch is the effective one."""
+
+    learning_rate: Positive
+    head_learning_rate: Positive | None  # None: the head learns at learning_rate
+    num_train_epochs: Positive
+    max_steps: Count | None  # None: by epochs
+    batch_size: Count  # examples per optimiser step over all devices
+    micro_batch_size: Count | None  # examples per device and pass; None: no accumulation
+    eval_batch_size: Count
+    max_seq_length: Annotated[int, Field(ge=4)]  # tokens, special ones included
+    warmup_steps: Steps
+    warmup_ratio: Fraction  # of all steps; used when warmup_steps is 0
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]
+    weight_decay: NonNegative
+    max_grad_norm: Positive | None  # None: no clipping
+    cls_dropout: Fraction | None  # None: the encoder's own
+    eval_steps: Count
+    save_steps: Count | None  # taken at the next evaluation; None: no checkpoint
+    precision: Literal["fp32", "bf16", "fp16"]
+
+
+@checked
+class Data:
+    """Where the examples come from."""
+
+    source: Literal["hub", "folder", "embedded"]
+    dir: str | None
+    train: str  # file or split name; "train_subset" only when asked for
+    validation: str | None  # None: the task's official one
+    train_rows: Count | None  # a seeded subset of this many rows; None: all
+
+
+@checked
+class Backbone:
+    """The frozen encoder and what its modules are called."""
+
+    name: str
+    path: str | None  # hub name or folder; None: shipped with the package
+    revision: str | None
+    random_init: bool  # configuration and tokenizer only, weights drawn from the seed
+    profile: Literal["paper", "small", "embedded"]
+    head_modules: Annotated[list[str], Field(min_length=1)]
+    targets: dict[Target, str]  # our name of a matrix -> its path inside one layer
+
+
+@checked
+class Results:
+    """Where the run folder is written."""
+
+    dir: str
+
+
+@checked
+class Full:
+    """Full fine-tuning."""
+
+    name: Literal["full"]
+
+
+@checked
+class Bitfit:
+    """Biases only."""
+
+    name: Literal["bitfit"]
+
+
+@checked
+class Lora:
+    """PEFT's LoRA."""
+
+    name: Literal["lora"]
+    r: Count
+    lora_alpha: Positive
+    lora_dropout: Fraction
+    target_modules: Targets
+
+
+@checked
+class Adalora:
+    """PEFT's AdaLoRA; tinit, tfinal, deltaT in optimiser steps."""
+
+    name: Literal["adalora"]
+    init_r: Count
+    target_r: Count
+    lora_alpha: Positive
+    lora_dropout: Fraction
+    target_modules: Targets
+    tinit: Steps
+    tfinal: Steps
+    deltaT: Count
+    beta1: Fraction
+    beta2: Fraction
+    orth_reg_weight: NonNegative
+
+
+@checked
+class Sora:
+    """Ours, after arXiv 2311.11696."""
+
+    name: Literal["sora"]
+    r: Count
+    lora_alpha: Positive
+    lora_dropout: Fraction
+    target_modules: Targets
+    sparse_lambda: NonNegative
+    xi: NonNegative  # threshold of the first stage
+    xi_max: NonNegative | None  # threshold of the last stage; None: xi throughout
+    xi_stages: Count
+    gate_lr: Positive | None  # None: train.learning_rate
+    threshold: Literal["soft", "published"]
+
+
+@checked
+class Lora2:
+    """LoRA2; tinit, tfinal, deltaT in optimiser steps."""
+
+    name: Literal["lora2"]
+    r: Count
+    k: Count
+    lora_alpha: Positive
+    lora_dropout: Fraction
+    target_modules: Targets
+    init_std: Positive
+    target_r: Count | None  # None: no pruning
+    tinit: Steps
+    tfinal: Steps
+    deltaT: Count
+    beta1: Fraction
+    beta2: Fraction
+    orth_reg_weight: NonNegative
+    orthogonality: Literal["uv", "UV", "uv+UV", "PQ", "uv+UV+PQ", "none"]
+    orth_squared: bool
+    importance: Literal["factored", "full"]
+
+
+@checked
+class LoraXs:
+    """Ours, after arXiv 2405.17604."""
+
+    name: Literal["lora_xs"]
+    r: Count
+    lora_alpha: Positive
+    lora_dropout: Fraction
+    target_modules: Targets
+    init_std: Positive
+
+
+@checked
+class Peft:
+    """Any PEFT method by its type; args go to its config class and are checked by it."""
+
+    name: str
+    type: str
+    target_modules: Targets | None  # None: the type's own default
+    args: dict[str, Any]
+
+
+METHODS: dict[str, type] = {
+    "full": Full,
+    "bitfit": Bitfit,
+    "lora": Lora,
+    "adalora": Adalora,
+    "sora": Sora,
+    "lora2": Lora2,
+    "lora_xs": LoraXs,
+}
+Method = Full | Bitfit | Lora | Adalora | Sora | Lora2 | LoraXs | Peft
+
+
+@checked
+class Identity:
+    """The keys that stand outside any section."""
+
+    task: TaskName
+    protocol: Literal["public", "equal"]
+    ranks: Literal["paper", "public"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+
+
+@checked
+class RunConfig(Identity):
+    """One run, resolved: nothing is left to be decided."""
+
+    method: Method
+    backbone: Backbone
+    train: Train
+    data: Data
+    results: Results
+
+
+SECTIONS: dict[str, type] = {
+    "backbone": Backbone,
+    "train": Train,
+    "data": Data,
+    "results": Results,
+}

@@ -1,0 +1,160 @@
+"""A worker process of a sweep: many runs one after another, each under its lock and with a log.
+
+Nothing heavy is imported here: a worker sets its device and threads before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+from lora2.experiment.checkpoint import newest_whole
+from lora2.experiment.config import run_name
+from lora2.experiment.lock import hold
+from lora2.experiment.schema import RunConfig
+
+State = Literal["finished", "failed", "diverged", "busy"]
+Run = Callable[[RunConfig], object]
+Record = Callable[[RunConfig, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a worker is told: one run, and whether to wait where another process has it.
+
+    ``died`` set, the run is not repeated but recorded as failed for that reason. ``since``
+    (seconds of the epoch): a run that failed later than this was just tried by someone else.
+    """
+
+    config: RunConfig
+    wait: bool = False
+    died: str | None = None
+    since: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run; ``seconds`` it took here."""
+
+    name: str
+    state: State
+    message: str = ""
+    seconds: float = 0.0
+
+
+def train(config: RunConfig) -> object:
+    """Do one run for good, from its last checkpoint where there is one."""
+    from lora2.experiment.run import run
+
+    last = newest_whole(places(config)[1].with_suffix(""))
+    if last is not None:
+        print(f"goes on from {last}", flush=True)
+    return run(config, progress=False)
+
+
+def record_death(config: RunConfig, reason: str) -> None:
+    """Write the folder of a run whose process died and could not do it itself."""
+    from lora2.experiment import folder
+    from lora2.experiment.run import record_failure
+
+    place = folder.runs_dir(config.results) / run_name(config)
+    record_failure(config, place, "failed", ChildProcessError(reason))
+
+
+def places(config: RunConfig) -> tuple[Path, Path, Path]:
+    """Return a run's status file, lock file and log file."""
+    root, name = Path(config.results.dir), run_name(config)
+    return (
+        root / "runs" / name / "status",
+        root / "work" / f"{name}.lock",
+        root / "logs" / f"{name}.log",
+    )
+
+
+def status_of(config: RunConfig) -> str | None:
+    """Return finished, failed or diverged, or None where there is no whole run folder."""
+    path = places(config)[0]
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def serve(connection: Connection, environment: Mapping[str, str], run: Run, record: Record) -> None:
+    """Take orders until told None or the parent is gone; send an ``Outcome`` for each."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.update(environment)
+    while True:
+        try:
+            order = connection.recv()
+        except EOFError:
+            return
+        if order is None:
+            return
+        outcome = carry_out(order, run, record)
+        try:
+            connection.send(outcome)
+        except BrokenPipeError:
+            return
+
+
+def carry_out(order: Order, run: Run, record: Record) -> Outcome:
+    """Do what is ordered unless another process has it or it is done already."""
+    config, name = order.config, run_name(order.config)
+    status, lock, log = places(config)
+    started = time.monotonic()
+    with hold(lock, wait=order.wait) as held:
+        if not held:
+            return Outcome(name, "busy")
+        state = status_of(config)
+        if state == "finished" or (state is not None and status.stat().st_mtime > order.since > 0):
+            return Outcome(name, _as_state(state), "" if state == "finished" else f"see {log}")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with _output_to(log):
+            state, message = _attempt(order, run, record)
+    return Outcome(name, state, message, time.monotonic() - started)
+
+
+def _attempt(order: Order, run: Run, record: Record) -> tuple[State, str]:
+    try:
+        if order.died is not None:
+            record(order.config, order.died)
+            return "failed", order.died
+        run(order.config)
+    except Exception as error:  # one run's failure must not cost the others
+        traceback.print_exc()
+        state = "diverged" if status_of(order.config) == "diverged" else "failed"
+        return _as_state(state), f"{type(error).__name__}: {error}".splitlines()[0]
+    return "finished", ""
+
+
+def _as_state(text: str) -> State:
+    return "finished" if text == "finished" else "diverged" if text == "diverged" else "failed"
+
+
+class _output_to:
+    """Send what the process and its libraries print to a file, on the level of descriptors."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.saved = [os.dup(1), os.dup(2)]
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.close(handle)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, saved in enumerate(self.saved, start=1):
+            os.dup2(saved, number)
+            os.close(saved)

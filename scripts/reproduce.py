@@ -1,0 +1,155 @@
+"""The runs of a table, those that are missing, and then the table.
+
+python scripts/reproduce.py table=1 profile=embedded seeds=1,2,3 workers=2
+python scripts/reproduce.py table=1 tasks=rte,mrpc rows=lora2-k8,lora-r8 train.max_steps=500
+python scripts/reproduce.py table=1,3,4 profile=paper cluster=slurm slurm.timeout_min=600
+python scripts/reproduce.py table=1 plan=true
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora2.experiment.problems import ConfigError
+from lora2.experiment.request import Request, parse, results_folders
+from lora2.experiment.sweep import plan_workers, run_all, unfinished
+from lora2.experiment.tableplan import Job, TablePlan, distinct
+from lora2.experiment.worker import Outcome, places
+
+USAGE = (
+    "usage: python scripts/reproduce.py table=1|2|3|4|figure3|roberta-large|all "
+    "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
+    "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] [key=value of run_glue.py]"
+)
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the words, do what is missing, write the tables; return the exit code."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(f"{__doc__}\n{USAGE}")
+        return 0 if argv else 2
+    # transformers announces its own renamings once per model.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return reproduce(parse(argv))
+    except ConfigError as error:
+        print(f"{error}\n{USAGE}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def reproduce(request: Request) -> int:
+    """Run or plan every table of the request."""
+    print("\n".join(request.notes), flush=True)
+    found = {plan.name: request.jobs_of(plan) for plan in request.plans}
+    if request.plan_only:
+        return show_plan(request, found)
+    scored = [plan for plan in request.plans if plan.kind != "times"]
+    jobs = distinct([job for plan in scored for job in found[plan.name]])
+    outcomes = sweep(request, jobs)
+    if outcomes is None:
+        return 0
+    failures = [one for one in outcomes if one.state != "finished"]
+    complete = write_tables(request, found)
+    return max(summary(jobs, failures), 0 if complete else 1)
+
+
+def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
+    """Do the unfinished runs; None when they were handed to a cluster and not waited for."""
+    left = unfinished(jobs)
+    if jobs:
+        print(f"{len(jobs)} runs, {len(jobs) - len(left)} finished already", flush=True)
+    if not left:
+        return []
+    already = len(jobs) - len(left)
+    if request.cluster == "local":
+        return run_all(left, plan_workers(left, request.workers), already)
+    from lora2.experiment import slurm
+
+    folder = Path(left[0].resolved.config.results.dir)
+    ids = slurm.submit(left, folder, request.slurm, request.workers)
+    print(f"submitted {len(ids)} jobs, {ids[0]} to {ids[-1]}", flush=True)
+    if request.wait:
+        return slurm.watch(left, ids, already)
+    print("when they are done, the same command writes the tables")
+    return None
+
+
+def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
+    """Write or show every table; return whether all could be."""
+    from lora2.report.store import StoreError
+
+    complete = True
+    for plan in request.plans:
+        for folder in map(Path, results_folders({plan.name: found[plan.name]})):
+            try:
+                write_table(request, plan, found[plan.name], folder)
+            except (StoreError, FileNotFoundError) as error:
+                print(f"{plan.name}: not written: {error}", file=sys.stderr)
+                complete = False
+    return complete
+
+
+def write_table(request: Request, plan: TablePlan, jobs: Sequence[Job], folder: Path) -> None:
+    """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
+    from lora2.experiment import reporting, timetable
+
+    official = reporting.is_official(plan, request.extra)
+    asked = (plan, request.profile, folder, request.seeds, request.extra)
+    if plan.kind == "times":
+        frame = timetable.measure(plan, jobs)
+        if official:
+            show_written(timetable.write(plan, frame, request.profile, folder))
+        else:
+            print(timetable.render(plan, frame, request.profile))
+    elif official or plan.kind == "figure":
+        show_written(reporting.report_table(*asked))
+    else:
+        print(reporting.print_table(*asked))
+    if not official and plan.kind != "figure":
+        print(f"a part or a variant of table {plan.name}: shown, not written to {folder}")
+
+
+def show_written(paths: Sequence[Path]) -> None:
+    """Name the files just written."""
+    print("\n".join(f"wrote {path}" for path in paths), flush=True)
+
+
+def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
+    """Say what each table would cost here; nothing is trained or written."""
+    from lora2.experiment import plan as costs
+
+    for plan in request.plans:
+        jobs = found[plan.name]
+        print(
+            f"table {plan.name}, profile {request.profile.name}: measuring a few steps", flush=True
+        )
+        left = unfinished(jobs)
+        measured = costs.measure(left, tell=lambda line: print(line, flush=True))
+        table = costs.render(
+            costs.lines(jobs, measured), len(jobs), costs.checkpoint_mb(left, measured)
+        )
+        print(table, flush=True)
+    return 0
+
+
+def summary(jobs: Sequence[Job], failures: Sequence[Outcome]) -> int:
+    """Name what failed and where its log is; 1 if anything did."""
+    logs = {job.name: places(job.resolved.config)[2] for job in jobs}
+    for one in failures:
+        print(f"{one.state}: {one.name}: {one.message} ({logs[one.name]})", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""One run from the command line.
+
+python scripts/run_glue.py task=rte method=lora2 backbone=deberta-v3-base seed=6 method.k=8
+accelerate launch scripts/run_glue.py task=mnli method=lora2
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from lora2.experiment.config import Resolved, resolve, run_name
+from lora2.experiment.lock import hold
+from lora2.experiment.problems import ConfigError
+from lora2.experiment.worker import places
+
+USAGE = "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [key=value ...]"
+
+
+def main(argv: list[str]) -> int:
+    """Resolve, say what will run, run it, print the scores; return the exit code."""
+    if not argv or {"-h", "--help"} & set(argv):
+        print(f"{__doc__}\n{USAGE}\nEvery key, its unit and its source: configs/config.yaml")
+        return 0 if argv else 2
+    try:
+        resolved = resolve(argv)
+    except ConfigError as error:
+        print(f"{error}\n{USAGE}", file=sys.stderr)
+        return 2
+    main_process = os.environ.get("RANK", "0") == "0"
+    if main_process:
+        announce(resolved)
+    return execute(resolved, progress=main_process and sys.stderr.isatty())
+
+
+def announce(resolved: Resolved) -> None:
+    """Print what is about to run, and what was fitted to the run's length."""
+    config = resolved.config
+    print(f"run {run_name(config)}")
+    print(
+        f"  {config.method.name} on {config.task}, {config.backbone.name}, protocol "
+        f"{config.protocol}, seed {config.seed}, {resolved.steps or '?'} steps of "
+        f"{config.train.batch_size}"
+    )
+    for note in resolved.notes:
+        print(f"  {note}")
+
+
+def execute(resolved: Resolved, progress: bool) -> int:
+    """Do the run; a known failure is one message, not a traceback (that is in the run folder)."""
+    from transformers.utils import logging as transformers_logging
+
+    from lora2.experiment.run import run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers_logging.set_verbosity_error()  # a head that is new is no news here
+    transformers_logging.disable_progress_bar()
+    main_process = os.environ.get("RANK", "0") == "0"
+    _, lock, _ = places(resolved.config)
+    try:
+        with hold(lock, wait=False) if main_process else nullcontext(True) as held:
+            if not held:
+                print(f"another process is at this run: it holds {lock}", file=sys.stderr)
+                return 1
+            folder = run(resolved.config, progress=progress)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    if main_process:
+        print_result(folder)
+    return 0
+
+
+def print_result(folder: Path) -> None:
+    """Print the scores and counts of a finished run."""
+    import pandas as pd
+
+    row = pd.read_csv(folder / "metrics.csv").iloc[0]
+    print(
+        f"{row['task']} {row['method']}: best {row['score_best']:.2f} (step {row['step_best']}), "
+        f"last {row['score_last']:.2f}; adapter {row['params_adapter']:,} parameters "
+        f"({row['params_kept']:,} kept), head {row['params_head']:,}; "
+        f"{row['train_seconds']:.0f} s of training\n{folder}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

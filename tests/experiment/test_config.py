@@ -1,0 +1,202 @@
+"""Configuration: every YAML composes, everything wrong is refused at once, hashes name runs."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lora2.experiment import compose
+from lora2.experiment.config import as_tree, build, config_hash, resolve, run_name
+from lora2.experiment.problems import ConfigError
+from lora2.experiment.schema import Lora2
+from lora2.glue.tasks import TASKS
+
+ROOT = Path(__file__).resolve().parents[2]
+METHODS = ("full", "bitfit", "lora", "adalora", "sora", "lora2", "lora_xs", "peft")
+BACKBONES = ("deberta-v3-base", "roberta-large", "minilm", "embedded", "embedded-roberta")
+EXAMPLES = ("vera",)  # a PEFT method brought by one YAML
+
+
+def refused(*words: str) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        resolve(list(words))
+    return {problem.key: problem.allowed for problem in caught.value.problems}
+
+
+def test_every_group_has_the_files_it_should():
+    assert compose.options("task") == sorted(TASKS)
+    assert compose.options("method") == sorted(METHODS + EXAMPLES)
+    assert compose.options("backbone") == sorted(BACKBONES)
+
+
+def combinations() -> list[tuple[str, str, str]]:
+    """Every task with every method, every encoder with every method, every encoder and task."""
+    every = set(itertools.product(TASKS, METHODS + EXAMPLES, BACKBONES[:1]))
+    every |= set(itertools.product(["rte"], METHODS + EXAMPLES, BACKBONES))
+    return sorted(every | set(itertools.product(TASKS, ["lora2"], BACKBONES)))
+
+
+def test_every_combination_resolves():
+    count = 0
+    for task, method, backbone in combinations():
+        words = [f"task={task}", f"method={method}", f"backbone={backbone}"]
+        for change in ("protocol=public", "protocol=equal", "ranks=public"):
+            resolved = resolve([*words, change])
+            assert resolved.steps is not None and resolved.steps > 0
+            count += 1
+    assert count == 3 * (8 * 9 + 4 * 9 + 4 * 7)
+
+
+def test_public_rte_is_the_public_script():
+    resolved = resolve(["task=rte", "method=lora2", "ranks=public"])
+    method, train = resolved.config.method, resolved.config.train
+    assert isinstance(method, Lora2)
+    assert (method.r, method.k, method.target_r, method.lora_alpha) == (4, 8, 3, 32)
+    assert (method.tinit, method.tfinal, method.deltaT) == (600, 1800, 1)
+    assert (method.beta1, method.beta2, method.orth_reg_weight) == (0.85, 0.85, 0.3)
+    assert (train.max_seq_length, train.batch_size, train.learning_rate) == (320, 32, 1.2e-3)
+    assert (train.num_train_epochs, train.warmup_steps, train.cls_dropout) == (50, 200, 0.2)
+    assert (train.weight_decay, train.eval_steps, resolved.config.seed) == (0.01, 100, 4)
+    assert resolved.steps == 50 * 78 and resolved.notes == []
+
+
+def test_public_settings_equal_the_table_of_the_scripts():
+    with open(ROOT / "lora2/report/paper/hyperparameters.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    for row in rows:
+        words = [f"task={row['task']}", f"method={row['method']}", "ranks=public"]
+        config = resolve(words).config
+        method, train = config.method, config.train
+        start = method.r if row["method"] == "lora2" else method.init_r
+        assert start == int(row["r"]), words
+        assert method.target_r == int(row["target_rank"]), words
+        assert method.lora_alpha == float(row["alpha"])
+        assert method.orth_reg_weight == float(row["reg_orth_coef"])
+        schedule = (method.tinit, method.tfinal, method.deltaT)
+        names = ("init_warmup", "final_warmup", "mask_interval")
+        assert schedule == tuple(int(row[name]) for name in names)
+        assert train.max_seq_length == int(row["max_seq_length"])
+        assert train.learning_rate == float(row["learning_rate"])
+        assert train.num_train_epochs == float(row["epochs"])
+        assert train.cls_dropout == float(row["cls_dropout"])
+        assert train.weight_decay == float(row["weight_decay"])
+        assert (train.eval_steps, train.batch_size) == (int(row["eval_steps"]), 32)
+        amount, unit = row["warmup"].split()
+        assert (train.warmup_ratio if unit == "ratio" else train.warmup_steps) == float(amount)
+        assert config.seed == int(row["seed"])
+
+
+def test_paper_ranks_are_the_default():
+    for task in TASKS:
+        method = resolve([f"task={task}", "method=lora2"]).config.method
+        assert isinstance(method, Lora2) and method.r == 8
+
+
+def test_published_step_counts_are_fitted_to_a_shorter_run():
+    resolved = resolve(["task=rte", "method=lora2", "train.max_steps=390"])
+    method, train = resolved.config.method, resolved.config.train
+    assert isinstance(method, Lora2)
+    assert (method.tinit, method.tfinal, train.warmup_steps, train.eval_steps) == (60, 180, 20, 10)
+    assert len(resolved.notes) == 4
+
+
+def test_typed_step_counts_are_left_alone():
+    words = ["task=rte", "method=lora2", "train.max_steps=390", "method.tinit=7"]
+    method = resolve(words).config.method
+    assert isinstance(method, Lora2) and (method.tinit, method.tfinal) == (7, 180)
+
+
+def test_everything_wrong_is_said_at_once():
+    found = refused(
+        "task=rte", "method=lora2", "method.kk=1", "method.target_r=9", "train.batch_size=x",
+        "train.precision=fp8", "seed=-1", "backbone.path=./nowhere",
+    )  # fmt: skip
+    assert "did you mean k?" in found["method.kk"]
+    assert "at most method.r, which is 8" in found["method.target_r"]
+    assert set(found) == {
+        "method.kk", "method.target_r", "train.batch_size", "train.precision", "seed",
+        "backbone.path",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "allowed"),
+    [
+        (["task=rtee", "method=lora2"], "task", "did you mean rte?"),
+        (["task=rte"], "method", "allowed: adalora"),
+        (["task=rte", "method=lora2", "lr=1"], "lr", "unknown key"),
+        (["task=rte", "method=lora2", "method.r=0"], "method.r", "greater than or equal to 1"),
+        (["task=rte", "method=lora2", "method.r=1.5"], "method.r", "valid integer"),
+        (["task=rte", "method=lora2", "method.k=1,2"], "method.k", "one plain key=value"),
+        (["task=rte", "method=lora2", "nonsense"], "command line", "key=value"),
+        (["task=rte", "method=lora2", "method.tinit=5000"], "method.tinit + method.tfinal", "3900"),
+        (["task=rte", "method=lora2", "data.source=folder"], "data.dir", "data.dir=DIR"),
+        (["task=rte", "method=lora2", "data.dir=./nowhere"], "data.dir", "existing folder"),
+        (
+            ["task=rte", "method=lora2", "train.micro_batch_size=5"],
+            "train.micro_batch_size",
+            "divisor of 32",
+        ),
+        (
+            ["task=rte", "method=lora2", "method.target_modules=[querry]"],
+            "method.target_modules.0",
+            "'query'",
+        ),
+        (
+            ["task=rte", "method=lora2", "backbone=embedded", "data.source=hub"],
+            "data.source",
+            "embedded data",
+        ),
+        (["task=rte", "method=sora", "method.xi_stages=9999"], "method.xi_stages", "3900 steps"),
+    ],
+)
+def test_refusals_name_the_key_and_what_is_allowed(words, key, allowed):
+    found = refused(*words)
+    assert key in found
+    assert allowed in found[key]
+
+
+def test_missing_folder_file_lists_what_is_there(tmp_path):
+    (tmp_path / "rte").mkdir()
+    (tmp_path / "rte" / "train_subset.parquet").touch()
+    found = refused("task=rte", "method=lora2", f"data.dir={tmp_path}")
+    assert "train_subset" in found["data.train"]
+
+
+def test_hash_ignores_where_results_go_and_nothing_else():
+    words = ["task=rte", "method=lora2", "backbone=embedded"]
+    base = resolve(words).config
+    assert config_hash(resolve([*words, "results.dir=elsewhere"]).config) == config_hash(base)
+    for change in ("seed=7", "method.k=1", "train.learning_rate=1e-3", "protocol=public"):
+        assert config_hash(resolve([*words, change]).config) != config_hash(base)
+    assert run_name(base).startswith("rte-lora2-s6-")
+
+
+def test_a_resolved_configuration_survives_yaml():
+    config = resolve(["task=stsb", "method=peft", "method.type=VERA", "method.args.r=8"]).config
+    assert build(yaml.safe_load(yaml.safe_dump(as_tree(config)))) == config
+
+
+def test_refusal_is_quick_and_has_no_traceback():
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "scripts/run_glue.py", "task=rte", "method=lora2", "method.kk=1"],
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "method.kk = 1: unknown key; did you mean k?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.perf_counter() - start < 10  # under 3 s alone; tests share the machine
+
+
+def test_configuration_needs_no_torch():
+    code = "import sys, lora2.experiment.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,55 @@
+"""The two examples of docs/new-method.md, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from lora2.experiment.compose import CONFIGS
+from lora2.experiment.config import resolve
+from tests.experiment.conftest import TINY
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "new-method.md").read_text()
+
+
+def block(after: str, language: str) -> str:
+    """The first code block of ``language`` behind the words ``after``."""
+    found = re.search(rf"```{language}\n(.*?)```", PAGE[PAGE.index(after) :], re.DOTALL)
+    assert found is not None
+    return found.group(1)
+
+
+@pytest.fixture
+def configs(tmp_path):
+    copy = tmp_path / "configs"
+    shutil.copytree(CONFIGS, copy)
+    return copy
+
+
+def test_one_yaml_for_a_method_that_peft_has():
+    shown = yaml.safe_load(block("`configs/method/vera.yaml`", "yaml"))
+    shipped = yaml.safe_load((CONFIGS / "method" / "vera.yaml").read_text())
+    for key in ("name", "type", "target_modules", "args"):
+        assert shown[key] == shipped[key]
+    assert shown["settings"][0] in shipped["settings"]
+
+
+def test_one_folder_and_one_yaml(configs, tmp_path, monkeypatch):
+    import lora2.tuners
+    from lora2.experiment.run import run
+
+    folder = tmp_path / "tuners" / "diag"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text(block("lora2/tuners/diag/__init__.py", "python"))
+    (configs / "method" / "diag.yaml").write_text(block("configs/method/diag.yaml", "yaml"))
+    monkeypatch.setattr(lora2.tuners, "__path__", [*lora2.tuners.__path__, str(folder.parent)])
+    words = ["task=rte", "method=diag", *TINY, f"results.dir={tmp_path / 'results'}"]
+    done = run(resolve(words, configs).config, progress=False)
+    row = pd.read_csv(done / "metrics.csv").iloc[0]
+    assert row["status"] == "finished"
+    assert row["params_adapter"] == 2 * 2 * 64  # 2 layers, query and value, d_out = 64

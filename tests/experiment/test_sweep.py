@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lora2.experiment import sweep, worker
+from lora2.experiment.lock import hold
+from lora2.experiment.progress import Progress
+from lora2.experiment.sweep import Sweep, plan_workers, run_all, unfinished
+from lora2.experiment.worker import Order, carry_out, places
+from lora2.report import store
+from tests.experiment import sweep_fakes as fakes
+from tests.experiment.sweep_fakes import job
+
+
+def one_sweep(jobs, workers: int = 1):
+    settings = Sweep(workers, [{}] * workers, run=fakes.run, record=fakes.record)
+    left = unfinished(jobs)
+    outcomes = run_all(left, settings, already=len(jobs) - len(left))
+    return {outcome.name: outcome for outcome in outcomes}
+
+
+def test_finished_runs_are_not_repeated_and_each_has_a_log(tmp_path):
+    jobs = [job(tmp_path, seed) for seed in (1, 2, 3)]
+    found = one_sweep(jobs[:2])
+    assert {one.state for one in found.values()} == {"finished"}
+    assert list(one_sweep(jobs)) == [jobs[2].name]
+    assert unfinished(jobs) == [] and one_sweep(jobs) == {}
+    assert fakes.ran(tmp_path) == [1, 2, 3]
+    for one in jobs:
+        log = places(one.resolved.config)[2].read_text()
+        assert log == f"this is run {one.resolved.config.seed}\n"
+    assert not list((tmp_path / "work").iterdir())  # no lock is left behind
+
+
+def test_a_run_that_kills_its_process_costs_only_itself(tmp_path):
+    seeds = (fakes.DIES, fakes.DIES_ONCE, fakes.FAILS, 1, 2, 3)
+    jobs = {seed: job(tmp_path, seed) for seed in seeds}
+    found = one_sweep(list(jobs.values()), workers=2)
+    states = {seed: found[one.name].state for seed, one in jobs.items()}
+    lost = {fakes.DIES: "failed", fakes.FAILS: "failed"}
+    assert states == {seed: lost.get(seed, "finished") for seed in seeds}
+    assert Counter(fakes.ran(tmp_path)) == {**dict.fromkeys(seeds, 1), 101: 2, 102: 2}
+    assert found[jobs[fakes.FAILS].name].message == "ValueError: no such luck"
+    assert "signal 9" in found[jobs[fakes.DIES].name].message
+    assert (tmp_path / "deaths.txt").read_text().startswith(f"{fakes.DIES} its process died 2")
+    (tmp_path / "repaired").touch()
+    again = one_sweep(list(jobs.values()))
+    assert {one.state for one in again.values()} == {"finished"} and len(again) == 2
+    assert unfinished(list(jobs.values())) == []
+
+
+def test_stopped_and_resumed_sweep_gives_the_same_runs_csv(tmp_path, monkeypatch):
+    def frame(folder: Path):
+        runs = store.collect(folder).drop(columns="seconds_per_step")
+        return runs.assign(config=runs["config"].str.replace(str(folder), "", regex=False))
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    straight = [job(tmp_path / "a", seed) for seed in (1, 2, 3)]
+    one_sweep(straight)
+    halted = [job(tmp_path / "b", seed) for seed in (1, 2, 3)]
+    count = Progress.end_of
+
+    def interrupt(self, outcome, steps, running):
+        count(self, outcome, steps, running)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "end_of", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            one_sweep(halted)
+    assert not multiprocessing.active_children()
+    assert 1 <= len(unfinished(halted)) < 3
+    one_sweep(halted)
+    expected, found = frame(tmp_path / "a"), frame(tmp_path / "b")
+    assert len(found) == 3 and found.equals(expected)
+
+
+def _sweep_in(folder: Path) -> None:
+    one_sweep([job(folder, seed) for seed in (fakes.SLOW, 1, 2, 3)])
+
+
+def test_two_sweeps_at_once_do_every_run_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    both = [context.Process(target=_sweep_in, args=(tmp_path,)) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(timeout=60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert sorted(fakes.ran(tmp_path)) == [1, 2, 3, fakes.SLOW]
+    assert len(store.collect(tmp_path)) == 4
+
+
+def test_a_run_held_elsewhere_is_left_alone_or_waited_for(tmp_path):
+    config = job(tmp_path).resolved.config
+    lock = places(config)[1]
+    with hold(lock, wait=False) as held:
+        assert held
+        assert carry_out(Order(config), fakes.run, fakes.record).state == "busy"
+        found = []
+        waiting = threading.Thread(
+            target=lambda: found.append(
+                carry_out(Order(config, wait=True), fakes.run, fakes.record)
+            )
+        )
+        waiting.start()
+        fakes.publish(config)
+    waiting.join(timeout=10)
+    assert found[0].state == "finished" and fakes.ran(tmp_path) == []
+    assert not lock.exists()
+
+
+def test_what_failed_elsewhere_meanwhile_is_not_tried_at_once_again(tmp_path):
+    config = job(tmp_path).resolved.config
+    fakes.publish(config, "failed")
+    age = places(config)[0].stat().st_mtime
+    just_now = Order(config, wait=True, since=age - 5)
+    assert carry_out(just_now, fakes.run, fakes.record).state == "failed"
+    assert fakes.ran(tmp_path) == []
+    long_ago = Order(config, wait=True, since=age + 5)
+    assert carry_out(long_ago, fakes.run, fakes.record).state == "finished"
+    assert fakes.ran(tmp_path) == [1]
+
+
+def test_who_waited_locks_the_file_that_others_will_find(tmp_path):
+    path, seen = tmp_path / "lock", []
+
+    def second():
+        with hold(path, wait=True), hold(path, wait=False) as third:
+            seen.append((path.exists(), third))
+
+    waiting = threading.Thread(target=second)
+    with hold(path, wait=False):
+        waiting.start()
+        time.sleep(0.2)  # it has opened the file that is removed now
+    waiting.join(timeout=10)
+    assert seen == [(True, False)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "profile", "wanted", "count", "devices"),
+    [
+        (0, "embedded", None, 4, [None]),
+        (0, "paper", None, 1, [None]),
+        (2, "paper", None, 2, ["0", "1"]),
+        (2, "paper", 3, 3, ["0", "1"]),
+        (1, "embedded", None, 4, ["0"]),
+        (0, "embedded", 99, 6, [None]),
+    ],
+)
+def test_workers_share_devices_and_cores(
+    tmp_path, monkeypatch, gpus, profile, wanted, count, devices
+):
+    monkeypatch.setattr(sweep, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    jobs = [job(tmp_path, seed) for seed in range(6)]
+    for one in jobs:
+        object.__setattr__(one.resolved.config.backbone, "profile", profile)
+    try:
+        planned = plan_workers(jobs, wanted)
+    finally:
+        object.__setattr__(jobs[0].resolved.config.backbone, "profile", "embedded")
+    assert planned.workers == count == len(planned.environments)
+    assert planned.environments[0]["OMP_NUM_THREADS"] == str(max(1, 4 // count))
+    found = [one.get("CUDA_VISIBLE_DEVICES") for one in planned.environments]
+    assert found == [devices[i % len(devices)] for i in range(count)]
+
+
+def test_workers_use_the_gpus_that_are_visible(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "gpu_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    planned = plan_workers([job(tmp_path, seed) for seed in (1, 2)], 2)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in planned.environments] == ["5", "7"]
+
+
+def test_a_worker_ends_when_its_parent_is_gone(tmp_path):
+    ours, theirs = multiprocessing.Pipe()
+    ours.send(Order(job(tmp_path).resolved.config))
+    ours.close()
+    worker.serve(theirs, {}, fakes.run, fakes.record)
+    assert fakes.ran(tmp_path) == [1]
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_clean_and_the_same_command_goes_on(tmp_path):
+    script = Path(__file__).parents[2] / "scripts" / "reproduce.py"
+    words = ["table=3", "profile=embedded", "tasks=mrpc", "rows=uv,UV,PQ", "train.max_steps=4"]
+    command = [sys.executable, str(script), *words, "workers=1", f"results.dir={tmp_path}"]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipe)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/status")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in output, output
+    assert "the same command goes on" in output
+    done = len(list(tmp_path.glob("runs/*/status")))
+    again = subprocess.run(command, timeout=240, **pipe)
+    assert f"3 runs, {done} finished already" in again.stdout and 1 <= done < 3
+    assert again.returncode == 0, again.stdout
+    states = [path.read_text() for path in tmp_path.glob("runs/*/status")]
+    assert states == ["finished\n"] * 3
+    third = subprocess.run(command, timeout=240, **pipe)
+    assert "3 runs, 3 finished already" in third.stdout and third.returncode == 0
