@@ -1,0 +1,64 @@
+PYTHON ?= python3
+PROFILE ?= auto
+SEEDS ?= null
+CLUSTER ?= local
+TABLE ?= 1
+RESULTS ?= results/embedded
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER)
+TABLES := table1 table2 table3 table4 figure3 roberta-large
+
+.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit clean \
+	reproduce-all $(TABLES:%=reproduce-%)
+
+# All tables, Figure 3 and the audit on the embedded profile: no GPU, no hub.
+quickstart: $(READY)
+	$(PY) scripts/reproduce.py table=all profile=embedded
+	$(PY) -m lora2.report.audit
+	@cat results/embedded/table1.md
+
+test: $(READY)
+	$(PY) -m pytest -n 2
+
+test-slow: $(READY)
+	$(PY) -m pytest -m "slow and not latex"
+
+# A real Slurm on this machine (Debian, as root): installed, started, a job killed and requeued.
+test-slurm: $(READY)
+	bash tests/slurm/run.sh
+
+# Compiles the tables with Debian's TeX Live.
+test-latex: $(READY)
+	$(PY) -m pytest -m latex
+
+lint: $(READY)
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+$(TABLES:%=reproduce-%): reproduce-%: $(READY)
+	$(REPRODUCE) table=$(*:table%=%)
+
+reproduce-all: $(READY)
+	$(REPRODUCE) table=all
+
+plan: $(READY)
+	$(REPRODUCE) table=$(TABLE) plan=true
+
+report: $(READY)
+	$(PY) scripts/report.py $(RESULTS)
+	$(PY) -m lora2.report.readme
+
+audit: $(READY)
+	$(PY) -m lora2.report.audit
+
+# torch first: whatever depends on it must find the pinned build and not fetch another.
+$(READY): requirements.txt pyproject.toml
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt setuptools
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -1,0 +1,51 @@
+"""README's generated tables are those of the results, and what it says to type exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lora2.report.readme import BLOCK, first_table, refresh
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_not_stale():
+    assert refresh(README) == README
+    assert len(BLOCK.findall(README)) >= 4
+
+
+def test_a_changed_table_is_noticed(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "t.md").write_text("# T\n\n| a |\n|---|\n| 1 |\n\nrest\n")
+    text = "x\n<!-- begin results/t.md -->\nold\n<!-- end -->\ny\n"
+    fresh = refresh(text, tmp_path)
+    assert "### T" in fresh and "| 1 |" in fresh and "old" not in fresh and "rest" not in fresh
+    assert refresh(fresh, tmp_path) == fresh
+
+
+def test_a_missing_table_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        refresh("<!-- begin results/none.md -->\n<!-- end -->", tmp_path)
+
+
+def test_only_the_first_grid_is_taken():
+    assert (
+        first_table("# A\n\nwords\n\n| x |\n|---|\n\n# B\n\n| y |")
+        == "### A\n\nwords\n\n| x |\n|---|"
+    )
+
+
+def test_links_and_make_targets_exist():
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z0-9-]+)", README):
+        assert re.search(rf"^{re.escape(target)}[ :]|[ ]{re.escape(target)}[ :]", makefile, re.M), (
+            target
+        )
+    for script in re.findall(r"\bscripts/[a-z_]+\.(?:py|sh)", README):
+        assert (ROOT / script).is_file(), script
