@@ -4,20 +4,23 @@ SEEDS ?= null
 CLUSTER ?= local
 TABLE ?= 1
 RESULTS ?= results/embedded
+ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER)
+REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
 .PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit clean \
 	reproduce-all $(TABLES:%=reproduce-%)
 
-# All tables, Figure 3 and the audit on the embedded profile: no GPU, no hub.
+# All tables, Figure 3 and the audit on the embedded profile: no GPU, no hub. In a folder of its own,
+# so that the committed results stay as they are.
 quickstart: $(READY)
-	$(PY) scripts/reproduce.py table=all profile=embedded
+	$(PY) scripts/reproduce.py table=all profile=embedded results.dir=results/quickstart
 	$(PY) -m lora2.report.audit
-	@cat results/embedded/table1.md
+	$(PY) -m lora2.report.sizes
+	@cat results/quickstart/table1.md
 
 test: $(READY)
 	$(PY) -m pytest -n 2
@@ -51,6 +54,7 @@ report: $(READY)
 
 audit: $(READY)
 	$(PY) -m lora2.report.audit
+	$(PY) -m lora2.report.sizes
 
 # torch first: whatever depends on it must find the pinned build and not fetch another.
 $(READY): requirements.txt pyproject.toml

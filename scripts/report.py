@@ -52,6 +52,10 @@ def report(folder: Path, words: Sequence[str]) -> int:
         if plan.kind == "times":
             continue  # measured by scripts/reproduce.py, not made of runs
         try:
+            if not reporting.is_official(plan, request.extra):
+                asked_for = (plan, request.profile, folder, request.seeds, request.extra)
+                print(reporting.print_table(*asked_for))
+                continue
             written = reporting.report_table(
                 plan, request.profile, folder, request.seeds, request.extra, runs
             )

@@ -126,9 +126,14 @@ def show_written(paths: Sequence[Path]) -> None:
 def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
     """Say what each table would cost here; nothing is trained or written."""
     from lora2.experiment import plan as costs
+    from lora2.experiment import timetable
 
     for plan in request.plans:
         jobs = found[plan.name]
+        if plan.kind == "times":
+            steps = timetable.ROUNDS * len(jobs)
+            print(f"table {plan.name}: trains nothing, takes {steps} steps to time them")
+            continue
         print(
             f"table {plan.name}, profile {request.profile.name}: measuring a few steps", flush=True
         )

@@ -23,7 +23,7 @@ def check_combinations(tree: Tree, steps: int | None) -> list[Problem]:
         "task": tree["task"]
     }
     checks: tuple[Callable[[Tree, int | None], Iterator[Problem]], ...] = (
-        _ranks, _allocation, _length, _batch, _data, _backbone,
+        _ranks, _allocation, _length, _warmup, _batch, _data, _backbone,
     )  # fmt: skip
     for check in checks:
         found += check(tree, steps)
@@ -72,6 +72,16 @@ def _length(tree: Tree, steps: int | None) -> Iterator[Problem]:
         yield Problem("method.xi_stages", stages, f"at most the run's {steps} steps")
 
 
+def _warmup(tree: Tree, steps: int | None) -> Iterator[Problem]:
+    train = tree["train"]
+    if train.get("warmup_ratio") and train.get("warmup_steps"):
+        yield Problem("train.warmup_ratio", train["warmup_ratio"], "0 beside train.warmup_steps")
+    scheduler = train.get("lr_scheduler")
+    if tree["method"].get("name") == "sora" and scheduler not in ("linear", None):
+        allowed = "linear with method=sora: its gates follow that schedule"
+        yield Problem("train.lr_scheduler", scheduler, allowed)
+
+
 def _batch(tree: Tree, steps: int | None) -> Iterator[Problem]:
     train = tree["train"]
     batch, micro = _int(train, "batch_size"), _int(train, "micro_batch_size")
@@ -94,10 +104,10 @@ def _data(tree: Tree, steps: int | None) -> Iterator[Problem]:
     if isinstance(folder, str):
         if source in ("hub", "embedded"):
             yield Problem("data.dir", folder, f"nothing: data.source={source} reads no folder")
-        elif not Path(folder).is_dir():
+        elif not Path(folder).expanduser().is_dir():
             yield Problem("data.dir", folder, "an existing folder of <task>/<split>.parquet files")
         else:
-            yield from _files(Path(folder) / str(tree["task"]), data)
+            yield from _files(Path(folder).expanduser() / str(tree["task"]), data)
     if source == "embedded" and (data.get("train") != "train" or data.get("validation")):
         name = "data.validation" if data.get("train") == "train" else "data.train"
         yield Problem(

@@ -44,6 +44,8 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
     tree = compose.apply_layers(raw, facts)
     for key, value in values.items():
         compose.set_value(tree, key, value)
+    if values.get("train.warmup_ratio") and "train.warmup_steps" not in values:
+        tree["train"]["warmup_steps"] = 0  # the ratio that was typed takes the place of the steps
     tree["protocol"] = facts["protocol"]
     _fill_defaults(tree)
     return _check(tree, published, set(values))

@@ -50,10 +50,13 @@ class Line:
 
 
 def key_of(job: Job) -> Key:
-    """Return what a step's cost hangs on: (row, task where real batches are at hand, tokens)."""
+    """Return what a step's cost hangs on: (row, task where real batches are at hand, tokens).
+
+    Tokens are those of a whole batch padded to its length.
+    """
     config = job.resolved.config
     task = config.task if config.data.source == "embedded" else ""
-    return job.row, task, config.train.max_seq_length
+    return job.row, task, config.train.max_seq_length * config.train.batch_size
 
 
 def lines(jobs: Sequence[Job], costs: Costs) -> list[Line]:

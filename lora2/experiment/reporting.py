@@ -18,6 +18,8 @@ from lora2.report.compare import compare
 # Where something lies, and how a batch is split, is no part of what was run.
 PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
           "train.micro_batch_size", "train.eval_batch_size", "train.save_steps")  # fmt: skip
+# Whole tables of their own, with files of their own: table1-equal.md.
+VARIANTS = ("protocol", "ranks")
 
 
 def report_table(
@@ -63,8 +65,13 @@ def print_table(
 
 
 def is_official(plan: TablePlan, extra: Sequence[str]) -> bool:
-    """Tell whether this is the whole table as its file has it, wherever its data lies."""
-    return plan == load_table(plan.name) and all(w.partition("=")[0] in PLACES for w in extra)
+    """Tell whether this is a whole table, wherever its data lies: only that is written."""
+    known = (*PLACES, *VARIANTS)
+    return plan == load_table(plan.name) and all(w.partition("=")[0] in known for w in extra)
+
+
+def _value(word: str) -> str:
+    return word.partition("=")[2]
 
 
 def _match(
@@ -76,7 +83,13 @@ def _match(
     runs: pd.DataFrame,
 ) -> tuple[report_plan.Plan, pd.DataFrame]:
     """Return the plan that ``lora2.report`` reads and all the runs in it."""
-    shown = as_report_plan(plan, jobs(plan, profile, None, extra), runs, seeds)
+    cells = jobs(plan, profile, None, extra)
+    first = cells[0].resolved.config
+    shown = dataclasses.replace(
+        as_report_plan(plan, cells, runs, seeds),
+        conditions={"protocol": first.protocol, "ranks": first.ranks},
+        suffix="".join(f"-{_value(w)}" for w in extra if w.partition("=")[0] in VARIANTS),
+    )
     chosen = pd.concat([report_plan.select(runs, row) for row in shown.rows])
     chosen = chosen.loc[chosen["task"].isin(plan.tasks)]
     if chosen.empty:

@@ -20,11 +20,11 @@ from lora2.experiment.backbone import load_backbone
 from lora2.experiment.checkpoint import drop_partial, newest_whole
 from lora2.experiment.config import config_hash, run_name
 from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
-from lora2.experiment.methods import prepare
+from lora2.experiment.methods import peft_config, prepare
 from lora2.experiment.provenance import is_main_process, peak_memory_mb, provenance
 from lora2.experiment.recorder import Diverged, Recorder
 from lora2.experiment.schedule import total_steps
-from lora2.experiment.schema import RunConfig
+from lora2.experiment.schema import Peft, RunConfig
 from lora2.experiment.training import build_trainer
 from lora2.glue.data import GlueData, load_task
 from lora2.glue.metrics import NonFinitePredictionsError
@@ -37,29 +37,37 @@ SUBSET_SEED = 0  # data.train_rows draws the same rows in every run, whatever it
 def run(config: RunConfig, *, progress: bool = True) -> Path:
     """Do one run and return its folder; a finished run is found again and not repeated.
 
-    An interrupted run goes on from its last checkpoint. Whatever goes wrong after the
+    An interrupted run goes on from its newest whole checkpoint. Whatever goes wrong after the
     configuration was accepted is recorded in a run folder with status failed or diverged.
 
     Raises:
         Exception: what made the run fail, after it was recorded.
     """
+    if isinstance(config.method, Peft):
+        peft_config(config, 1)  # its arguments are known to PEFT alone: checked before any loading
     name = run_name(config)
     folder = store.runs_dir(config.results) / name
     if store.status(folder) == "finished":
         logger.info("%s is finished already", folder)
         return folder
     work = store.work_dir(config.results, name)
-    resumable = False
     try:
         _train_and_record(config, folder, work, progress)
-    except Exception as error:
-        resumable = not isinstance(error, Diverged | NonFinitePredictionsError)
-        record_failure(config, folder, "failed" if resumable else "diverged", error)
+    except (Diverged, NonFinitePredictionsError) as error:
+        record_failure(config, folder, "diverged", error)
+        _forget(work)
         raise
-    finally:
-        if not resumable and is_main_process() and store.status(folder) is not None:
-            shutil.rmtree(work, ignore_errors=True)
+    except Exception as error:
+        record_failure(config, folder, "failed", error)
+        raise
+    _forget(work)
     return folder
+
+
+def _forget(work: Path) -> None:
+    """Remove the checkpoints of a run that is over; an interrupted one keeps its own."""
+    if is_main_process():
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _train_and_record(config: RunConfig, folder: Path, work: Path, progress: bool) -> None:
@@ -170,6 +178,7 @@ def _scores(recorder: Recorder) -> dict[str, Any]:
         "score_best": best["score"],
         "step_best": best["step"],
         "score_last": last["score"],
+        "evaluations": len(recorder.history),
         **{f"best_{name}": best[name] for name in names},
         **{f"last_{name}": last[name] for name in names},
     }

@@ -17,6 +17,7 @@ from lora2.experiment.tableplan import Job
 from lora2.experiment.worker import Order, Outcome
 
 POLL_SECONDS = 10.0
+MAX_TIMEOUTS = 100  # a run goes on from its checkpoint after each
 DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_task": 2}
 
 
@@ -48,7 +49,8 @@ def submit(
         ConfigError: submitit or Slurm is not installed, or an option is not known to submitit.
     """
     executor = _executor(folder)
-    values = {**DEFAULTS, **options}
+    tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
+    values = {**DEFAULTS, **({} if tiny else {"gpus_per_node": 1}), **options}
     if at_once is not None:
         values["slurm_array_parallelism"] = at_once
     try:
@@ -68,7 +70,9 @@ def _executor(folder: Path) -> Any:
     if submitit.SlurmExecutor.affinity() < 0:
         allowed = "local: sbatch is not found on this machine"
         raise ConfigError([Problem("cluster", "slurm", allowed)])
-    return submitit.AutoExecutor(folder=folder / "logs" / "slurm", cluster="slurm")
+    return submitit.AutoExecutor(
+        folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
+    )
 
 
 def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Outcome]:

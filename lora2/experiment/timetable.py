@@ -72,7 +72,7 @@ def _lines(
                 "against": row.against or "",
                 "ratio": own.median / base.median if base else math.nan,
                 "paper_seconds": paper[row.id],
-                "paper_ratio": paper[row.id] / paper[row.against] if row.against else math.nan,
+                "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
                 **where,
             }
         )
@@ -92,24 +92,29 @@ def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
     cells = frame.set_index(["row", "task"])
     head = ["Method", *(TASK_NAMES[task] for task in tasks)]
     body = []
+    # Seconds on somebody's processor tell a reader nothing; ratios of one run travel.
+    absolute = not str(frame["device"].iloc[0]).startswith("cpu")
     for row in plan.rows:
         own = [cells.loc[(row.id, task)] for task in tasks]
-        body.append([row.label, *(_cell(one["seconds"], one["ratio"]) for one in own)])
+        body.append([row.label, *(_cell(one["seconds"], one["ratio"], absolute) for one in own)])
         if any(math.isfinite(one["paper_ratio"]) for one in own):
             ratios = [_ratio(one["paper_ratio"]) for one in own]
-            body.append([f"(paper, to {labels[row.against or row.id]})", *ratios])
+            body.append([f"(paper, to {labels.get(row.against or row.id, row.against)})", *ratios])
     grid = [" | ".join(markdown(text) for text in line) for line in (head, *body)]
     first = frame.iloc[0]
-    base = ", ".join(dict.fromkeys(labels[row.against] for row in plan.rows if row.against))
+    base = ", ".join(
+        dict.fromkeys(labels.get(row.against, row.against) for row in plan.rows if row.against)
+    )
     return "\n".join(
         [
             f"# Table {plan.table}: {markdown(plan.title)} (profile {profile.name})",
             "",
             f"**Profile {profile.name}: {markdown(profile.note)}**",
             "",
-            f"Milliseconds per optimiser step (median of {first['steps_measured']}) and, in "
-            f"brackets, the ratio to {markdown(base)}. Measured in one process, a step of each "
-            "method in turn, on random batches of each task's full length and random weights of "
+            ("Milliseconds per optimiser step and, in brackets, their" if absolute else "The")
+            + f" ratio to {markdown(base)}: medians of {first['steps_measured']} steps, one of "
+            "each method in turn in one process, on random batches of each task's full length and "
+            "random weights of "
             f"the encoder's shape ({markdown(first['backbone'])}), {first['precision']}, on "
             f"{markdown(first['device'])}.",
             "",
@@ -128,7 +133,9 @@ def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
     )
 
 
-def _cell(seconds: float, ratio: float) -> str:
+def _cell(seconds: float, ratio: float, absolute: bool) -> str:
+    if not absolute:
+        return f"{ratio:.2f}" if math.isfinite(ratio) else "1"
     shown = f"{1000 * seconds:.1f}"
     return f"{shown} ({ratio:.2f})" if math.isfinite(ratio) else shown
 

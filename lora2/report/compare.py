@@ -74,6 +74,10 @@ def _line(task: str, metric: str, ours: Cell, theirs: Cell, folder: Path | None)
         gaps = scale * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
     seed_test = stats.by_seed(gaps)
     pairs = [(str(first.loc[s, "run"]), str(second.loc[s, "run"])) for s in seeds]
+    if not pairs and len(first) == len(second) == 1:
+        # One run each, of different seeds (the public RTE script has its own): the two trained
+        # models can still be compared on the same examples.
+        pairs = [(str(first["run"].iloc[0]), str(second["run"].iloc[0]))]
     example = by_example(folder, metric, pairs)
     return {
         "task": task,

@@ -88,12 +88,25 @@ def printed_values(number: int, row: Mapping[str, object]) -> dict[tuple[str, st
             raise LookupError(f"Table 2 has no column {column!r}: {list(frame.columns[1:])}")
         seconds = frame.set_index("task")[column]
         return {(str(t), "seconds_per_step"): float(v) for t, v in seconds.items()}
+    record = _select(number, row)
+    values = {key: float(record[c]) for key, c in PAPER_COLUMNS.items() if c in frame.columns}
+    return values | {("average", "average"): float(record["avg_printed"])}
+
+
+def printed_size(number: int | str, row: Mapping[str, object]) -> str:
+    """Return the parameter count that the paper prints for one row, as printed; "" where none."""
+    if number not in (1, 4):
+        return ""
+    record = _select(int(number), row)
+    return str(record["params" if number == 1 else "params_printed"])
+
+
+def _select(number: int, row: Mapping[str, object]) -> pd.Series:
+    frame = table(number)
     unknown = sorted(set(row) - set(frame.columns))
     if unknown or not row:
         raise LookupError(f"Table {number} is selected by {list(frame.columns)}, not {dict(row)}")
     chosen = frame.loc[(frame[list(row)] == pd.Series(dict(row))).all(axis=1)]
     if len(chosen) != 1:
         raise LookupError(f"{dict(row)} selects {len(chosen)} rows of Table {number}, not one")
-    record = chosen.iloc[0]
-    values = {key: float(record[c]) for key, c in PAPER_COLUMNS.items() if c in frame.columns}
-    return values | {("average", "average"): float(record["avg_printed"])}
+    return chosen.iloc[0]

@@ -45,12 +45,14 @@ class Plan:
     task, as Table 3 (MNLI mismatched only) and Table 2 (``seconds_per_step``) need.
     """
 
-    table: int
+    table: int | str
     rows: Sequence[Row]
     tasks: Sequence[str]
     seeds: Sequence[int] | None = None
     metrics: Mapping[str, Sequence[str]] = field(default_factory=dict)
     title: str = ""
+    conditions: Mapping[str, str] = field(default_factory=dict)  # said in the heading
+    suffix: str = ""  # of the files' names, for a variant of the whole table
 
     def metrics_of(self, task: str) -> tuple[str, ...]:
         return tuple(self.metrics.get(task, TASK_METRICS[task]))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.report import escape, tables
+from lora2.report import escape, paper_tables, tables
 from lora2.report.compare import compare
 from lora2.report.plan import Plan
 from lora2.report.store import write_atomically
@@ -64,6 +64,13 @@ def _count(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else "–"
 
 
+def _share(cell: pd.Series) -> str:
+    """The adapter's parameters and their share of the whole model, e.g. "1,336,896 (0.72%)"."""
+    whole = float(cell["params_encoder"]) + float(cell["params_head"])
+    share = f" ({100 * float(cell['params_adapter']) / whole:.2f}%)" if whole > 0 else ""
+    return _count(float(cell["params_adapter"])) + share
+
+
 def _head(plan: Plan) -> list[str]:
     names = []
     for task in plan.tasks:
@@ -82,13 +89,15 @@ def grid(plan: Plan, cells: pd.DataFrame, profile: str, which: str = "best") -> 
     for row in plan.rows:
         own = cells.loc[cells["label"] == row.label]
         groups = [own.loc[own["task"] == task] for task in (*plan.tasks, tables.AVERAGE)]
-        sizes = [_count(float(own[c].iloc[0])) for c in ("params_adapter", "params_kept")]
+        sizes = [_share(own.iloc[0]), _count(float(own["params_kept"].iloc[0]))]
         lines.append([row.label, *sizes, *(_cell(group, mean, std) for group in groups)])
         if which == "best" and row.paper_row:
             shown = [_plain(group, "paper", ".2f") for group in groups[:-1]]
             average = tables.paper_average(plan, row)
             shown.append(f"{average:.2f}" if math.isfinite(average) else "–")
-            lines.append(["(paper)", "", "", *shown])
+            lines.append(
+                ["(paper)", paper_tables.printed_size(plan.table, row.paper_row), "", *shown]
+            )
             if profile == "paper":
                 gaps = [_plain(group, "difference", "+.2f") for group in groups]
                 lines.append(["(difference)", "", "", *gaps])
@@ -98,8 +107,12 @@ def grid(plan: Plan, cells: pd.DataFrame, profile: str, which: str = "best") -> 
 def heading(plan: Plan, profile: str) -> list[str]:
     """Title and what must be said before the numbers."""
     title = f"Table {plan.table}" + (f": {plan.title}" if plan.title else "")
-    lines = [f"{title} (profile {profile})"]
+    lines = [f"{title} (profile {profile}{_conditions(plan)})"]
     return lines + ([PROFILES[profile]] if profile in PROFILES else [])
+
+
+def _conditions(plan: Plan) -> str:
+    return "".join(f", {name} {value}" for name, value in plan.conditions.items())
 
 
 def caption(plan: Plan) -> str:
@@ -110,7 +123,8 @@ def caption(plan: Plan) -> str:
     return (
         f"Percent, mean ± standard deviation over seeds{seeds}. (n/planned; why) marks a cell that "
         "lacks runs; failed and diverged runs are never averaged in. Parameters: those of the "
-        "adapter, without the head; kept: those left after pruning."
+        "adapter at the start, without the head, and their share of encoder and head; kept: those "
+        "left after pruning."
     )
 
 
@@ -203,7 +217,7 @@ def write(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str, profile: str)
         ".tex": latex(plan, cells, notes, profile),
         "_tests.csv": tests.to_csv(index=False, lineterminator="\n"),
     }
-    paths = [folder / f"table{plan.table}{ending}" for ending in texts]
+    paths = [folder / f"table{plan.table}{plan.suffix}{ending}" for ending in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_atomically(path, text)
     return paths

@@ -139,7 +139,7 @@ def build(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
         identity = {"table": plan.table, "label": row.label, "method": row.method, "ours": row.ours}
         sizes = {
             name: used[name].astype(float).mean() if name in used and len(used) else math.nan
-            for name in ("params_adapter", "params_kept")
+            for name in ("params_adapter", "params_kept", "params_head", "params_encoder")
         }
         records = [r for task in plan.tasks for r in _task_records(plan, row, own[task], task)]
         average = _average_record(plan, row, own)

@@ -114,6 +114,11 @@ def test_typed_step_counts_are_left_alone():
     assert isinstance(method, Lora2) and (method.tinit, method.tfinal) == (7, 180)
 
 
+def test_a_typed_warmup_ratio_takes_the_place_of_published_steps():
+    train = resolve(["task=rte", "method=lora2", "train.warmup_ratio=0.1"]).config.train
+    assert (train.warmup_ratio, train.warmup_steps) == (0.1, 0)
+
+
 def test_everything_wrong_is_said_at_once():
     found = refused(
         "task=rte", "method=lora2", "method.kk=1", "method.target_r=9", "train.batch_size=x",
@@ -156,6 +161,12 @@ def test_everything_wrong_is_said_at_once():
             "embedded data",
         ),
         (["task=rte", "method=sora", "method.xi_stages=9999"], "method.xi_stages", "3900 steps"),
+        (["task=rte", "method=sora", "train.lr_scheduler=cosine"], "train.lr_scheduler", "gates"),
+        (
+            ["task=rte", "method=lora", "train.warmup_steps=9"],
+            "train.warmup_ratio",
+            "0 beside train.warmup_steps",
+        ),
     ],
 )
 def test_refusals_name_the_key_and_what_is_allowed(words, key, allowed):

@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
 from lora2.experiment.backbone import load_backbone
+from lora2.experiment.compose import options
 from lora2.experiment.config import resolve
 from lora2.experiment.counting import count_encoder, count_kept, count_start
 from lora2.experiment.methods import in_head, prepare
 from lora2.experiment.reload import load_run, read_config
+from lora2.experiment.shapes import encoder_config
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
 from lora2.tuners.lora2.layer import Lora2Linear
@@ -119,29 +121,20 @@ def test_the_head_moved_and_so_did_the_adapter(case):
 
 
 def meta_counts(name: str, *words: str):
-    """Counts of a method on the paper's encoders, built without memory for their weights."""
-    shapes = {
-        "deberta-v3-base": dict(
-            model_type="deberta-v2", hidden_size=768, num_hidden_layers=12, intermediate_size=3072,
-            num_attention_heads=12, vocab_size=128100, relative_attention=True,
-            position_buckets=256,
-            norm_rel_ebd="layer_norm", share_att_key=True, pos_att_type=["p2c", "c2p"],
-            position_biased_input=False, type_vocab_size=0, pooler_hidden_size=768,
-        ),
-        "roberta-large": dict(
-            model_type="roberta", hidden_size=1024, num_hidden_layers=24, intermediate_size=4096,
-            num_attention_heads=16, vocab_size=50265, max_position_embeddings=514,
-            type_vocab_size=1,
-        ),
-    }  # fmt: skip
-    shape = dict(shapes[name])
-    config = AutoConfig.for_model(shape.pop("model_type"), **shape)
+    """Counts of a method on an encoder's shape, built without memory for its weights."""
     run = resolve(["task=rte", f"backbone={name}", *words]).config
     with torch.device("meta"):
-        base = AutoModelForSequenceClassification.from_config(config)
+        base = AutoModelForSequenceClassification.from_config(encoder_config(run.backbone))
         encoder = count_encoder(base, run.backbone)
         model, _ = prepare(base, run, 3900)
     return run, count_start(model, run.backbone, encoder), base
+
+
+@pytest.mark.parametrize("method", [*METHODS, "peft"])
+@pytest.mark.parametrize("name", options("backbone"))
+def test_every_method_builds_on_every_encoder(name, method):
+    _, counts, _ = meta_counts(name, f"method={method}")
+    assert counts.adapter > 0 and counts.head > 0 and counts.encoder > 100_000
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_plan_measures_a_real_step_and_writes_nothing(tmp_path, monkeypatch, cap
     assert script("reproduce").main(words) == 0
     assert snapshot(tmp_path) == []
     shown = capsys.readouterr().out
-    assert "1 of 1 runs to do, 250 steps" in shown
+    assert "1 of 1 runs to do, 120 steps" in shown
     row = next(line for line in shown.splitlines() if line.startswith("lora2-k1 "))
     assert 0 < float(row.split()[4]) < 30  # seconds per step
     assert 0 < int(row.split()[-2].replace(",", "")) < 10_000  # MiB

@@ -114,6 +114,22 @@ def test_stopped_and_resumed_equals_uninterrupted(do_run, monkeypatch, tmp_path,
     assert_same_run(whole, do_run(*words, into=tmp_path))
 
 
+def test_interrupting_a_retried_run_keeps_its_checkpoints(do_run, monkeypatch, tmp_path):
+    def stop(with_error):
+        def hook(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise with_error
+
+        return hook
+
+    for error in (OSError("away"), KeyboardInterrupt()):
+        with monkeypatch.context() as patch:
+            patch.setattr(Recorder, "on_step_begin", stop(error))
+            with pytest.raises(type(error)):
+                do_run(*LORA2, "train.save_steps=3", into=tmp_path)
+        assert len(list((tmp_path / "work").glob("*/checkpoint-3"))) == 1
+
+
 def test_accumulation_equals_one_batch(do_run):
     words = ("task=rte", "method=lora2", "method.init_std=0.3", "train.cls_dropout=0")
     words = (*words, "train.max_steps=3")

@@ -52,7 +52,7 @@ def _wait_for(what, seconds: float):
 
 def test_a_preempted_job_is_requeued_and_goes_on_from_its_checkpoint(tmp_path):
     process = _start(tmp_path)
-    whole = "work/*/checkpoint-*/tuner_state.safetensors"  # the last file of a checkpoint
+    whole = "work/*/checkpoint-*/recorder.npz"  # the last file of a checkpoint
     checkpoint = _wait_for(lambda: list(tmp_path.glob(whole)), 300)[0].parent
     queue = ["squeue", "--noheader", "--states=RUNNING", "--format=%A", "--array"]
     number = subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split()[0]

@@ -37,8 +37,13 @@ def test_a_bare_import_is_light_and_register_registers():
 
 @pytest.mark.parametrize("peft_is_there", [True, False])
 def test_an_import_registers_at_once_only_beside_peft(monkeypatch, peft_is_there):
-    imported = []
-    monkeypatch.setattr(importlib, "import_module", imported.append)
+    imported, really = [], importlib.import_module
+
+    def record(name, *args):
+        imported.append(name)
+        return really(name, *args)
+
+    monkeypatch.setattr(importlib, "import_module", record)
     if not peft_is_there:
         monkeypatch.delitem(sys.modules, "peft")
     spec = importlib.util.spec_from_file_location("lora2_again", SOURCE)

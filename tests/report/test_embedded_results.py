@@ -1,0 +1,55 @@
+"""What the committed embedded results must show: every method learns, LoRA2 too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora2.embedded import make_split
+from lora2.glue.tasks import TASKS, score
+
+RUNS = Path(__file__).resolve().parents[2] / "results" / "embedded" / "runs.csv"
+
+
+def majority(task: str) -> float:
+    """The score of always giving the most frequent validation label (0 for correlations)."""
+    if task in ("cola", "stsb"):
+        return 0.0
+    labels = [make_split(task, split)["label"] for split in TASKS[task].validation_splits]
+    share = {name: labels[0].value_counts(normalize=True).max() for name in ("accuracy", "f1")}
+    share |= {"matched_accuracy": share["accuracy"]}
+    share |= {"mismatched_accuracy": labels[-1].value_counts(normalize=True).max()}
+    if task == "qqp":
+        return 100 * share["accuracy"]
+    return score(TASKS[task], share)
+
+
+@pytest.fixture(scope="module")
+def gains() -> pd.DataFrame:
+    """Method x task -> points above the majority class, the best run of each method."""
+    runs = pd.read_csv(RUNS)
+    assert set(runs["status"]) == {"finished"}
+    best = runs.pivot_table("score_best", "method", "task", aggfunc="max")
+    return best - pd.Series({task: majority(task) for task in TASKS})
+
+
+def test_all_eight_tasks_and_seven_methods_are_there(gains):
+    assert set(gains.columns) == set(TASKS)
+    assert set(gains.index) == {"full", "bitfit", "lora", "adalora", "sora", "lora2", "lora_xs"}
+    assert gains.notna().all(axis=None)
+
+
+def test_every_method_beats_the_majority_on_most_tasks(gains):
+    for method, row in gains.iterrows():
+        assert (row >= 8).sum() >= 6, (method, row.to_dict())
+
+
+def test_lora2_k8_beats_it_clearly_on_at_least_six(gains):
+    runs = pd.read_csv(RUNS)
+    k8 = runs.loc[(runs["method"] == "lora2") & (runs["params_adapter"] == 24160)]
+    best = k8.groupby("task")["score_best"].max()
+    clear = {task: best[task] - majority(task) for task in TASKS}
+    wide = [task for task, gain in clear.items() if gain >= (15 if task in ("cola", "stsb") else 8)]
+    assert len(wide) >= 6, clear
