@@ -95,6 +95,7 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
 
     monkeypatch.setattr(timetable, "interleave", fake)
     frame = timetable.measure(plan, jobs(plan, profile, [1]), 3, tell=lambda _: None)
+    frame["device"] = "some GPU"
     row = frame.set_index(["row", "task"])
     assert row.loc[("lora2-k8", "rte"), "ratio"] == pytest.approx(1.5)
     assert row.loc[("lora2-k8", "rte"), "paper_ratio"] == pytest.approx(1.65 / 1.44)
@@ -109,3 +110,5 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     assert "| (paper, to AdaLoRA r=8) | – | 1.15 |" in text
     assert "| AdaLoRA r=8 | 200.0 | 200.0 |" in text
     assert "QNLI" in text
+    frame["device"] = "cpu x86_64 2 threads"  # whose seconds tell a reader nothing
+    assert "| LoRA² k=8 | 1.50 | 1.50 |" in timetable.render(plan, frame, profile)
