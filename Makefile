@@ -23,7 +23,7 @@ quickstart: $(READY)
 	@cat results/quickstart/table1.md
 
 test: $(READY)
-	$(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 test-slow: $(READY)
 	$(PY) -m pytest -m "slow and not latex"
