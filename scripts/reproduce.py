@@ -14,11 +14,12 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora2.experiment.paths import log_file
 from lora2.experiment.problems import ConfigError
 from lora2.experiment.request import Request, parse, results_folders
 from lora2.experiment.sweep import plan_workers, run_all, unfinished
 from lora2.experiment.tableplan import Job, TablePlan, distinct
-from lora2.experiment.worker import Outcome, places
+from lora2.experiment.worker import Outcome
 
 USAGE = (
     "usage: python scripts/reproduce.py table=1|2|3|4|figure3|roberta-large|all "
@@ -148,7 +149,7 @@ def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
 
 def summary(jobs: Sequence[Job], failures: Sequence[Outcome]) -> int:
     """Name what failed and where its log is; 1 if anything did."""
-    logs = {job.name: places(job.resolved.config)[2] for job in jobs}
+    logs = {job.name: log_file(job.resolved.config) for job in jobs}
     for one in failures:
         print(f"{one.state}: {one.name}: {one.message} ({logs[one.name]})", file=sys.stderr)
     if failures:

@@ -1,7 +1,7 @@
 """One run from the command line.
 
 python scripts/run_glue.py task=rte method=lora2 backbone=deberta-v3-base seed=6 method.k=8
-accelerate launch scripts/run_glue.py task=mnli method=lora2
+accelerate launch --multi_gpu --num_processes=2 scripts/run_glue.py task=mnli method=lora2
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 
 from lora2.experiment.config import Resolved, resolve, run_name
 from lora2.experiment.lock import hold
+from lora2.experiment.paths import lock_file
 from lora2.experiment.problems import ConfigError
-from lora2.experiment.worker import places
 
 USAGE = "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [key=value ...]"
 
@@ -59,7 +59,7 @@ def execute(resolved: Resolved, progress: bool) -> int:
     transformers_logging.set_verbosity_error()  # a head that is new is no news here
     transformers_logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
-    _, lock, _ = places(resolved.config)
+    lock = lock_file(resolved.config)
     try:
         with hold(lock, wait=False) if main_process else nullcontext(True) as held:
             if not held:

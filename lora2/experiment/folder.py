@@ -16,27 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora2.experiment.config import as_tree
-from lora2.experiment.schema import Results, RunConfig
+from lora2.experiment.paths import status
+from lora2.experiment.schema import RunConfig
 from lora2.glue.data import GlueData
-
-SCHEMA = 1
-STATUSES = ("finished", "failed", "diverged")
-
-
-def runs_dir(results: Results) -> Path:
-    """Return where run folders stand."""
-    return Path(results.dir) / "runs"
-
-
-def work_dir(results: Results, name: str) -> Path:
-    """Return where a run keeps the checkpoints it resumes from until it ends."""
-    return Path(results.dir) / "work" / name
-
-
-def status(folder: Path) -> str | None:
-    """Return finished, failed or diverged, or None where there is no whole run folder."""
-    path = folder / "status"
-    return path.read_text().strip() if path.is_file() else None
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:

@@ -7,11 +7,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from lora2.experiment.paths import status_of
 from lora2.experiment.profile import gpu_count
 from lora2.experiment.progress import duration
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.tableplan import Job
-from lora2.experiment.worker import status_of
 from lora2.glue.tasks import TASKS
 
 BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured

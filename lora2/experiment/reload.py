@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 import lora2
 from lora2.experiment.backbone import load_backbone
 from lora2.experiment.config import build
-from lora2.experiment.folder import status
+from lora2.experiment.paths import status
 from lora2.experiment.schema import RunConfig
 from lora2.glue.tasks import TASKS
 

@@ -111,15 +111,14 @@ def as_report_plan(
     for row in plan.rows:
         wanted = [_comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
         chosen = [name for name, one in zip(names, settings, strict=True) if one in wanted]
-        against = labels.get(row.against or row.id, row.label)
         rows.append(
             report_plan.Row(
                 label=row.label,
                 method=row.method,
+                runs=chosen,
                 paper_row=row.paper_row,
                 ours=row.ours,
-                against=against,
-                runs=chosen,
+                against=labels.get(row.against or ""),  # None too where that row was left out
             )
         )
     return report_plan.Plan(

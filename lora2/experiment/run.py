@@ -21,6 +21,7 @@ from lora2.experiment.checkpoint import drop_partial, newest_whole
 from lora2.experiment.config import config_hash, run_name
 from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
 from lora2.experiment.methods import peft_config, prepare
+from lora2.experiment.paths import run_dir, status_of, work_dir
 from lora2.experiment.provenance import is_main_process, peak_memory_mb, provenance
 from lora2.experiment.recorder import Diverged, Recorder
 from lora2.experiment.schedule import total_steps
@@ -29,6 +30,7 @@ from lora2.experiment.training import build_trainer
 from lora2.glue.data import GlueData, load_task
 from lora2.glue.metrics import NonFinitePredictionsError
 from lora2.glue.tokenize import tokenize
+from lora2.report.store import SCHEMA
 
 logger = logging.getLogger(__name__)
 SUBSET_SEED = 0  # data.train_rows draws the same rows in every run, whatever its seed
@@ -45,12 +47,10 @@ def run(config: RunConfig, *, progress: bool = True) -> Path:
     """
     if isinstance(config.method, Peft):
         peft_config(config, 1)  # its arguments are known to PEFT alone: checked before any loading
-    name = run_name(config)
-    folder = store.runs_dir(config.results) / name
-    if store.status(folder) == "finished":
+    folder, work = run_dir(config), work_dir(config)
+    if status_of(config) == "finished":
         logger.info("%s is finished already", folder)
         return folder
-    work = store.work_dir(config.results, name)
     try:
         _train_and_record(config, folder, work, progress)
     except (Diverged, NonFinitePredictionsError) as error:
@@ -154,7 +154,7 @@ def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
         marks.append("encoder with random weights")
     return {
         "run": run_name(config),
-        "schema": store.SCHEMA,
+        "schema": SCHEMA,
         "profile": config.backbone.profile,
         "protocol": config.protocol,
         "ranks": config.ranks,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora2.experiment import worker
+from lora2.experiment.paths import status_of
 from lora2.experiment.problems import ConfigError, Problem
 from lora2.experiment.progress import Progress
 from lora2.experiment.schema import RunConfig
@@ -99,7 +100,7 @@ def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Out
 
 
 def _outcome(job: Job) -> Outcome:
-    state = worker.status_of(job.resolved.config)
+    state = status_of(job.resolved.config)
     if state == "finished":
         return Outcome(job.name, "finished")
     message = "left the queue without a result; see logs/slurm" if state is None else "see its log"

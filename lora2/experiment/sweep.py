@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from lora2.experiment import worker
+from lora2.experiment.paths import status_of
 from lora2.experiment.profile import gpu_count, gpu_names
 from lora2.experiment.progress import Progress
 from lora2.experiment.tableplan import Job
@@ -88,7 +89,7 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> Sweep:
 
 def unfinished(jobs: Sequence[Job]) -> list[Job]:
     """Return the runs without a finished folder."""
-    return [job for job in jobs if worker.status_of(job.resolved.config) != "finished"]
+    return [job for job in jobs if status_of(job.resolved.config) != "finished"]
 
 
 def run_all(jobs: Sequence[Job], sweep: Sweep, already: int = 0) -> list[Outcome]:

@@ -42,9 +42,15 @@ def build_trainer(
     The learning rate, the schedule and the batch are the same code for every method; ``driver``
     (an object with the hooks of ``lora2.callbacks``, or None) is called around optimiser steps.
     """
+    arguments = training_arguments(config, steps, work, progress)
+    if arguments.world_size != world_size():  # else every process would train on its own
+        raise RuntimeError(
+            f"{world_size()} processes were launched, but transformers joined "
+            f"{arguments.world_size}: launch with torchrun or accelerate launch --multi_gpu"
+        )
     trainer = Trainer(
         model=model,
-        args=training_arguments(config, steps, work, progress),
+        args=arguments,
         train_dataset=train_set,
         eval_dataset=eval_set,
         processing_class=tokenizer,
@@ -66,7 +72,8 @@ def training_arguments(
 ) -> TrainingArguments:
     """Translate our keys into transformers' arguments for this machine and process count."""
     train = config.train
-    per_process = train.batch_size // world_size()
+    processes = world_size()
+    per_process = train.batch_size // processes
     # A checkpoint right after an evaluation: the mean training loss starts anew there anyway, so a
     # resumed run logs the same one.
     save_steps = math.ceil((train.save_steps or steps) / train.eval_steps) * train.eval_steps
@@ -96,6 +103,8 @@ def training_arguments(
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Without it transformers looks for GPUs only and leaves the processes unconnected.
+        use_cpu=processes > 1 and not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
 

@@ -19,6 +19,7 @@ from typing import Literal
 from lora2.experiment.checkpoint import newest_whole
 from lora2.experiment.config import run_name
 from lora2.experiment.lock import hold
+from lora2.experiment.paths import lock_file, log_file, run_dir, status_of, work_dir
 from lora2.experiment.schema import RunConfig
 
 State = Literal["finished", "failed", "diverged", "busy"]
@@ -54,7 +55,7 @@ def train(config: RunConfig) -> object:
     """Do one run for good, from its last checkpoint where there is one."""
     from lora2.experiment.run import run
 
-    last = newest_whole(places(config)[1].with_suffix(""))
+    last = newest_whole(work_dir(config))
     if last is not None:
         print(f"goes on from {last}", flush=True)
     return run(config, progress=False)
@@ -62,27 +63,9 @@ def train(config: RunConfig) -> object:
 
 def record_death(config: RunConfig, reason: str) -> None:
     """Write the folder of a run whose process died and could not do it itself."""
-    from lora2.experiment import folder
     from lora2.experiment.run import record_failure
 
-    place = folder.runs_dir(config.results) / run_name(config)
-    record_failure(config, place, "failed", ChildProcessError(reason))
-
-
-def places(config: RunConfig) -> tuple[Path, Path, Path]:
-    """Return a run's status file, lock file and log file."""
-    root, name = Path(config.results.dir), run_name(config)
-    return (
-        root / "runs" / name / "status",
-        root / "work" / f"{name}.lock",
-        root / "logs" / f"{name}.log",
-    )
-
-
-def status_of(config: RunConfig) -> str | None:
-    """Return finished, failed or diverged, or None where there is no whole run folder."""
-    path = places(config)[0]
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+    record_failure(config, run_dir(config), "failed", ChildProcessError(reason))
 
 
 def serve(connection: Connection, environment: Mapping[str, str], run: Run, record: Record) -> None:
@@ -106,13 +89,13 @@ def serve(connection: Connection, environment: Mapping[str, str], run: Run, reco
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:
     """Do what is ordered unless another process has it or it is done already."""
     config, name = order.config, run_name(order.config)
-    status, lock, log = places(config)
+    log = log_file(config)
     started = time.monotonic()
-    with hold(lock, wait=order.wait) as held:
+    with hold(lock_file(config), wait=order.wait) as held:
         if not held:
             return Outcome(name, "busy")
         state = status_of(config)
-        if state == "finished" or (state is not None and status.stat().st_mtime > order.since > 0):
+        if state == "finished" or (state is not None and _ended(config) > order.since > 0):
             return Outcome(name, _as_state(state), "" if state == "finished" else f"see {log}")
         log.parent.mkdir(parents=True, exist_ok=True)
         with _output_to(log):
@@ -131,6 +114,11 @@ def _attempt(order: Order, run: Run, record: Record) -> tuple[State, str]:
         state = "diverged" if status_of(order.config) == "diverged" else "failed"
         return _as_state(state), f"{type(error).__name__}: {error}".splitlines()[0]
     return "finished", ""
+
+
+def _ended(config: RunConfig) -> float:
+    """Return when the run folder was written, in seconds of the epoch."""
+    return (run_dir(config) / "status").stat().st_mtime
 
 
 def _as_state(text: str) -> State:

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lora2.report import stats
-from lora2.report.plan import Cell, Plan, cells, score_column
-from lora2.report.tables import SECONDS
+from lora2.report.plan import Cell, Plan, cells
 
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
@@ -48,7 +47,7 @@ def by_example(
     Exact McNemar for accuracies, paired bootstrap for the correlations and F1. Run folders are
     needed: they hold the predictions.
     """
-    if profile_dir is None or metric == SECONDS:
+    if profile_dir is None:
         return stats.Outcome("none", math.nan)
     values = []
     for ours, theirs in pairs:
@@ -68,10 +67,10 @@ def _line(task: str, metric: str, ours: Cell, theirs: Cell, folder: Path | None)
     """The tests of one metric over the seeds that both cells have."""
     first, second = ours.finished, theirs.finished
     seeds = first.index.intersection(second.index)
-    column, scale = score_column(metric), 1.0 if metric == SECONDS else 100.0
+    column = f"best_{metric}"
     gaps = np.array([])
     if len(seeds):
-        gaps = scale * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
+        gaps = 100.0 * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
     seed_test = stats.by_seed(gaps)
     pairs = [(str(first.loc[s, "run"]), str(second.loc[s, "run"])) for s in seeds]
     if not pairs and len(first) == len(second) == 1:

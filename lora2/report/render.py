@@ -19,7 +19,7 @@ TASK_NAMES = {
 }  # fmt: skip
 METRIC_NAMES = {
     "matthews_correlation": "Mcc", "accuracy": "acc", "f1": "F1", "pearson": "Pearson",
-    "matched_accuracy": "m", "mismatched_accuracy": "mm", tables.SECONDS: "s/step",
+    "matched_accuracy": "m", "mismatched_accuracy": "mm",
 }  # fmt: skip
 PROFILES = {
     "embedded": "This is not the paper's encoder and not the paper's data: a tiny encoder and "
@@ -117,8 +117,6 @@ def _conditions(plan: Plan) -> str:
 
 def caption(plan: Plan) -> str:
     """How to read a cell."""
-    if all(tables.SECONDS in plan.metrics_of(task) for task in plan.tasks):
-        return "Seconds per optimiser step, mean ± standard deviation over seeds."
     seeds = f" {', '.join(map(str, plan.seeds))}" if plan.seeds is not None else ""
     return (
         f"Percent, mean ± standard deviation over seeds{seeds}. (n/planned; why) marks a cell that "
@@ -159,14 +157,12 @@ def markdown(
     title, *warning = heading(plan, profile)
     lines = [f"# {escape.markdown(title)}", ""]
     lines += [text for w in warning for text in (f"**{escape.markdown(w)}**", "")]
-    timed = all(tables.SECONDS in plan.metrics_of(task) for task in plan.tasks)
-    lines += [] if timed else ["## Best validation score seen, as the paper reports", ""]
+    lines += ["## Best validation score seen, as the paper reports", ""]
     lines += [caption(plan), "", *_markdown_grid(grid(plan, cells, profile)), ""]
     lines += [text for note in notes for text in (f"- {escape.markdown(note)}",)]
     lines += [""] if notes else []
-    if not timed:
-        lines += ["## Score after the last step", ""]
-        lines += [*_markdown_grid(grid(plan, cells, profile, "last")), ""]
+    lines += ["## Score after the last step", ""]
+    lines += [*_markdown_grid(grid(plan, cells, profile, "last")), ""]
     made = comparison_grid(tests)
     if len(made) > 1:
         lines += [

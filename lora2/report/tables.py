@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 
-from lora2.report import paper_tables, stats
-from lora2.report.plan import Cell, Plan, Row, cells, score_column
+from lora2.report import paper_tables, stats, store
+from lora2.report.plan import Cell, Plan, Row, cells
 
 AVERAGE = "average"
-SECONDS = "seconds_per_step"
 MIXED = {
     "commit": "commits",
     "backbone": "encoders",
@@ -35,10 +35,10 @@ def _printed(plan: Plan, row: Row) -> Printed:
 
 
 def _scores(plan: Plan, found: Cell, task: str, which: str) -> pd.DataFrame:
-    """Seeds x metrics, scores in percent, times in seconds."""
-    columns = {score_column(m, which): m for m in plan.metrics_of(task)}
-    scores = found.finished.reindex(columns=list(columns)).rename(columns=columns).astype(float)
-    return scores * [1.0 if metric == SECONDS else 100.0 for metric in scores.columns]
+    """Seeds x metrics, in percent."""
+    columns = {f"{which}_{metric}": metric for metric in plan.metrics_of(task)}
+    scores = found.finished.reindex(columns=list(columns)).rename(columns=columns)
+    return 100.0 * scores.astype(float)
 
 
 def _record(best: list[float], last: list[float], paper: float) -> dict[str, float]:
@@ -69,7 +69,7 @@ def _task_records(plan: Plan, row: Row, found: Cell, task: str) -> list[dict]:
             "seeds": " ".join(str(seed) for seed in best.index),
             **_record(
                 best[metric].tolist(),
-                [] if metric == SECONDS else last[metric].dropna().tolist(),
+                last[metric].dropna().tolist(),
                 printed.get((task, metric), math.nan),
             ),
             **_counts(found),
@@ -127,7 +127,7 @@ def _average_record(plan: Plan, row: Row, row_cells: Mapping[str, Cell]) -> dict
 def build(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
     """The long form of a table: one line per row, task and metric, and one per average.
 
-    Scores in percent (``seconds_per_step`` in seconds); ``mean``, ``std``, ``ci_low``, ``ci_high``
+    Scores in percent; ``mean``, ``std``, ``ci_low``, ``ci_high``
     over seeds at the best evaluation of each run, ``last_*`` after its last step; ``paper`` and
     ``difference`` (ours minus the paper's); ``planned`` = n + failed + diverged + ambiguous +
     missing, of which only n are averaged.
@@ -148,15 +148,20 @@ def build(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _used(table: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
-    """The finished runs that any cell averages, each once."""
-    found = [one.finished.reset_index() for own in table.values() for one in own.values()]
-    return pd.concat(found).drop_duplicates("run")
+    """The finished runs that any cell averages, each once for every row ("label") it is in."""
+    found = [
+        one.finished.reset_index().assign(label=label)
+        for label, own in table.items()
+        for one in own.values()
+    ]
+    return pd.concat(found)
 
 
 def flags(plan: Plan, runs: pd.DataFrame) -> list[str]:
-    """Sentences to print under the table: mixed conditions, data marks, lost runs, slips."""
+    """Sentences to print under the table: mixed conditions, uneven selection, lost runs, slips."""
     table = cells(plan, runs)
-    used, notes = _used(table), []
+    shown, notes = _used(table), []
+    used = shown.drop_duplicates("run")
     for column, name in MIXED.items():
         values = sorted({str(v) for v in used.get(column, pd.Series(dtype=str)).dropna()} - {""})
         if len(values) > 1:
@@ -175,7 +180,50 @@ def flags(plan: Plan, runs: pd.DataFrame) -> list[str]:
             )
         seen = sorted(set(group["data_marks"]) - {""})
         notes += [f"Data of {task}: {', '.join(seen)}."] if seen else []
-    return notes + _row_notes(plan, table)
+    return notes + _evaluation_notes(shown) + _early_notes(shown) + _row_notes(plan, table)
+
+
+def _evaluation_notes(shown: pd.DataFrame) -> list[str]:
+    """Tasks in which one row's best score was picked from more evaluations than another's."""
+    notes = []
+    counts = shown.reindex(columns=["task", "label", "evaluations"]).dropna().drop_duplicates()
+    for task, group in counts.groupby("task", sort=False):
+        parts = [
+            f"{number:.0f} ({' / '.join(part['label'])})"
+            for number, part in group.groupby("evaluations")
+        ]
+        if len(parts) > 1:
+            notes.append(
+                f"{task}: the best score is of a different number of evaluations: "
+                f"{', '.join(parts)}; more of them favour a row."
+            )
+    return notes
+
+
+def _early_notes(shown: pd.DataFrame) -> list[str]:
+    """Rows with a best score that was taken before the ranks counted as kept were final."""
+    steps = shown.reindex(columns=["steps", "step_best"]).astype(float)
+    settings = store.settings(shown)
+    final = [_ranks_final(one, n) for one, n in zip(settings, steps["steps"], strict=True)]
+    early = shown.loc[steps["step_best"] < final]
+    return [
+        f"{label}: {len(group)} of {(shown['label'] == label).sum()} best scores "
+        f"({', '.join(group['task'].unique())}) are of a step at which the ranks were not final "
+        "yet; the kept ranks are those of the last step."
+        for label, group in early.groupby("label", sort=False)
+    ]
+
+
+def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:
+    """The optimiser step from which a run's ranks stay as they are; 0 where nothing is pruned.
+
+    SoRA's gates move until the last step, budgets (LoRA2, AdaLoRA) are reached at steps - tfinal.
+    """
+    if settings.get("method.xi") or settings.get("method.xi_max"):
+        return steps
+    target = settings.get("method.target_r")
+    start = settings.get("method.init_r", settings.get("method.r"))
+    return 0.0 if target is None or target == start else steps - settings["method.tfinal"]
 
 
 def _row_notes(plan: Plan, table: Mapping[str, Mapping[str, Cell]]) -> list[str]:

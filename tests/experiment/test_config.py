@@ -208,6 +208,6 @@ def test_refusal_is_quick_and_has_no_traceback():
     assert time.perf_counter() - start < 10  # under 3 s alone; tests share the machine
 
 
-def test_configuration_needs_no_torch():
-    code = "import sys, lora2.experiment.config; sys.exit('torch' in sys.modules)"
+def test_configuration_and_a_worker_that_waits_need_no_torch():
+    code = "import sys, lora2.experiment.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora2.experiment import folder as store
 from lora2.experiment.checkpoint import newest_whole
 from lora2.experiment.config import resolve
+from lora2.experiment.folder import publish
+from lora2.experiment.paths import status
 from lora2.experiment.recorder import Diverged, Recorder
 from tests.experiment.conftest import TINY
 
@@ -48,7 +49,7 @@ def finished(do_run) -> Path:
 
 def test_folder_is_whole(finished):
     assert {path.name for path in finished.iterdir()} == FILES
-    assert store.status(finished) == "finished"
+    assert status(finished) == "finished"
     assert [path.name for path in finished.parent.iterdir()] == [finished.name]
     assert not (finished.parents[1] / "work" / finished.name).exists()
     row = pd.read_csv(finished / "metrics.csv").iloc[0]
@@ -106,7 +107,7 @@ def test_stopped_and_resumed_equals_uninterrupted(do_run, monkeypatch, tmp_path,
         with pytest.raises(OSError, match="went away"):
             do_run(*words, into=tmp_path)
     failed = tmp_path / "runs" / whole.name
-    assert store.status(failed) == "failed"
+    assert status(failed) == "failed"
     assert "went away" in pd.read_csv(failed / "metrics.csv")["error"][0]
     work = tmp_path / "work" / whole.name
     assert newest_whole(work) == work / "checkpoint-4"
@@ -146,7 +147,7 @@ def test_divergence_is_recorded_with_its_step(do_run, tmp_path):
     with pytest.raises((Diverged, ValueError), match=r"step|NaN"):
         do_run(*words, into=tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
-    assert store.status(folder) == "diverged"
+    assert status(folder) == "diverged"
     assert {path.name for path in folder.iterdir()} == {
         "config.yaml", "metrics.csv", "status", "traceback.txt",
     }  # fmt: skip
@@ -154,7 +155,7 @@ def test_divergence_is_recorded_with_its_step(do_run, tmp_path):
 
 def test_a_finished_folder_is_never_overwritten(finished):
     with pytest.raises(FileExistsError, match="kept as it is"):
-        store.publish(finished, lambda path: None)
+        publish(finished, lambda path: None)
     assert {path.name for path in finished.iterdir()} == FILES
 
 
@@ -164,7 +165,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         raise OSError("No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        store.publish(tmp_path / "runs" / "x", write)
+        publish(tmp_path / "runs" / "x", write)
     assert list((tmp_path / "runs").iterdir()) == []
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from lora2.experiment import sweep, worker
 from lora2.experiment.lock import hold
+from lora2.experiment.paths import lock_file, log_file, run_dir
 from lora2.experiment.progress import Progress
 from lora2.experiment.sweep import Sweep, plan_workers, run_all, unfinished
-from lora2.experiment.worker import Order, carry_out, places
+from lora2.experiment.worker import Order, carry_out
 from lora2.report import store
 from tests.experiment import sweep_fakes as fakes
 from tests.experiment.sweep_fakes import job
@@ -37,7 +38,7 @@ def test_finished_runs_are_not_repeated_and_each_has_a_log(tmp_path):
     assert unfinished(jobs) == [] and one_sweep(jobs) == {}
     assert fakes.ran(tmp_path) == [1, 2, 3]
     for one in jobs:
-        log = places(one.resolved.config)[2].read_text()
+        log = log_file(one.resolved.config).read_text()
         assert log == f"this is run {one.resolved.config.seed}\n"
     assert not list((tmp_path / "work").iterdir())  # no lock is left behind
 
@@ -104,7 +105,7 @@ def test_two_sweeps_at_once_do_every_run_once(tmp_path):
 
 def test_a_run_held_elsewhere_is_left_alone_or_waited_for(tmp_path):
     config = job(tmp_path).resolved.config
-    lock = places(config)[1]
+    lock = lock_file(config)
     with hold(lock, wait=False) as held:
         assert held
         assert carry_out(Order(config), fakes.run, fakes.record).state == "busy"
@@ -124,7 +125,7 @@ def test_a_run_held_elsewhere_is_left_alone_or_waited_for(tmp_path):
 def test_what_failed_elsewhere_meanwhile_is_not_tried_at_once_again(tmp_path):
     config = job(tmp_path).resolved.config
     fakes.publish(config, "failed")
-    age = places(config)[0].stat().st_mtime
+    age = (run_dir(config) / "status").stat().st_mtime
     just_now = Order(config, wait=True, since=age - 5)
     assert carry_out(just_now, fakes.run, fakes.record).state == "failed"
     assert fakes.ran(tmp_path) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import yaml
 
 from lora2.report.figures import SYMBOLS
 from lora2.report.paper_tables import TASK_METRICS
+from lora2.report.plan import Plan, Row
+from lora2.report.store import settings as settings_of
 
 
 def ranks(r: int = 8, layers: int = 2, keep: Mapping[tuple[int, str], int] | None = None):
@@ -29,6 +31,21 @@ def ranks(r: int = 8, layers: int = 2, keep: Mapping[tuple[int, str], int] | Non
 def predictions(label: np.ndarray, best: np.ndarray, split: str = "validation") -> pd.DataFrame:
     columns = {"idx": np.arange(len(label)), "split": split, "label": label}
     return pd.DataFrame({**columns, "best": best, "last": best})
+
+
+def make_plan(
+    runs: pd.DataFrame, rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], **more: Any
+) -> Plan:
+    """Table 1 of ``rows``: what a Row is made of, but for its runs. Those are all of its method,
+    or with ``k`` in a row those with that k."""
+    made = []
+    for row in rows:
+        own = runs["method"] == row["method"]
+        if "k" in row:
+            own &= np.array([one.get("method.k") == row["k"] for one in settings_of(runs)])
+        fields = {key: value for key, value in row.items() if key != "k"}
+        made.append(Row(**fields, runs=runs.loc[own, "run"].tolist()))
+    return Plan(**{"table": 1, "rows": made, "tasks": tasks, **more})
 
 
 def make_run(

@@ -8,14 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import make_run, predictions
+from synthetic import make_plan, make_run, predictions
 
-from lora2.report import plan, stats, store
+from lora2.report import stats, store
 from lora2.report.compare import COLUMNS, compare
 
-PLAN = {"table": 1, "tasks": ["rte"],
-        "rows": [{"label": "LoRA", "method": "lora"},
-                 {"label": "LoRA2", "method": "lora2", "ours": True}]}  # fmt: skip
+ROWS = [{"label": "LoRA", "method": "lora", "against": "LoRA2"},
+        {"label": "LoRA2", "method": "lora2", "ours": True}]  # fmt: skip
+
+
+def compared(folder: Path, tasks: tuple[str, ...] = ("rte",), rows: list = ROWS) -> pd.DataFrame:
+    runs = store.read(folder)
+    return compare(make_plan(runs, rows, tasks), runs, folder)
 
 
 def test_paired_by_seed_over_common_seeds_only(tmp_path: Path) -> None:
@@ -24,7 +28,7 @@ def test_paired_by_seed_over_common_seeds_only(tmp_path: Path) -> None:
         make_run(tmp_path, f"o{seed}", seed=seed, score=ours[seed])
         make_run(tmp_path, f"t{seed}", seed=seed, score=theirs[seed], method="lora")
     make_run(tmp_path, "o3", seed=3, score=0.1)
-    got = compare(plan.parse(PLAN), store.read(tmp_path), tmp_path)
+    got = compared(tmp_path)
     assert list(got.columns) == COLUMNS and len(got) == 1
     line = got.iloc[0]
     assert (line["label"], line["against"], line["n"]) == ("LoRA", "LoRA2", 3)
@@ -46,7 +50,7 @@ def test_paired_by_example_merges_seeds(tmp_path: Path) -> None:
         shuffled = predictions(label, theirs).sample(frac=1, random_state=seed)
         make_run(tmp_path, f"t{seed}", seed=seed, method="lora", guesses=shuffled)
         expected.append(stats.mcnemar(ours == label, theirs == label))
-    line = compare(plan.parse(PLAN), store.read(tmp_path), tmp_path).iloc[0]
+    line = compared(tmp_path).iloc[0]
     assert line["example_test"] == "exact McNemar (3 seeds)"
     assert line["example_p"] == pytest.approx(stats.merge(expected))
     assert line["example_p"] < 0.01
@@ -56,7 +60,7 @@ def test_different_examples_are_not_compared(tmp_path: Path) -> None:
     label = np.array([0, 1, 1, 0])
     make_run(tmp_path, "o", guesses=predictions(label, label))
     make_run(tmp_path, "t", method="lora", guesses=predictions(label[:3], label[:3]))
-    line = compare(plan.parse(PLAN), store.read(tmp_path), tmp_path).iloc[0]
+    line = compared(tmp_path).iloc[0]
     assert math.isnan(line["example_p"])
 
 
@@ -71,7 +75,7 @@ def test_mnli_splits_are_tested_apart(tmp_path: Path) -> None:
 
     make_run(tmp_path, "o", task="mnli", guesses=both(label))
     make_run(tmp_path, "t", task="mnli", method="lora", guesses=both(wrong))
-    got = compare(plan.parse({**PLAN, "tasks": ["mnli"]}), store.read(tmp_path), tmp_path)
+    got = compared(tmp_path, ("mnli",))
     p = got.set_index("metric")["example_p"]
     assert p["matched_accuracy"] == pytest.approx(2 / 2**30)
     assert p["mismatched_accuracy"] == 1.0
@@ -88,17 +92,17 @@ def test_correlations_are_bootstrapped_and_holm_is_over_the_table(tmp_path: Path
         guess = np.where(rng.random(200) < 0.7, label, 1 - label)
         make_run(tmp_path, f"c-{method}", task="cola", method=method,
                  guesses=predictions(label, guess))  # fmt: skip
-    got = compare(plan.parse({**PLAN, "tasks": ["stsb", "cola"]}), store.read(tmp_path), tmp_path)
+    got = compared(tmp_path, ("stsb", "cola"))
     assert got["example_test"].tolist() == ["paired bootstrap (1 seed)"] * 2
     assert got["example_p"][0] < 0.01 < got["example_p"][1]
     assert got["example_p_holm"].tolist() == stats.holm(got["example_p"].tolist())
     assert got["example_p_holm"][0] == pytest.approx(2 * got["example_p"][0])
 
 
-def test_without_folders_seeds_are_still_compared(tmp_path: Path) -> None:
+def test_without_predictions_seeds_are_still_compared(tmp_path: Path) -> None:
     make_run(tmp_path, "o")
     make_run(tmp_path, "t", method="lora", score=0.7)
-    line = compare(plan.parse(PLAN), store.read(tmp_path)).iloc[0]
+    line = compared(tmp_path).iloc[0]
     assert line["difference"] == pytest.approx(10.0) and line["seed_test"] == "none (n=1)"
-    empty = compare(plan.parse({**PLAN, "rows": PLAN["rows"][1:]}), store.read(tmp_path))
+    empty = compared(tmp_path, rows=ROWS[1:])
     assert empty.empty and list(empty.columns) == COLUMNS

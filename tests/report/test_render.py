@@ -9,19 +9,21 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import make_run
+from synthetic import make_plan, make_run
 
-from lora2.report import escape, plan, render, store
+from lora2.report import escape, render, store
 
 LABEL = "A_B|C & 50% *x* <k> $1$"
-PLAN = {"table": 1, "tasks": ["rte", "qqp"], "seeds": [0, 1], "title": "GLUE",
-        "rows": [{"label": LABEL, "method": "lora", "paper_row": {"method": "lora", "rank": 1}},
-                 {"label": "LoRA2 (k=1)", "method": "lora2", "ours": True,
-                  "paper_row": {"method": "lora2", "rank": 1}}]}  # fmt: skip
+ROWS = [{"label": LABEL, "method": "lora", "paper_row": {"method": "lora", "rank": 1},
+         "against": "LoRA2 (k=1)"},
+        {"label": "LoRA2 (k=1)", "method": "lora2", "ours": True,
+         "paper_row": {"method": "lora2", "rank": 1}}]  # fmt: skip
 
 
-def written(folder: Path, profile: str, data: dict | None = None) -> dict[str, str]:
-    paths = render.write(plan.parse(data or PLAN), store.read(folder), folder, profile)
+def written(folder: Path, profile: str, seeds: tuple[int, ...] = (0, 1)) -> dict[str, str]:
+    runs = store.read(folder)
+    the_plan = make_plan(runs, ROWS, ["rte", "qqp"], seeds=seeds, title="GLUE")
+    paths = render.write(the_plan, runs, folder, profile)
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -86,7 +88,7 @@ def test_notes_stand_under_the_table(folder: Path) -> None:
     make_run(folder, "o2", seed=2, commit="other")
     clean = written(folder, "paper")["table1.md"]
     assert "mixed" not in clean  # seed 2 is not in the plan
-    files = written(folder, "paper", {**PLAN, "seeds": [0, 1, 2]})
+    files = written(folder, "paper", (0, 1, 2))
     assert "- Runs of 2 commits are mixed: abc123, other." in files["table1.md"]
     assert "Runs of 2 commits are mixed" in files["table1.tex"]
 
@@ -104,16 +106,6 @@ def test_csv_is_the_long_form_and_writing_again_changes_nothing(folder: Path) ->
     frame = pd.read_csv(folder / "table1.csv")
     assert len(frame) == 2 * 3 + 1  # three metrics each, one average
     assert {"mean", "std", "last_mean", "paper", "difference", "n", "diverged"} <= set(frame)
-
-
-def test_a_table_of_times_has_no_last_score(tmp_path: Path) -> None:
-    make_run(tmp_path, "a", seconds_per_step=1.234)
-    data = {"table": 2, "tasks": ["rte"], "metrics": {"rte": ["seconds_per_step"]},
-            "rows": [{"label": "LoRA2", "method": "lora2", "ours": True,
-                      "paper_row": {"column": "lora2_s_per_it"}}]}  # fmt: skip
-    text = written(tmp_path, "paper", data)["table2.md"]
-    assert "1.23" in text and "1.65" in text and "last step" not in text
-    assert "Seconds per optimiser step" in text
 
 
 def test_a_plan_without_any_run_prints_an_empty_table(tmp_path: Path) -> None:

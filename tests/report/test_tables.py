@@ -7,21 +7,26 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic import make_run
+from synthetic import make_plan, make_run
 
 from lora2.report import paper_tables, plan, store, tables
 
 ROWS = [
-    {"label": "LoRA (r=8)", "method": "lora", "match": {"method.r": 8},
-     "paper_row": {"method": "lora", "rank": 8}},
-    {"label": "LoRA2 (k=1)", "method": "lora2", "match": {"method.k": 1}, "ours": True},
-    {"label": "LoRA2 (k=8)", "method": "lora2", "match": {"method.k": 8}, "ours": True,
+    {"label": "LoRA (r=8)", "method": "lora", "paper_row": {"method": "lora", "rank": 8},
+     "against": "LoRA2 (k=8)"},
+    {"label": "LoRA2 (k=1)", "method": "lora2", "k": 1, "ours": True, "against": "LoRA2 (k=8)"},
+    {"label": "LoRA2 (k=8)", "method": "lora2", "k": 8, "ours": True,
      "paper_row": {"method": "lora2", "rank": 8}},
 ]  # fmt: skip
 
 
-def make_plan(tasks: list[str], seeds: list[int] | None = None, **more: object) -> plan.Plan:
-    return plan.parse({"table": 1, "rows": ROWS, "tasks": tasks, "seeds": seeds, **more})
+def built(
+    folder: Path, tasks: list[str], seeds: list[int] | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """The cells of Table 1 from the runs in ``folder``, and what is said under it."""
+    runs = store.read(folder)
+    the_plan = make_plan(runs, ROWS, tasks, seeds=seeds)
+    return tables.build(the_plan, runs), tables.flags(the_plan, runs)
 
 
 def cell_of(frame: pd.DataFrame, label: str, task: str, metric: str | None = None) -> pd.Series:
@@ -35,7 +40,7 @@ def cell_of(frame: pd.DataFrame, label: str, task: str, metric: str | None = Non
 def test_cell_mean_last_paper_and_difference(tmp_path: Path) -> None:
     for seed, score in enumerate([0.80, 0.82, 0.87]):
         make_run(tmp_path, f"a{seed}", seed=seed, score=score, settings={"k": 8}, last=0.7)
-    frame = tables.build(make_plan(["rte"], [0, 1, 2]), store.read(tmp_path))
+    frame, _ = built(tmp_path, ["rte"], [0, 1, 2])
     got = cell_of(frame, "LoRA2 (k=8)", "rte")
     assert (got["n"], got["planned"], got["seeds"]) == (3, 3, "0 1 2")
     assert got["mean"] == pytest.approx(83.0) and got["std"] == pytest.approx(math.sqrt(13))
@@ -53,12 +58,12 @@ def test_lost_runs_are_counted_and_never_averaged(tmp_path: Path) -> None:
     make_run(tmp_path, "twice1", seed=4, score=0.1, settings={"k": 8})
     make_run(tmp_path, "twice2", seed=4, score=0.2, settings={"k": 8})
     make_run(tmp_path, "unplanned", seed=9, score=0.1, settings={"k": 8})
-    the_plan, runs = make_plan(["rte"], [0, 1, 2, 3, 4, 5]), store.read(tmp_path)
-    got = cell_of(tables.build(the_plan, runs), "LoRA2 (k=8)", "rte")
+    frame, flags = built(tmp_path, ["rte"], [0, 1, 2, 3, 4, 5])
+    got = cell_of(frame, "LoRA2 (k=8)", "rte")
     counts = got[["n", "failed", "diverged", "ambiguous", "missing", "planned"]].tolist()
     assert counts == [1, 2, 1, 1, 1, 6]
     assert got["mean"] == pytest.approx(80.0)
-    notes = " ".join(tables.flags(the_plan, runs))
+    notes = " ".join(flags)
     assert "twice1, twice2" in notes and "not averaged" in notes
 
 
@@ -68,18 +73,17 @@ def test_average_follows_the_papers_rule(tmp_path: Path) -> None:
     for task in tasks:
         scores = {m: printed[(task, m)] / 100 for m in paper_tables.TASK_METRICS[task]}
         make_run(tmp_path, task, task=task, score=scores, settings={"k": 8})
-    the_plan, runs = make_plan(tasks, [0]), store.read(tmp_path)
-    got = cell_of(tables.build(the_plan, runs), "LoRA2 (k=8)", "average")
+    frame, flags = built(tmp_path, tasks, [0])
+    got = cell_of(frame, "LoRA2 (k=8)", "average")
     assert got["mean"] == pytest.approx(89.431875)
     assert got["paper"] == pytest.approx(89.431875) and got["difference"] == pytest.approx(0)
-    assert any("prints an average of 89.68, its cells give 89.43" in n
-               for n in tables.flags(the_plan, runs))  # fmt: skip
+    assert any("prints an average of 89.68, its cells give 89.43" in note for note in flags)
 
 
 def test_average_needs_every_task(tmp_path: Path) -> None:
     make_run(tmp_path, "a", task="rte", settings={"k": 8})
     make_run(tmp_path, "b", task="mrpc", status="diverged", settings={"k": 8})
-    frame = tables.build(make_plan(["rte", "mrpc"], [0]), store.read(tmp_path))
+    frame, _ = built(tmp_path, ["rte", "mrpc"], [0])
     assert "average" not in set(frame["task"])
 
 
@@ -88,52 +92,30 @@ def test_average_over_seeds_has_a_deviation_only_if_seeds_agree(tmp_path: Path) 
         make_run(tmp_path, f"r{seed}", task="rte", seed=seed, score=0.8 + seed / 10,
                  settings={"k": 8})  # fmt: skip
         make_run(tmp_path, f"m{seed}", task="mrpc", seed=seed, score=0.6, settings={"k": 8})
-    the_plan = make_plan(["rte", "mrpc"])
-    got = cell_of(tables.build(the_plan, store.read(tmp_path)), "LoRA2 (k=8)", "average")
+    got = cell_of(built(tmp_path, ["rte", "mrpc"])[0], "LoRA2 (k=8)", "average")
     assert got["n"] == 2 and got["mean"] == pytest.approx(72.5)
     assert got["std"] == pytest.approx(5 / math.sqrt(2)) and got["seeds"] == "0 1"
     make_run(tmp_path, "m2", task="mrpc", seed=2, score=0.9, settings={"k": 8})
-    got = cell_of(tables.build(the_plan, store.read(tmp_path)), "LoRA2 (k=8)", "average")
+    got = cell_of(built(tmp_path, ["rte", "mrpc"])[0], "LoRA2 (k=8)", "average")
     assert got["mean"] == pytest.approx((85 + 70) / 2) and math.isnan(got["std"])
     assert got["seeds"] == ""
 
 
-def test_rows_are_matched_by_settings_and_columns(tmp_path: Path) -> None:
-    make_run(tmp_path, "k1", settings={"k": 1, "target_modules": ["query", "key"]})
-    make_run(tmp_path, "k8", settings={"k": 8, "target_modules": ["query"]}, protocol="equal")
-    runs = store.read(tmp_path)
-
-    def chosen(**row: object) -> list[str]:
-        return plan.select(runs, plan.Row(label="x", method="lora2", **row))["run"].tolist()
-
-    assert chosen(match={"method.k": 1}) == ["k1"]
-    assert chosen(match={"method.k": 8.0, "protocol": "equal"}) == ["k8"]
-    assert chosen(match={"method.target_modules": ["query", "key"]}) == ["k1"]
-    assert chosen(match={"method.absent": None}) == []
-    assert chosen(runs=["k8"]) == ["k8"]
-    assert chosen() == ["k1", "k8"]
-    assert plan.select(runs, plan.Row(label="x", method="lora")).empty
-
-
-def test_seconds_per_step_is_a_table_too(tmp_path: Path) -> None:
-    make_run(tmp_path, "a", settings={"k": 8}, seconds_per_step=1.5)
-    data = {"table": 2, "tasks": ["rte"], "metrics": {"rte": ["seconds_per_step"]},
-            "rows": [{"label": "LoRA2", "method": "lora2", "ours": True,
-                      "paper_row": {"column": "lora2_s_per_it"}}]}  # fmt: skip
-    frame = tables.build(plan.parse(data), store.read(tmp_path))
-    got = cell_of(frame, "LoRA2", "rte")
-    assert (got["mean"], got["paper"]) == (1.5, 1.65) and math.isnan(got["last_mean"])
+def test_rows_take_the_runs_they_name(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        make_run(tmp_path, name)
+    row = plan.Row(label="x", method="lora2", runs=["c", "a", "gone"])
+    assert plan.select(store.read(tmp_path), row)["run"].tolist() == ["a", "c"]
 
 
 def test_mixed_conditions_are_flagged(tmp_path: Path) -> None:
     make_run(tmp_path, "a", seed=0, settings={"k": 8}, commit="aaa", device="cpu")
-    the_plan = make_plan(["rte"])
-    clean = tables.flags(the_plan, store.read(tmp_path))
+    _, clean = built(tmp_path, ["rte"])
     assert not any("mixed" in note or "uncommitted" in note for note in clean)
     make_run(tmp_path, "b", seed=1, settings={"k": 8}, commit="bbb", device="gpu", dirty=True,
              torch="2.14.0", data_marks="unofficial validation", data_fingerprint="f2")  # fmt: skip
     make_run(tmp_path, "unused", method="sora", commit="ccc")
-    text = " ".join(tables.flags(the_plan, store.read(tmp_path)))
+    text = " ".join(built(tmp_path, ["rte"])[1])
     for part in ("2 commits are mixed: aaa, bbb", "2 devices", "2 torch versions",
                  "1 of 2 runs come from a tree with uncommitted changes",
                  "Data of rte: unofficial validation",
@@ -142,29 +124,47 @@ def test_mixed_conditions_are_flagged(tmp_path: Path) -> None:
     assert "peft" not in text
 
 
-def test_reference_rows() -> None:
-    the_plan = make_plan(["rte"])
-    lora, small, large = the_plan.rows
-    assert the_plan.reference(lora) is small  # the next of ours below
-    assert the_plan.reference(small) is large and the_plan.reference(large) is None
-    data = [{**row, "against": "LoRA2 (k=8)"} for row in ROWS[:1]] + ROWS[1:]
-    named = plan.parse({"table": 1, "rows": data, "tasks": ["rte"]})
-    assert named.reference(named.rows[0]) is named.rows[2]
-    none = plan.parse({"table": 1, "rows": ROWS[:1], "tasks": ["rte"]})
-    assert none.reference(none.rows[0]) is None
+def test_a_best_score_of_more_evaluations_is_flagged(tmp_path: Path) -> None:
+    make_run(tmp_path, "a", method="lora", evaluations=31)
+    make_run(tmp_path, "b", settings={"k": 1}, evaluations=12)
+    make_run(tmp_path, "c", settings={"k": 8}, evaluations=12)
+    make_run(tmp_path, "d", task="mrpc", method="lora", evaluations=9)
+    make_run(tmp_path, "e", task="mrpc", settings={"k": 8}, evaluations=9)
+    make_run(tmp_path, "f", task="mrpc", settings={"k": 1}, status="failed", evaluations=2)
+    flags = [note for note in built(tmp_path, ["rte", "mrpc"])[1] if "evaluations" in note]
+    assert flags == [
+        "rte: the best score is of a different number of evaluations: 12 (LoRA2 (k=1) / "
+        "LoRA2 (k=8)), 31 (LoRA (r=8)); more of them favour a row."
+    ]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("settings", "step_best", "early"),
     [
-        ({"tasks": ["wnli"]}, "unknown task 'wnli'"),
-        ({"row": []}, "not row"),
-        ({"rows": [{"label": "x"}]}, "needs label and method"),
-        ({"rows": [{"label": "x", "method": "lora", "macth": {}}]}, "needs label and method"),
-        ({"rows": [ROWS[0], ROWS[0]]}, "share a label"),
-        ({"rows": [{**ROWS[0], "against": "no such"}]}, "which is no row"),
+        ({"r": 8, "target_r": 2, "tfinal": 40}, 59, True),
+        ({"r": 8, "target_r": 2, "tfinal": 40}, 60, False),  # pruned for the last time at 60
+        ({"init_r": 12, "target_r": 8, "tfinal": 40}, 59, True),
+        ({"r": 8, "target_r": 8, "tfinal": 40}, 1, False),
+        ({"r": 8, "target_r": None, "tfinal": 40}, 1, False),
+        ({"r": 8, "xi": 0.001}, 99, True),  # gates move until the last step
+        ({"r": 8, "xi": 0.001}, 100, False),
+        ({"r": 8, "xi": 0.0, "xi_max": 0.001}, 99, True),
+        ({"r": 8, "xi": 0.0, "xi_max": None}, 99, False),
+        ({"r": 8}, 1, False),
     ],
 )
-def test_wrong_plans_are_refused(change: dict[str, object], message: str) -> None:
-    with pytest.raises(plan.PlanError, match=message):
-        plan.parse({"table": 1, "rows": ROWS, "tasks": ["rte"], **change})
+def test_a_best_score_before_the_ranks_were_final_is_flagged(
+    tmp_path: Path, settings: dict[str, object], step_best: int, early: bool
+) -> None:
+    make_run(tmp_path, "a", settings={"k": 8, **settings}, steps=100, step_best=step_best)
+    make_run(tmp_path, "b", seed=1, settings={"k": 8}, steps=100, step_best=1)
+    flags = [note for note in built(tmp_path, ["rte"])[1] if "not final" in note]
+    expected = ["LoRA2 (k=8): 1 of 2 best scores (rte) are of a step at which the ranks were not "
+                "final yet; the kept ranks are those of the last step."]  # fmt: skip
+    assert flags == (expected if early else [])
+
+
+def test_the_reference_is_the_row_that_is_named() -> None:
+    rows = [plan.Row("a", "lora", [], against="b"), plan.Row("b", "lora2", [])]
+    the_plan = plan.Plan(1, rows, ["rte"])
+    assert the_plan.reference(rows[0]) is rows[1] and the_plan.reference(rows[1]) is None
