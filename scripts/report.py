@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora2.experiment.compose import options
-from lora2.experiment.problems import ConfigError
-from lora2.experiment.request import parse
+from lora2.experiment.disk import DiskFull, explained
+from lora2.experiment.problems import ConfigError, Problem
+from lora2.experiment.request import Request, parse
+from lora2.experiment.tableplan import TablePlan, load_table
 
 USAGE = (
     "usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] "
@@ -32,40 +34,64 @@ def main(argv: Sequence[str]) -> int:
     if not any(word.startswith("profile=") for word in words):
         words.append(f"profile={folder.name}")
     try:
-        return report(folder, words)
+        with explained(folder):
+            return report(folder, words)
     except (ConfigError, StoreError) as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)
         return 2
+    except DiskFull as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def report(folder: Path, words: Sequence[str]) -> int:
     """Write runs.csv and the tables; of those not asked for by name, skip the empty ones."""
-    from lora2.experiment import reporting
+    asked = any(word.startswith("table=") for word in words)
+    if not folder.is_dir():
+        raise ConfigError([Problem("results folder", str(folder), "an existing folder")])
+    request = parse(words, default_tables=options("table"))
+    plans = known_plans(request, asked)
+    from lora2.experiment import reporting, timetable  # with torch, so not before all is checked
     from lora2.report import store
 
-    asked = any(word.startswith("table=") for word in words)
-    request = parse(words, default_tables=options("table"))
     runs = store.collect(folder)
     print(f"wrote {folder / 'runs.csv'}: {len(runs)} runs")
     code = 0
-    for plan in request.plans:
-        if plan.kind == "times":
-            continue  # measured by scripts/reproduce.py, not made of runs
+    for plan in plans:
+        asked_for = (plan, request.profile, folder, request.seeds, request.extra)
         try:
-            if not reporting.is_official(plan, request.extra):
-                asked_for = (plan, request.profile, folder, request.seeds, request.extra)
+            if plan.kind == "times":  # measured by scripts/reproduce.py, not made of runs
+                written = timetable.rewrite(load_table(plan.name), request.profile, folder)
+            elif not reporting.is_official(plan, request.extra):
                 print(reporting.print_table(*asked_for))
                 continue
-            written = reporting.report_table(
-                plan, request.profile, folder, request.seeds, request.extra, runs
-            )
-        except (store.StoreError, FileNotFoundError, ConfigError) as error:
+            else:
+                written = reporting.report_table(*asked_for, runs)
+        except (store.StoreError, FileNotFoundError) as error:
             if asked:
                 print(f"{plan.name}: {error}", file=sys.stderr)
                 code = 1
             continue
         print("\n".join(f"wrote {path}" for path in written))
     return code
+
+
+def known_plans(request: Request, asked: bool) -> list[TablePlan]:
+    """Return the tables that the words fit: all of those asked for by name, else at least one.
+
+    Raises:
+        ConfigError: every problem of every run of those that they do not fit.
+    """
+    plans, problems = [], dict[str, Problem]()
+    for plan in request.plans:
+        try:
+            request.jobs_of(plan)
+            plans.append(plan)
+        except ConfigError as error:
+            problems |= {str(problem): problem for problem in error.problems}
+    if problems and (asked or not plans):
+        raise ConfigError(problems.values())
+    return plans
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from lora2.experiment.disk import DiskFull, explained
 from lora2.experiment.paths import log_file
 from lora2.experiment.problems import ConfigError
+from lora2.experiment.publish import tidy
 from lora2.experiment.request import Request, parse, results_folders
 from lora2.experiment.sweep import plan_workers, run_all, unfinished
 from lora2.experiment.tableplan import Job, TablePlan, distinct
@@ -45,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
+    except DiskFull as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def reproduce(request: Request) -> int:
@@ -65,6 +70,9 @@ def reproduce(request: Request) -> int:
 
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; None when they were handed to a cluster and not waited for."""
+    for folder in results_folders({"": jobs}):
+        with explained(Path(folder)):
+            tidy(Path(folder))
     left = unfinished(jobs)
     if jobs:
         print(f"{len(jobs)} runs, {len(jobs) - len(left)} finished already", flush=True)
@@ -72,7 +80,10 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
         return []
     already = len(jobs) - len(left)
     if request.cluster == "local":
-        return run_all(left, plan_workers(left, request.workers), already)
+        outcomes = run_all(left, plan_workers(left, request.workers), already)
+        if any(one.disk_full for one in outcomes):
+            print(f"{len(left) - len(outcomes)} runs were not begun for want of room")
+        return outcomes
     from lora2.experiment import slurm
 
     folder = Path(left[0].resolved.config.results.dir)
@@ -92,8 +103,9 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
     for plan in request.plans:
         for folder in map(Path, results_folders({plan.name: found[plan.name]})):
             try:
-                write_table(request, plan, found[plan.name], folder)
-            except (StoreError, FileNotFoundError) as error:
+                with explained(folder):
+                    write_table(request, plan, found[plan.name], folder)
+            except (StoreError, OSError) as error:
                 print(f"{plan.name}: not written: {error}", file=sys.stderr)
                 complete = False
     return complete

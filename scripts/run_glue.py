@@ -12,10 +12,11 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from lora2.experiment.compose import overridden
 from lora2.experiment.config import Resolved, resolve, run_name
-from lora2.experiment.lock import hold
 from lora2.experiment.paths import lock_file
 from lora2.experiment.problems import ConfigError
+from lora2.experiment.publish import alone
 
 USAGE = "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [key=value ...]"
 
@@ -32,12 +33,12 @@ def main(argv: list[str]) -> int:
         return 2
     main_process = os.environ.get("RANK", "0") == "0"
     if main_process:
-        announce(resolved)
+        announce(resolved, overridden(argv))
     return execute(resolved, progress=main_process and sys.stderr.isatty())
 
 
-def announce(resolved: Resolved) -> None:
-    """Print what is about to run, and what was fitted to the run's length."""
+def announce(resolved: Resolved, overridden: list[str]) -> None:
+    """Print what is about to run, which words count, and what was fitted to the run's length."""
     config = resolved.config
     print(f"run {run_name(config)}")
     print(
@@ -45,7 +46,7 @@ def announce(resolved: Resolved) -> None:
         f"{config.protocol}, seed {config.seed}, {resolved.steps or '?'} steps of "
         f"{config.train.batch_size}"
     )
-    for note in resolved.notes:
+    for note in [*overridden, *resolved.notes]:
         print(f"  {note}")
 
 
@@ -59,29 +60,29 @@ def execute(resolved: Resolved, progress: bool) -> int:
     transformers_logging.set_verbosity_error()  # a head that is new is no news here
     transformers_logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
-    lock = lock_file(resolved.config)
+    config, lock = resolved.config, lock_file(resolved.config)
     try:
-        with hold(lock, wait=False) if main_process else nullcontext(True) as held:
+        with alone(config, wait=False) if main_process else nullcontext(True) as held:
             if not held:
                 print(f"another process is at this run: it holds {lock}", file=sys.stderr)
                 return 1
-            folder = run(resolved.config, progress=progress)
+            folder = run(config, progress=progress)
+        if main_process:
+            print_result(folder)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    if main_process:
-        print_result(folder)
     return 0
 
 
 def print_result(folder: Path) -> None:
     """Print the scores and counts of a finished run."""
-    import pandas as pd
+    from lora2.report.store import read_run
 
-    row = pd.read_csv(folder / "metrics.csv").iloc[0]
+    row = read_run(folder).iloc[0]
     print(
         f"{row['task']} {row['method']}: best {row['score_best']:.2f} (step {row['step_best']}), "
         f"last {row['score_last']:.2f}; adapter {row['params_adapter']:,} parameters "

@@ -15,8 +15,18 @@ def newest_whole(work: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def drop_partial(work: Path) -> None:
-    """Remove checkpoints whose writing was cut off, so that nobody resumes from one."""
+def keep_only(work: Path, kept: Path | None) -> None:
+    """Remove every checkpoint in ``work`` but ``kept``.
+
+    Each loses its last file first: a process killed here leaves none that looks whole.
+    """
     for path in work.glob("checkpoint-*"):
-        if not (path / LAST_FILE).is_file():
+        if path != kept:
+            (path / LAST_FILE).unlink(missing_ok=True)
             shutil.rmtree(path)
+
+
+def forget(work: Path) -> None:
+    """Remove all checkpoints of a run that is over, and their folder."""
+    keep_only(work, None)
+    shutil.rmtree(work, ignore_errors=True)

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lora2.experiment.check_encoder import check_encoder
+from lora2.experiment.check_peft import check_peft
 from lora2.experiment.problems import Problem
+from lora2.glue.tasks import TASKS
 
+# A name on the hub: OWNER/NAME, or the few old ones without an owner.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 Tree = dict[str, Any]
 
 
-def check_combinations(tree: Tree, steps: int | None) -> list[Problem]:
-    """Return every impossible combination in ``tree``; ``steps`` is the run's length or None.
+def check_combinations(
+    tree: Tree, steps: int | None, rows: int | None, typed: set[str]
+) -> list[Problem]:
+    """Return every impossible combination in ``tree``, where the keys ``typed`` were typed.
 
-    A value of the wrong type is skipped here: the schema has already named it.
+    ``steps`` is the run's length and ``rows`` what it trains on, None where not known yet. A value
+    of the wrong type is skipped here: the schema has already named it.
     """
-    found: list[Problem] = []
-    sections = ("method", "train", "data", "backbone")
+    found = list(_without_effect(tree["train"], tree["backbone"], typed))
+    sections = ("method", "train", "data", "backbone", "results")
     tree = {key: tree[key] if isinstance(tree[key], dict) else {} for key in sections} | {
-        "task": tree["task"]
-    }
+        "task": tree["task"], "rows": rows,
+    }  # fmt: skip
     checks: tuple[Callable[[Tree, int | None], Iterator[Problem]], ...] = (
-        _ranks, _allocation, _length, _warmup, _batch, _data, _backbone,
+        _ranks, _allocation, _length, _warmup, _batch, _data, _backbone, _attention, _targets,
+        _gates, _results,
     )  # fmt: skip
     for check in checks:
         found += check(tree, steps)
-    return found
+    return found + check_encoder(tree) + check_peft(tree["method"])
 
 
 def _int(section: Any, key: str) -> int | None:
@@ -88,6 +98,8 @@ def _batch(tree: Tree, steps: int | None) -> Iterator[Problem]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if batch is None or batch < 1:
         return
+    if tree["rows"] is not None and batch > tree["rows"]:
+        yield Problem("train.batch_size", batch, f"at most the {tree['rows']} training rows")
     if batch % world:
         yield Problem("train.batch_size", batch, f"a multiple of the {world} processes launched")
     elif micro is not None and micro >= 1 and (batch // world) % micro:
@@ -107,19 +119,24 @@ def _data(tree: Tree, steps: int | None) -> Iterator[Problem]:
         elif not Path(folder).expanduser().is_dir():
             yield Problem("data.dir", folder, "an existing folder of <task>/<split>.parquet files")
         else:
-            yield from _files(Path(folder).expanduser() / str(tree["task"]), data)
-    if source == "embedded" and (data.get("train") != "train" or data.get("validation")):
-        name = "data.validation" if data.get("train") == "train" else "data.train"
-        yield Problem(
-            name, tree["data"].get(name[5:]), "the embedded tasks have official splits only"
-        )
+            task = str(tree["task"])
+            yield from _files(Path(folder).expanduser() / task, task, data)
+    official = TASKS[tree["task"]].validation_splits if tree["task"] in TASKS else ()
+    if data.get("train") == "train_subset" and source != "folder":
+        yield Problem("data.train", "train_subset", f"train: source={source} has official splits")
+    chosen = data.get("validation")
+    unofficial = chosen == "validation_unofficial" and source != "folder"
+    if unofficial or (chosen is not None and len(official) > 1):
+        yield Problem("data.validation", chosen, f"null, for {' and '.join(official)}")
 
 
-def _files(folder: Path, data: Any) -> Iterator[Problem]:
+def _files(folder: Path, task: str, data: Any) -> Iterator[Problem]:
     there = sorted(path.stem for path in folder.glob("*.parquet"))
-    for key in ("train", "validation"):
-        name = data.get(key)
-        if isinstance(name, str) and name not in there:
+    official = TASKS[task].validation_splits if task in TASKS else ()
+    validation = [data["validation"]] if isinstance(data.get("validation"), str) else official
+    for key, name in [("train", data.get("train")), *(("validation", one) for one in validation)]:
+        shards = any(stem.startswith(f"{name}-0") for stem in there)  # a clone of nyu-mll/glue
+        if isinstance(name, str) and name not in there and not shards:
             allowed = (
                 f"one of {', '.join(there)}" if there else f"a file in {folder}: there is none"
             )
@@ -137,3 +154,61 @@ def _backbone(tree: Tree, steps: int | None) -> Iterator[Problem]:
         local = path.startswith((".", "/", "~")) or Path(path).exists()
         if local and not (Path(path).expanduser() / "config.json").is_file():
             yield Problem("backbone.path", path, "a folder with config.json, tokenizer and weights")
+        elif not local and not HUB_NAME.fullmatch(path):
+            yield Problem("backbone.path", path, "an existing folder, or a hub name OWNER/NAME")
+
+
+def _attention(tree: Tree, steps: int | None) -> Iterator[Problem]:
+    kind, targets = tree["backbone"].get("attention"), tree["backbone"].get("targets")
+    query = targets.get("query") if isinstance(targets, dict) else None
+    if not isinstance(query, str):
+        return
+    deberta = query.endswith("query_proj")  # so called in DeBERTa's disentangled attention alone
+    if kind == "flash" and not deberta:
+        allowed = "sdpa, eager or null: its kernels are for DeBERTa's attention"
+        yield Problem("backbone.attention", "flash", allowed)
+    if kind == "sdpa" and deberta:
+        allowed = "eager, flash or null: transformers has no sdpa for DeBERTa's position terms"
+        yield Problem("backbone.attention", "sdpa", allowed)
+
+
+def _targets(tree: Tree, steps: int | None) -> Iterator[Problem]:
+    chosen, known = tree["method"].get("target_modules"), tree["backbone"].get("targets")
+    if not isinstance(chosen, list) or not isinstance(known, dict):
+        return
+    for one in dict.fromkeys(str(target) for target in chosen):
+        if one not in known:
+            yield Problem("backbone.targets", known, f"a path for {one}, a target of the method")
+        if chosen.count(one) > 1:
+            yield Problem("method.target_modules", chosen, f"{one} once")
+
+
+def _gates(tree: Tree, steps: int | None) -> Iterator[Problem]:
+    xi, xi_max = tree["method"].get("xi"), tree["method"].get("xi_max")
+    if isinstance(xi, int | float) and isinstance(xi_max, int | float) and xi_max < xi:
+        yield Problem("method.xi_max", xi_max, f"at least method.xi, which is {xi}")
+
+
+def _results(tree: Tree, steps: int | None) -> Iterator[Problem]:
+    folder = tree["results"].get("dir")
+    if not isinstance(folder, str) or not folder:
+        return
+    place = Path(folder).absolute()
+    nearest = next(one for one in (place, *place.parents) if os.path.lexists(one))
+    if not nearest.is_dir():
+        yield Problem("results.dir", folder, f"a folder: {nearest} is a file")
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        yield Problem("results.dir", folder, f"a folder one may write to: {nearest} is not")
+
+
+def _without_effect(train: Any, backbone: Any, typed: set[str]) -> Iterator[Problem]:
+    """Typed words that another value, typed or not, would leave without any effect."""
+    if not isinstance(train, dict) or not isinstance(backbone, dict):
+        return
+    epochs, steps = train.get("num_train_epochs"), train.get("max_steps")
+    if "train.num_train_epochs" in typed and steps is not None:
+        allowed = f"nothing while train.max_steps is {steps}; add train.max_steps=null"
+        yield Problem("train.num_train_epochs", epochs, allowed)
+    path, revision = backbone.get("path"), backbone.get("revision")
+    if revision is not None and (path is None or Path(str(path)).expanduser().is_dir()):
+        yield Problem("backbone.revision", revision, "null: a folder has no revisions")

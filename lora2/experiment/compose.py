@@ -1,4 +1,4 @@
-"""From the command line to one nested dict: Hydra's groups and overrides, then our layers."""
+"""From the command line to one nested dict: Hydra's groups and overrides."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora2.experiment.problems import ConfigError, Problem, nearest
-from lora2.experiment.schema import METHODS
+from lora2 import safe_yaml
+from lora2.experiment.layers import GROUPS, copy
+from lora2.experiment.problems import ConfigError, Problem, field_names, nearest
+from lora2.experiment.schema import METHODS, RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = ("task", "method", "backbone")
-PATCH_KEYS = ("for", "seed", "method", "train")
-CONDITIONS = ("protocol", "method", "task", "backbone", "ranks")
+# What says which file was taken: another value would put a run under a name that is not its own.
+FIXED = ("method.name", "backbone.name", "backbone.profile")
 
 
 def options(group: str, configs: Path = CONFIGS) -> list[str]:
@@ -42,15 +43,14 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
         except HydraException:
             problems.append(Problem("command line", word, "every word must read key=value"))
             continue
-        key, value = override.key_or_group, override.value()
-        if not _is_plain(override):
-            problems.append(Problem(key, word, "one plain key=value; grids: scripts/reproduce.py"))
-        elif key not in GROUPS:
-            values[key] = value
-        elif value in options(key, configs):
+        key, value = override.key_or_group or "command line", override.value()
+        problem = _check_word(word, override, configs)
+        if problem is not None:
+            problems.append(problem)
+        elif key in GROUPS:
             choices[key] = str(value)
         else:
-            problems.append(Problem(key, value, nearest(str(value), options(key, configs))))
+            values[key] = value
     for group in ("task", "method"):
         if group not in choices and not any(problem.key == group for problem in problems):
             allowed = ", ".join(options(group, configs))
@@ -60,74 +60,99 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
     return choices, values
 
 
+def overridden(argv: list[str]) -> list[str]:
+    """Return a note for each word that a later one with the same key takes the place of."""
+    last = {word.partition("=")[0]: word for word in argv}
+    return [
+        f"{word}: {later} comes later and counts"
+        for word in argv
+        if (later := last[word.partition("=")[0]]) != word
+    ]
+
+
 def load(choices: dict[str, str], configs: Path = CONFIGS) -> dict[str, Any]:
     """Compose configs/config.yaml with the chosen groups by Hydra; return plain containers.
 
     Raises:
-        ConfigError: a YAML file cannot be read or composed.
+        ConfigError: a YAML file cannot be read or composed, or is not what its group needs.
     """
-    return _copy(_load(tuple(f"{group}={choices[group]}" for group in sorted(choices)), configs))
+    # Group by group, and cached: a table asks for the same files again for every cell.
+    base = _load("", "", configs)
+    problems = [
+        Problem(f"config.yaml: {key}", None, "this key is required")
+        for key in field_names(RunConfig)
+        if key not in (*GROUPS, *base)
+    ]
+    tree = dict(base)
+    for group, name in choices.items():
+        part = _load(group, name, configs)
+        others = {key: value for key, value in part.items() if base.get(key, ...) != value}
+        tree[group] = others.pop(group, base.get(group))
+        problems += [
+            Problem(f"{group}/{name}.yaml: {key}", value, f"only keys of {group} stand here")
+            for key, value in others.items()
+        ]
+    problems += [problem for group in GROUPS for problem in _check_group(tree, group, choices)]
+    if problems:
+        raise ConfigError(problems)
+    return {key: copy(value) for key, value in tree.items()}
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the plain values of a YAML file.
+
+    Raises:
+        ConfigError: not there, not text, or not the YAML that ``lora2.safe_yaml`` reads.
+    """
+    try:
+        return safe_yaml.load(path.read_text(encoding="utf-8"))
+    except safe_yaml.YamlError as error:
+        raise ConfigError([Problem(str(path), error.line, f"plain YAML; {error}")]) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("file", str(path), f"readable UTF-8 text; {error}")]) from error
 
 
 @functools.lru_cache
-def _load(words: tuple[str, ...], configs: Path) -> dict[str, Any]:
-    # Cached: a table asks for the same few dozen compositions again for every seed and row.
+def _load(group: str, name: str, configs: Path) -> dict[str, Any]:
+    # Hydra's own reader knows anchors and lets its errors through as they are.
+    for path in [configs / "config.yaml"] + [configs / group / f"{name}.yaml"] * bool(group):
+        if not isinstance(read_yaml(path), dict):
+            raise ConfigError([Problem(str(path), read_yaml(path), "a mapping of keys to values")])
+    words = [f"{group}={name}"] if group else []
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(configs)):
-            composed = compose(config_name="config", overrides=list(words))
+            composed = compose(config_name="config", overrides=words)
         tree = OmegaConf.to_container(composed, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([Problem(str(configs), list(words), str(error).strip())]) from error
+        raise ConfigError([Problem(str(configs), words, str(error).strip())]) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
 
 
-def apply_layers(tree: dict[str, Any], facts: dict[str, str]) -> dict[str, Any]:
-    """Merge what task, method and backbone files say for these ``facts`` (conditions' values).
-
-    Order, later wins: config.yaml and the method's own keys, the task's ``train`` block, then the
-    ``settings`` of method, task and backbone. Returns a new tree without any ``settings``.
-
-    Raises:
-        ConfigError: a patch holds an unknown condition or key.
-    """
-    merged = {key: _copy(value) for key, value in tree.items() if key != "task"}
-    merged["train"].update(tree["task"].get("train", {}))
-    problems: list[Problem] = []
-    for group in ("method", "task", "backbone"):
-        for patch in tree[group].get("settings") or []:
-            problems += _check_patch(group, patch)
-            if not problems and _holds(patch["for"], facts):
-                _merge(merged, {key: patch[key] for key in PATCH_KEYS[1:] if key in patch})
-        if group != "task":
-            merged[group].pop("settings", None)
-    unknown = set(tree["task"]) - {"name", "train", "settings"}
-    problems += [
-        Problem(f"task.{key}", tree["task"][key], nearest(key, ("name", "train", "settings")))
-        for key in sorted(unknown)
-    ]
-    if problems:
-        raise ConfigError(problems)
-    merged["task"] = tree["task"]["name"]
-    return merged
+def _check_word(word: str, override: Override, configs: Path) -> Problem | None:
+    key, value = override.key_or_group, override.value()
+    root = key.partition(".")[0]
+    if not _is_plain(override):
+        return Problem(key, word, "one plain key=value; grids: scripts/reproduce.py")
+    if "${" in str(value):
+        return Problem(key, value, "a plain value; ${...} is not filled in here")
+    if key in FIXED or (root == "task" and key != "task"):
+        known = ", ".join(options(root, configs))
+        return Problem(key, value, f"nothing: the file of {root} sets it; {root}=NAME of {known}")
+    if key in GROUPS and value not in options(key, configs):
+        return Problem(key, value, nearest(str(value), options(key, configs)))
+    return None
 
 
-def set_value(tree: dict[str, Any], dotted: str, value: Any) -> None:
-    """Set ``tree[a][b] = value`` for the key ``a.b``, making levels that are missing."""
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        if not isinstance(tree.get(parent), dict):
-            tree[parent] = {}
-        tree = tree[parent]
-    tree[last] = value
-
-
-def conditions(task: str, method: str, backbone: str, protocol: str, ranks: str) -> dict[str, str]:
-    """Return the facts that a patch's ``for`` may name; a method of PEFT's counts as ``peft``."""
-    kind = method if method in METHODS else "peft"
-    return {
-        "task": task, "method": kind, "backbone": backbone, "protocol": protocol, "ranks": ranks,
-    }  # fmt: skip
+def _check_group(tree: dict[str, Any], group: str, choices: dict[str, str]) -> list[Problem]:
+    section, name = tree.get(group), choices.get(group)
+    if not isinstance(section, dict):
+        return [Problem(group, section, "a section of keys and values, name among them")]
+    given = section.get("name")
+    free = group == "method" and given in METHODS  # another file of a method that is ours
+    if name is None or given == name or free:
+        return []
+    return [Problem(f"{group}/{name}.yaml: name", given, f"{name}, as the file is called")]
 
 
 def _is_plain(override: Override) -> bool:
@@ -136,46 +161,9 @@ def _is_plain(override: Override) -> bool:
 
 
 def _unknown_roots(values: dict[str, Any]) -> list[Problem]:
-    known = ("task", "method", "backbone", "protocol", "ranks", "seed", "train", "data", "results")
+    known = field_names(RunConfig)
     return [
         Problem(key, value, f"unknown key; {nearest(key.split('.')[0], known)}")
         for key, value in values.items()
         if key.split(".")[0] not in known
     ]
-
-
-def _check_patch(group: str, patch: Any) -> list[Problem]:
-    where = f"{group}.settings"
-    if not isinstance(patch, dict) or not isinstance(patch.get("for"), dict):
-        return [Problem(where, patch, f"each entry needs for: {{...}} and {PATCH_KEYS[1:]}")]
-    bad = [
-        Problem(f"{where}.{k}", patch[k], nearest(k, PATCH_KEYS))
-        for k in patch
-        if k not in PATCH_KEYS
-    ]
-    return bad + [
-        Problem(f"{where}.for.{key}", patch["for"][key], nearest(key, CONDITIONS))
-        for key in patch["for"]
-        if key not in CONDITIONS
-    ]
-
-
-def _holds(wanted: dict[str, Any], facts: dict[str, str]) -> bool:
-    return all(
-        facts[key] in (allowed if isinstance(allowed, list) else [allowed])
-        for key, allowed in wanted.items()
-    )
-
-
-def _merge(tree: dict[str, Any], patch: dict[str, Any]) -> None:
-    for key, value in patch.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = _copy(value)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return list(value) if isinstance(value, list) else value

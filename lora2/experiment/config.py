@@ -10,9 +10,11 @@ from typing import Any
 
 from lora2.experiment import compose
 from lora2.experiment.checks import check_combinations
+from lora2.experiment.layers import apply_layers, conditions, set_value
 from lora2.experiment.problems import ConfigError, Problem, check_section, field_names, nearest
 from lora2.experiment.schedule import fit, total_steps, train_rows
-from lora2.experiment.schema import METHODS, SECTIONS, Identity, Peft, RunConfig
+from lora2.experiment.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Train
+from lora2.glue.tasks import TASKS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,23 +34,43 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
     """
     choices, values = compose.parse(argv, configs)
     raw = compose.load(choices, configs)
-    facts = compose.conditions(
+    known = condition_values(configs)
+    protocol = _typed_or(values.get("protocol"), raw["protocol"])
+    protocol = _typed_or(protocol, raw["backbone"].get("protocol"))
+    ranks = values.get("ranks", raw["ranks"])
+    facts = conditions(
         task=choices["task"],
-        method=raw["method"].get("name", choices["method"]),
+        method=raw["method"]["name"],
         backbone=raw["backbone"]["name"],
-        protocol=values.get("protocol") or raw["protocol"] or raw["backbone"]["protocol"],
-        ranks=values.get("ranks", raw["ranks"]),
+        protocol=protocol if protocol in known["protocol"] else "equal",  # refused below
+        ranks=ranks if ranks in known["ranks"] else "paper",
     )
     no_encoder = {**raw, "backbone": {**raw["backbone"], "settings": []}}
-    published = compose.apply_layers(no_encoder, facts)
-    tree = compose.apply_layers(raw, facts)
+    published = apply_layers(no_encoder, facts, known)
+    tree = apply_layers(raw, facts, known)
     for key, value in values.items():
-        compose.set_value(tree, key, value)
-    if values.get("train.warmup_ratio") and "train.warmup_steps" not in values:
+        set_value(tree, key, value)
+    typed_ratio = values.get("train.warmup_ratio") and "train.warmup_steps" not in values
+    if typed_ratio and isinstance(tree["train"], dict):
         tree["train"]["warmup_steps"] = 0  # the ratio that was typed takes the place of the steps
-    tree["protocol"] = facts["protocol"]
+    tree["protocol"], tree["ranks"] = protocol, ranks
     _fill_defaults(tree)
     return _check(tree, published, set(values))
+
+
+def condition_values(configs: Path) -> dict[str, list[str]]:
+    """Return what each condition of a patch (``for: {method: lora2}``) may be."""
+    return {
+        "protocol": ["public", "equal"],
+        "ranks": ["paper", "public"],
+        "method": [*METHODS, "peft"],
+        "task": sorted(TASKS),
+        "backbone": compose.options("backbone", configs),
+    }
+
+
+def _typed_or(value: Any, default: Any) -> Any:
+    return default if value is None else value
 
 
 def _fill_defaults(tree: dict[str, Any]) -> None:
@@ -74,7 +96,9 @@ def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) 
     kind = METHODS.get(tree["method"].get("name"), Peft)
     problems += check_section("method", kind, tree["method"])
     notes: list[str] = []
-    steps: int | None = None
+    steps, rows = None, None
+    if not any(problem.key.startswith("train") for problem in problems):
+        problems += check_section("train", Train, published["train"])
     if not any(problem.key.startswith(("train", "data")) for problem in problems):
         rows = train_rows(tree)
         steps = total_steps(tree["train"], rows)
@@ -82,7 +106,7 @@ def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) 
         if steps is None and tree["data"]["source"] == "hub":
             allowed = "a number: the size of this training split is not known before loading"
             problems.append(Problem("train.max_steps", None, allowed))
-    problems += check_combinations(tree, steps)
+    problems += check_combinations(tree, steps, rows, explicit)
     problems += check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
     if problems:
         raise ConfigError(problems)

@@ -1,11 +1,8 @@
-"""The run folder: written under a temporary name and renamed, so it is whole or absent."""
+"""What a run folder holds: configuration, metrics, history, predictions, ranks, weights."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lora2.experiment.config import as_tree
-from lora2.experiment.paths import status
 from lora2.experiment.schema import RunConfig
 from lora2.glue.data import GlueData
-
-
-def publish(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary folder beside ``folder`` and rename it into place.
-
-    A failed run's folder is replaced; a finished one is never overwritten.
-
-    Raises:
-        FileExistsError: ``folder`` holds a finished run.
-    """
-    if status(folder) == "finished":
-        raise FileExistsError(f"{folder} holds a finished run; it is kept as it is")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        temporary.mkdir()
-        write(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_common(folder: Path, config: RunConfig, row: Mapping[str, Any]) -> None:

@@ -27,6 +27,8 @@ from lora2.experiment.schema import (
     Sora,
     Train,
 )
+from lora2.tuners.bitfit import in_head as in_head
+from lora2.tuners.bitfit import train_biases
 from lora2.tuners.lora2 import Lora2Config
 from lora2.tuners.lora_xs import LoraXsConfig
 from lora2.tuners.sora import SoraConfig
@@ -39,9 +41,11 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
     run's number of optimiser steps, for methods with a schedule.
 
     Raises:
-        ConfigError: a PEFT type or an argument of its config class is not known.
+        ConfigError: a PEFT type or an argument of its config class is not known; a name of a module
+            matches nothing in ``model``; a rank is more than its width.
     """
     method = config.method
+    check_model(model, config)
     if isinstance(method, Full):
         return model, None
     if isinstance(method, Bitfit):
@@ -54,16 +58,31 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
     return peft_model, tuner if hasattr(type(tuner), "training_state") else None
 
 
-def train_biases(model: nn.Module, head_modules: list[str]) -> None:
-    """Freeze everything but biases and the head (BitFit, arXiv 2106.10199)."""
-    for name, parameter in model.named_parameters():
-        head = in_head(name, head_modules)
-        parameter.requires_grad_(head or name.split(".")[-1] == "bias")
+def check_model(model: PreTrainedModel, config: RunConfig) -> None:
+    """Refuse what an encoder from the hub shows only when it is loaded.
 
-
-def in_head(name: str, head_modules: list[str]) -> bool:
-    """Tell whether a parameter's dotted name lies in one of the head's modules."""
-    return any(part in head_modules for part in name.split("."))
+    Raises:
+        ConfigError: naming every name of a module that matches nothing, and every rank too high.
+    """
+    names, backbone, method = dict(model.named_modules()), config.backbone, config.method
+    heads = [name.rpartition(".")[2] for name in names if name]  # BERT's pooler is bert.pooler
+    problems = [
+        Problem("backbone.head_modules", one, f"modules of its head; {nearest(one, heads)}")
+        for one in backbone.head_modules
+        if one not in heads
+    ]
+    targets = getattr(method, "target_modules", None) or []
+    for target in targets:
+        if not any(re.fullmatch(target_pattern([target], backbone), name) for name in names):
+            key, path = f"backbone.targets.{target}", backbone.targets[target]
+            problems.append(Problem(key, path, "the path of a matrix inside each layer"))
+    width = int(model.config.hidden_size)
+    for key in ("r", "k", "init_r"):
+        rank = getattr(method, key, None)
+        if rank is not None and rank > width:
+            problems.append(Problem(f"method.{key}", rank, f"at most {width}, the encoder's width"))
+    if problems:
+        raise ConfigError(problems)
 
 
 def target_pattern(targets: list[str], backbone: Backbone) -> str:

@@ -18,6 +18,11 @@ def work_dir(config: RunConfig) -> Path:
     return Path(config.results.dir) / "work" / run_name(config)
 
 
+def tokens_dir(config: RunConfig) -> Path:
+    """Return where the tokenised splits of a profile's runs are kept."""
+    return Path(config.results.dir) / "work" / "tokens"
+
+
 def lock_file(config: RunConfig) -> Path:
     """Return the file that is locked while a process is at the run."""
     return Path(config.results.dir) / "work" / f"{run_name(config)}.lock"

@@ -50,13 +50,9 @@ class Line:
 
 
 def key_of(job: Job) -> Key:
-    """Return what a step's cost hangs on: (row, task where real batches are at hand, tokens).
-
-    Tokens are those of a whole batch padded to its length.
-    """
-    config = job.resolved.config
-    task = config.task if config.data.source == "embedded" else ""
-    return job.row, task, config.train.max_seq_length * config.train.batch_size
+    """Return what a step's cost hangs on: (row, task, tokens at most in a batch)."""
+    train = job.resolved.config.train
+    return job.row, job.task, train.max_seq_length * train.batch_size
 
 
 def lines(jobs: Sequence[Job], costs: Costs) -> list[Line]:
@@ -100,27 +96,27 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
 def measure(
     jobs: Sequence[Job], budget: float = BUDGET, tell: Callable[[str], None] = print
 ) -> Costs:
-    """Take a few steps for each row and length that is left to do, the shortest first.
+    """Return what a step costs for each row, task and length that is left to do.
 
-    After ``budget`` seconds no new measurement starts; the others are scaled by tokens from the
-    same row, or from the first row where even that was not reached.
+    From the bench of this device where it holds them; the others take a few steps here, the
+    shortest first. After ``budget`` seconds no new measurement starts: what is left is scaled by
+    tokens from the same row, or from the first row where even that was not reached.
     """
-    from lora2.experiment.timing import Stepper, interleave
+    from lora2.experiment import bench_costs, timing
 
     wanted = {key_of(job): job for job in jobs}
-    started, costs = time.monotonic(), Costs()
-    for key in sorted(wanted, key=lambda key: key[2]):
+    costs = bench_costs.known(wanted, tell)
+    left = sorted(wanted.keys() - costs.keys(), key=lambda key: (key[2], key))
+    started = time.monotonic()
+    for key in left:
         if costs and time.monotonic() - started > budget:
             break
-        job = wanted[key]
-        steps = job.resolved.steps or 10_000
-
-        def build(job: Job = job, steps: int = steps) -> Stepper:
-            return Stepper(job.resolved.config, steps, real_batch(job.resolved.config))
-
-        found = interleave([build], rounds=3, warm_up=1)[0]
+        resolved = wanted[key].resolved
+        runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
+        batches = timing.batches(resolved.config, 3)
+        found = timing.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
         costs[key] = Cost(found.median, found.trainable, found.peak_memory_mb, True)
-        tell(f"  {key[0]}, {job.task}, {found.tokens} tokens: {found.median:.3f} s per step")
+        tell(f"  {key[0]}, {key[1]}, {found.tokens:.0f} tokens: {found.median:.3f} s per step")
     return costs | {key: _scaled(key, costs) for key in wanted if key not in costs}
 
 
@@ -130,25 +126,6 @@ def _scaled(key: Key, costs: Costs) -> Cost:
     nearest = min(own, key=lambda known: abs(known[2] - tokens))
     ratio, cost = tokens / nearest[2], costs[nearest]
     return Cost(cost.seconds * ratio, cost.trainable, cost.peak_memory_mb * max(1.0, ratio), False)
-
-
-def real_batch(config: RunConfig):
-    """Return a batch of the data itself where it is on this machine, else None (a full one).
-
-    Batches are padded to their longest example only, so a full one is the upper bound.
-    """
-    if config.data.source != "embedded":
-        return None
-    from transformers import AutoTokenizer, DataCollatorWithPadding
-
-    from lora2.embedded import encoder_path, make_split
-    from lora2.glue.tasks import get_task
-    from lora2.glue.tokenize import tokenize
-
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
-    frame = make_split(config.task, "train").head(config.train.batch_size)
-    rows = tokenize(frame, get_task(config.task), tokenizer, config.train.max_seq_length)
-    return dict(DataCollatorWithPadding(tokenizer)([rows[i] for i in range(len(rows))]))
 
 
 def render(found: Sequence[Line], distinct_runs: int, checkpoints_mb: float) -> str:
@@ -171,10 +148,10 @@ def render(found: Sequence[Line], distinct_runs: int, checkpoints_mb: float) -> 
         f"{duration(3600 * hours)} one after another, evaluations included",
         f"disk: {disk:,.0f} MiB of results, and up to {checkpoints_mb:,.0f} MiB of checkpoints "
         "for each run in progress",
-        f"memory: the most this process held on the {device}, one method after another",
+        f"memory: weights, optimiser state and the most made in a step, on the {device}",
     ]
     if not all(one.measured for one in found):
-        notes.append(f"~ not all measured within {BUDGET:.0f} s: scaled by tokens from the others")
+        notes.append("~ not all measured at this size: scaled by tokens from what was")
     return "\n".join([head, *body, *notes])
 
 

@@ -7,9 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from lora2.experiment.compose import CONFIGS, options
+from lora2.experiment.compose import CONFIGS, options, read_yaml
 from lora2.experiment.problems import ConfigError, Problem, check_section, nearest
 from lora2.experiment.schema import checked
 
@@ -40,7 +38,7 @@ def load_profile(name: str, configs: Path = CONFIGS) -> Profile:
     known = options("profile", configs)
     if name not in known:
         raise ConfigError([Problem("profile", name, nearest(name, [*known, AUTO]))])
-    values = yaml.safe_load((configs / "profile" / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = read_yaml(configs / "profile" / f"{name}.yaml")
     values = {**values, "name": name} if isinstance(values, dict) else values
     problems = check_section(f"profile {name}", Profile, values)
     if problems:
@@ -81,7 +79,7 @@ def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
     from lora2.glue.hub import REPOSITORY
 
     given = dict(word.split("=", 1) for word in words if "=" in word)
-    raw = yaml.safe_load((CONFIGS / "backbone" / f"{encoder}.yaml").read_text(encoding="utf-8"))
+    raw = read_yaml(CONFIGS / "backbone" / f"{encoder}.yaml")
     path = given.get("backbone.path", raw["path"])
     lacking = []
     reason = _not_at_hand(path, "model")

@@ -48,9 +48,12 @@ def _git(*words: str) -> str:
     return done.stdout.strip()
 
 
-def device_name() -> str:
-    """Return the accelerator's name, or the processor's architecture and threads."""
-    if torch.cuda.is_available():
+def device_name(kind: str | None = None) -> str:
+    """Return the accelerator's name, or the processor's architecture and threads.
+
+    ``kind`` is ``cuda`` or ``cpu``; None takes an accelerator where there is one.
+    """
+    if kind != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState
 from transformers.training_args import TrainingArguments
 
-from lora2.experiment.checkpoint import LAST_FILE
-from lora2.glue.metrics import compute_splits, decide
+from lora2.experiment.checkpoint import LAST_FILE, keep_only
+from lora2.files import flush_to_disk
+from lora2.glue.metrics import NonFinitePredictionsError, compute_splits, decide
 from lora2.glue.tasks import Task, score
 
 
@@ -40,12 +42,17 @@ class Recorder(TrainerCallback):
         self.timed_steps = 0
         self._step_started = 0.0
         self._loss = math.nan
+        self._step = 0  # the optimiser step that is being made, from 1
+        self._losses: list[tuple[int, Tensor]] = []  # since the last log; on their device
 
     def compute_metrics(self, evaluation: EvalPrediction) -> dict[str, float]:
         """Metrics of one evaluation (fractions) and "score" (percent points, the paper's rule)."""
         outputs = evaluation.predictions
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs
-        self.last = decide(self.task, outputs)  # (n, num_labels) -> (n,)
+        try:
+            self.last = decide(self.task, outputs)  # (n, num_labels) -> (n,)
+        except NonFinitePredictionsError as error:
+            raise Diverged(f"evaluation after step {self._step}: {error}") from error
         metrics = compute_splits(self.task, self.last, evaluation.label_ids, self.lengths)
         return metrics | {"score": score(self.task, metrics)}
 
@@ -56,6 +63,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        kwargs["model"].register_forward_hook(self._watch)
         if state.global_step > 0:
             self._load(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LAST_FILE)
 
@@ -63,6 +71,12 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._step_started = time.perf_counter()
+        self._step = state.global_step + 1
+
+    def _watch(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """Keep a training loss without waiting for it, to name the first that was not finite."""
+        if model.training and isinstance(loss := getattr(output, "loss", None), Tensor):
+            self._losses.append((self._step, loss.detach()))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,6 +85,9 @@ class Recorder(TrainerCallback):
             torch.cuda.synchronize()  # what is still queued belongs to training, not to evaluation
         self.train_seconds += time.perf_counter() - self._step_started
         self.timed_steps += 1
+        if state.global_step >= state.max_steps:
+            # The run folder comes next. From a checkpoint here a Trainer would take one step more.
+            control.should_save = False
 
     def on_log(
         self,
@@ -82,8 +99,14 @@ class Recorder(TrainerCallback):
     ) -> None:
         if logs and "loss" in logs:
             self._loss = float(logs["loss"])
+            losses, self._losses = self._losses, []
             if not math.isfinite(self._loss):
-                raise Diverged(f"the training loss is {self._loss} at step {state.global_step}")
+                bad = [step for step, loss in losses if not math.isfinite(loss)]
+                step = bad[0] if bad else state.global_step
+                raise Diverged(
+                    f"the training loss is {self._loss} at step {step}: try a lower "
+                    "train.learning_rate, or train.precision=fp32"
+                )
 
     def on_evaluate(
         self,
@@ -103,9 +126,13 @@ class Recorder(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its random state
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            flush_to_disk(folder)
             self._save(folder / LAST_FILE)
+            keep_only(folder.parent, folder)
 
     def _save(self, path: Path) -> None:
         plain = {

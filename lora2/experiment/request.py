@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
+from lora2 import safe_yaml
+from lora2.experiment.compose import CONFIGS, options, overridden, read_yaml
 from lora2.experiment.problems import ConfigError, Problem, nearest
-from lora2.experiment.profile import AUTO, Profile, choose, load_profile
+from lora2.experiment.profile import AUTO, Profile, choose, encoder_for, load_profile
 from lora2.experiment.tableplan import ALL, Job, TablePlan, jobs, load_table, narrow
 
 OWN = ("table", "profile", "seeds", "tasks", "rows", "cluster", "workers", "plan", "wait")
+REPORTED = ("table", "profile", "seeds", "tasks", "rows")  # of these, what a report asks
 REPLACED = {"task": "tasks", "method": "rows", "seed": "seeds"}  # run_glue's word -> ours
 CLUSTERS = ("local", "slurm")
 
@@ -50,15 +52,9 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     Raises:
         ConfigError: every word that is wrong, and what is allowed.
     """
-    own, slurm, extra = _sort(argv)
-    names = _list(own.get("table")) or list(default_tables or [])
-    if not names:
-        raise ConfigError([Problem("table", None, "say table=1 (2, 3, 4, figure3, ... or all)")])
-    names = [one for name in names for one in (ALL if name == "all" else (name,))]
-    plans = [load_table(name) for name in dict.fromkeys(names)]
-    tasks, rows = _list(own.get("tasks")), _list(own.get("rows"))
-    plans = _narrow_all(plans, tasks, rows)
     problems: list[Problem] = []
+    own, slurm, extra = _sort(argv, OWN if default_tables is None else REPORTED, problems)
+    plans = _plans(own, default_tables, problems)
     cluster = own.get("cluster", "local")
     if cluster not in CLUSTERS:
         problems.append(Problem("cluster", cluster, nearest(cluster, CLUSTERS)))
@@ -66,37 +62,76 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     workers = _positive(own.get("workers"), problems)
     plan_only = _flag("plan", own.get("plan", "false"), problems)
     wait = _flag("wait", own.get("wait", "true"), problems)
-    if problems:
-        raise ConfigError(problems)
-    profile, notes = _profile(own.get("profile") or AUTO, plans[0].encoder, extra)
+    for key, value in [("wait", "false")] * (own.get("wait") == "false") + list(slurm.items()):
+        if cluster == "local":
+            problems.append(Problem(key, value, "nothing without cluster=slurm"))
+    profile, notes = _profile(own.get("profile", AUTO), plans, extra, problems)
+    if profile is None or problems:
+        raise ConfigError(problems + _of_runs(plans, profile, extra))
+    notes = [*overridden(list(argv)), *notes]
+    for_slurm = {key.removeprefix("slurm."): value for key, value in slurm.items()}
     return Request(
-        plans, profile, seeds, cluster, workers, plan_only, wait, slurm, extra, notes
+        plans, profile, seeds, cluster, workers, plan_only, wait, for_slurm, extra, notes
     )  # fmt: skip
 
 
-def _sort(argv: Sequence[str]) -> tuple[dict[str, str], dict[str, Any], list[str]]:
+def _sort(
+    argv: Sequence[str], known: Sequence[str], problems: list[Problem]
+) -> tuple[dict[str, str], dict[str, Any], list[str]]:
     own: dict[str, str] = {}
     slurm: dict[str, Any] = {}
     extra: list[str] = []
-    problems: list[Problem] = []
+    groups = ("backbone", "protocol", "ranks")
     for word in argv:
         key, sign, value = word.partition("=")
-        if not sign:
+        if not sign or not key:
             problems.append(Problem("command line", word, "every word must read key=value"))
-        elif key in OWN:
+        elif key in known:
             own[key] = value
-        elif key.startswith("slurm."):
-            slurm[key.removeprefix("slurm.")] = yaml.safe_load(value)
+        elif re.fullmatch(r"slurm\.\w+", key) and "cluster" in known:
+            try:
+                slurm[key] = safe_yaml.load(value)
+            except safe_yaml.YamlError as error:
+                problems.append(Problem(key, value, f"a plain value; {error}"))
         elif key in REPLACED:
             problems.append(Problem(key, value, f"{REPLACED[key]}=... picks from a table"))
-        elif "." not in key and key not in ("backbone", "protocol", "ranks"):
-            allowed = nearest(key, [*OWN, "backbone", "protocol", "ranks"])
+        elif key in OWN or ("." not in key and key not in groups):
+            allowed = nearest(key, [*known, *groups])
             problems.append(Problem(key, value, f"unknown key; {allowed}, or a dotted one"))
         else:
             extra.append(word)
-    if problems:
-        raise ConfigError(problems)
     return own, slurm, extra
+
+
+def _plans(
+    own: Mapping[str, str], default: Sequence[str] | None, problems: list[Problem]
+) -> list[TablePlan]:
+    names = _list(own.get("table")) or ([] if "table" in own else list(default or []))
+    if not names:
+        known = ", ".join([*options("table"), "all"])
+        problems.append(Problem("table", own.get("table"), f"say table=1, or another of {known}"))
+    names = [one for name in names for one in (ALL if name == "all" else (name,))]
+    plans: list[TablePlan] = []
+    try:
+        for name in dict.fromkeys(names):
+            plans.append(load_table(name))
+        return _narrow_all(plans, _list(own.get("tasks")), _list(own.get("rows"))) if plans else []
+    except ConfigError as error:
+        problems += error.problems
+        return plans
+
+
+def _of_runs(
+    plans: Sequence[TablePlan], profile: Profile | None, extra: Sequence[str]
+) -> list[Problem]:
+    """Return what is wrong with the runs, for a request that is refused for something else."""
+    found: dict[str, Problem] = {}
+    for plan in plans if profile is not None else ():
+        try:
+            jobs(plan, profile, None, extra)
+        except ConfigError as error:
+            found |= {str(problem): problem for problem in error.problems}
+    return list(found.values())
 
 
 def _narrow_all(
@@ -130,25 +165,51 @@ def _narrow_all(
     return kept
 
 
-def _profile(name: str, encoder: str, extra: list[str]) -> tuple[Profile, list[str]]:
+def _profile(
+    name: str, plans: Sequence[TablePlan], extra: list[str], problems: list[Problem]
+) -> tuple[Profile | None, list[str]]:
     notes: list[str] = []
-    if name == AUTO:
-        name, notes = choose(encoder, extra)
-    profile = load_profile(name)
+    if not plans:  # refused already; auto cannot be asked for no encoder
+        name = "embedded" if name == AUTO else name
+    try:
+        if name == AUTO:
+            name, notes = choose(plans[0].encoder, extra)
+        profile = load_profile(name)
+        for plan in plans:
+            problems += _other_kind(profile, plan, extra)
+    except ConfigError as error:
+        problems += error.problems
+        return None, notes
     return profile, [*notes, f"profile {profile.name}: {profile.note}"]
+
+
+def _other_kind(profile: Profile, plan: TablePlan, extra: Sequence[str]) -> list[Problem]:
+    """Refuse a typed encoder of another profile: its runs would stand under the wrong heading."""
+    typed = [word.partition("=")[2] for word in extra if word.startswith("backbone=")]
+    if not typed or typed[-1] not in options("backbone") or not profile.encoders.get(plan.encoder):
+        return []
+    own, other = (
+        read_yaml(CONFIGS / "backbone" / f"{name}.yaml").get("profile")
+        for name in (encoder_for(profile, plan.encoder), typed[-1])
+    )
+    allowed = f"an encoder of profile {profile.name}, or add profile={other}"
+    return [] if own == other else [Problem("backbone", typed[-1], allowed)]
 
 
 def _list(text: str | None) -> list[str] | None:
     if text is None:
         return None
-    return [part for part in (part.strip() for part in text.strip("[]").split(",")) if part]
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    parts = [part.strip() for part in text.split(",")]
+    return [] if parts == [""] else parts
 
 
 def _seeds(text: str | None, problems: list[Problem]) -> list[int] | None:
     if text is None or text == "null":
         return None
     parts = _list(text) or []
-    good = [int(part) for part in parts if part.isdecimal() and int(part) < 2**32]
+    good = [int(part) for part in parts if _is_number(part) and int(part) < 2**32]
     if len(good) != len(parts) or not good:
         problems.append(Problem("seeds", text, "whole numbers from 0 with commas, such as 1,2,3"))
     return list(dict.fromkeys(good))
@@ -157,10 +218,14 @@ def _seeds(text: str | None, problems: list[Problem]) -> list[int] | None:
 def _positive(text: str | None, problems: list[Problem]) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not _is_number(text) or int(text) < 1:
         problems.append(Problem("workers", text, "a whole number of at least 1"))
         return None
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20
 
 
 def _flag(key: str, text: str, problems: list[Problem]) -> bool:

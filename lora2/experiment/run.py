@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,25 @@ from datasets import concatenate_datasets
 from torch import nn
 from transformers import Trainer, set_seed
 
+from lora2.experiment import disk
 from lora2.experiment import folder as store
 from lora2.experiment.backbone import load_backbone
-from lora2.experiment.checkpoint import drop_partial, newest_whole
+from lora2.experiment.checkpoint import forget, keep_only, newest_whole
 from lora2.experiment.config import config_hash, run_name
 from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
+from lora2.experiment.device import check_device, use_matmul_precision
+from lora2.experiment.flash import use_flash
+from lora2.experiment.memory import within_memory
 from lora2.experiment.methods import peft_config, prepare
-from lora2.experiment.paths import run_dir, status_of, work_dir
+from lora2.experiment.paths import run_dir, status_of, tokens_dir, work_dir
 from lora2.experiment.provenance import is_main_process, peak_memory_mb, provenance
+from lora2.experiment.publish import publish
 from lora2.experiment.recorder import Diverged, Recorder
 from lora2.experiment.schedule import total_steps
 from lora2.experiment.schema import Peft, RunConfig
 from lora2.experiment.training import build_trainer
+from lora2.glue.cache import tokenize_once
 from lora2.glue.data import GlueData, load_task
-from lora2.glue.metrics import NonFinitePredictionsError
-from lora2.glue.tokenize import tokenize
 from lora2.report.store import SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -51,43 +55,48 @@ def run(config: RunConfig, *, progress: bool = True) -> Path:
     if status_of(config) == "finished":
         logger.info("%s is finished already", folder)
         return folder
-    try:
-        _train_and_record(config, folder, work, progress)
-    except (Diverged, NonFinitePredictionsError) as error:
-        record_failure(config, folder, "diverged", error)
-        _forget(work)
-        raise
-    except Exception as error:
-        record_failure(config, folder, "failed", error)
-        raise
-    _forget(work)
+    check_device(config)
+    with disk.explained(Path(config.results.dir)):
+        try:
+            within_memory(config, partial(_train_and_record, config, progress))
+        except Diverged as error:
+            record_failure(config, folder, "diverged", error)
+            _over(work)
+            raise
+        except Exception as error:
+            _interrupted(work)
+            if not disk.is_full(error):  # where it is, the run goes on when there is room again
+                record_failure(config, folder, "failed", error)
+            raise
+        _over(work)
     return folder
 
 
-def _forget(work: Path) -> None:
-    """Remove the checkpoints of a run that is over; an interrupted one keeps its own."""
+def _over(work: Path) -> None:
     if is_main_process():
-        shutil.rmtree(work, ignore_errors=True)
+        forget(work)
 
 
-def _train_and_record(config: RunConfig, folder: Path, work: Path, progress: bool) -> None:
+def _interrupted(work: Path) -> None:
+    """Keep the checkpoint to go on from, and the room that a half-written one takes."""
     if is_main_process():
-        drop_partial(work)
+        keep_only(work, newest_whole(work))
+
+
+def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note: str) -> None:
+    """Do the run ``asked`` for, in the parts of a batch that ``config`` says."""
+    folder, work = run_dir(asked), work_dir(asked)
+    _interrupted(work)
     set_seed(config.seed)
-    data = load_task(
-        config.task,
-        config.data.source,
-        dir=config.data.dir,
-        train=config.data.train,
-        validation=config.data.validation,
-        train_rows=config.data.train_rows,
-        seed=SUBSET_SEED,
-    )
+    use_matmul_precision(config)
+    data = load_data(config)
     steps = total_steps(vars(config.train), len(data.train))
     assert steps is not None
     tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
+    if config.backbone.attention == "flash":
+        use_flash(base, config.train)
     train_set, *eval_sets = [
-        tokenize(frame, data.task, tokenizer, config.train.max_seq_length)
+        tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
         for frame in (data.train, *data.validation.values())
     ]
     encoder = count_encoder(base, config.backbone)
@@ -104,12 +113,26 @@ def _train_and_record(config: RunConfig, folder: Path, work: Path, progress: boo
         kept = driver.kept_ranks() if driver is not None else {}
         kept_count = count_kept(counts.adapter, config.method, kept, base)
         row = {
-            **_identity(config, data),
+            **_identity(asked, data),
             **_scores(recorder),
-            **_cost(trainer, recorder, counts, kept_count),
+            **_cost(config, trainer, recorder, counts, kept_count),
             **provenance(),
+            "notes": note,
         }
-        _publish(config, folder, row, model, data, recorder, kept)
+        _publish(asked, folder, row, model, data, recorder, kept)
+
+
+def load_data(config: RunConfig) -> GlueData:
+    """Load and check the rows that a run trains on and is scored on."""
+    return load_task(
+        config.task,
+        config.data.source,
+        dir=config.data.dir,
+        train=config.data.train,
+        validation=config.data.validation,
+        train_rows=config.data.train_rows,
+        seed=SUBSET_SEED,
+    )
 
 
 def _publish(
@@ -131,7 +154,7 @@ def _publish(
         store.save_weights(temporary, model)
         store.write_common(temporary, config, {**row, "status": "finished", "error": ""})
 
-    store.publish(folder, write)
+    publish(folder, write)
 
 
 def record_failure(config: RunConfig, folder: Path, status: str, error: Exception) -> None:
@@ -145,7 +168,7 @@ def record_failure(config: RunConfig, folder: Path, status: str, error: Exceptio
         (temporary / "traceback.txt").write_text(traceback.format_exc())
         store.write_common(temporary, config, row)
 
-    store.publish(folder, write)
+    publish(folder, write)
 
 
 def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
@@ -165,6 +188,7 @@ def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
         "config_hash": config_hash(config),
         "batch_size": config.train.batch_size,
         "precision": config.train.precision,
+        "tf32": bool(config.train.tf32),
         "data_fingerprint": data.fingerprint if data is not None else "",
         "data_revision": (data.revision or "") if data is not None else "",
         "data_marks": "; ".join(marks),
@@ -184,11 +208,14 @@ def _scores(recorder: Recorder) -> dict[str, Any]:
     }
 
 
-def _cost(trainer: Trainer, recorder: Recorder, counts: Counts, kept: int) -> dict[str, Any]:
+def _cost(
+    config: RunConfig, trainer: Trainer, recorder: Recorder, counts: Counts, kept: int
+) -> dict[str, Any]:
     revision = getattr(trainer.model.config, "_commit_hash", None)
     per_step = recorder.train_seconds / recorder.timed_steps if recorder.timed_steps else math.nan
     return {
         "backbone_revision": revision or "",
+        "attention": config.backbone.attention or trainer.model.config._attn_implementation,
         "params_adapter": counts.adapter,
         "params_kept": kept,
         "params_head": counts.head,

@@ -59,7 +59,9 @@ def fit(
     for key in FITTED + SHORTENED:
         section, name = key.split(".")
         value = tree[section].get(name)
-        if key in explicit or not value or value != published[section].get(name):
+        if key in explicit or not isinstance(value, int) or value < 1:
+            continue
+        if value != published[section].get(name):
             continue
         scale = min(1.0, ratio) if key in SHORTENED else ratio
         fitted = max(1, math.floor(value * scale))

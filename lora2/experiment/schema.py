@@ -18,6 +18,15 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 Targets = Annotated[list[Target], Field(min_length=1)]
+# Room for any run, and for no slip of the finger.
+Epochs = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
+RunSteps = Annotated[int, Field(ge=1, le=100_000_000)]
+# Part of a folder's name, so it cannot lead out of it.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
+# What transformers calls the head of an encoder's sequence classifier.
+Head = Literal["pooler", "classifier", "pre_classifier", "score"]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$")]
 TaskName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"]
 
 checked = dataclass(config=ConfigDict(extra="forbid", strict=True), frozen=True, kw_only=True)
@@ -29,8 +38,8 @@ class Train:
 
     learning_rate: Positive
     head_learning_rate: Positive | None  # None: the head learns at learning_rate
-    num_train_epochs: Positive
-    max_steps: Count | None  # None: by epochs
+    num_train_epochs: Epochs
+    max_steps: RunSteps | None  # None: by epochs
     batch_size: Count  # examples per optimiser step over all devices
     micro_batch_size: Count | None  # examples per device and pass; None: no accumulation
     eval_batch_size: Count
@@ -44,6 +53,8 @@ class Train:
     eval_steps: Count
     save_steps: Count | None  # taken at the next evaluation; None: no checkpoint
     precision: Literal["fp32", "bf16", "fp16"]
+    tf32: bool | None = None  # fp32 matrix products on tensor cores, 10 bits of mantissa
+    group_by_length: bool | None = None  # training batches of rows of similar length
 
 
 @checked
@@ -52,8 +63,8 @@ class Data:
 
     source: Literal["hub", "folder", "embedded"]
     dir: str | None
-    train: str  # file or split name; "train_subset" only when asked for
-    validation: str | None  # None: the task's official one
+    train: Literal["train", "train_subset"]  # the second, a folder's, only when asked for
+    validation: Literal["validation", "validation_unofficial"] | None  # None: the official one(s)
     train_rows: Count | None  # a seeded subset of this many rows; None: all
 
 
@@ -61,20 +72,21 @@ class Data:
 class Backbone:
     """The frozen encoder and what its modules are called."""
 
-    name: str
+    name: Name
     path: str | None  # hub name or folder; None: shipped with the package
-    revision: str | None
+    revision: Revision | None
     random_init: bool  # configuration and tokenizer only, weights drawn from the seed
     profile: Literal["paper", "small", "embedded"]
-    head_modules: Annotated[list[str], Field(min_length=1)]
-    targets: dict[Target, str]  # our name of a matrix -> its path inside one layer
+    head_modules: Annotated[list[Head], Field(min_length=1)]
+    targets: dict[Target, Module]  # our name of a matrix -> its path inside one layer
+    attention: Literal["eager", "sdpa", "flash"] | None = None  # None: the encoder's default
 
 
 @checked
 class Results:
     """Where the run folder is written."""
 
-    dir: str
+    dir: Annotated[str, Field(min_length=1)]
 
 
 @checked
@@ -176,7 +188,7 @@ class LoraXs:
 class Peft:
     """Any PEFT method by its type; args go to its config class and are checked by it."""
 
-    name: str
+    name: Name
     type: str
     target_modules: Targets | None  # None: the type's own default
     args: dict[str, Any]

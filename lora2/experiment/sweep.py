@@ -124,7 +124,7 @@ def run_all(jobs: Sequence[Job], sweep: Sweep, already: int = 0) -> list[Outcome
 
 def _give(one: _Worker, task: _Task, began: float) -> None:
     one.task = task
-    order = Order(task.job.resolved.config, task.wait, task.died, began if task.wait else 0.0)
+    order = Order(task.job.resolved.config, task.wait, task.died, began)
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: the next read says so
         one.pipe.send(order)
 
@@ -142,7 +142,7 @@ def _hear(
     assert task is not None
     try:
         outcome = one.pipe.recv()
-    except (EOFError, ConnectionResetError):
+    except (EOFError, OSError):  # OSError: in the middle of its answer
         workers[one.place] = sweep.start(one.place)
         outcome = _bury(one, task, queue, progress)
     one.task = None
@@ -152,6 +152,8 @@ def _hear(
         queue.append(dataclasses.replace(task, wait=True))
         return
     outcomes.append(outcome)
+    if outcome.disk_full:
+        queue.clear()  # each would be computed for nothing; the same command does them later
     running = sum(other.task is not None for other in workers)
     progress.end_of(outcome, task.job.resolved.steps or 1, running)
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from lora2.experiment.compose import CONFIGS, options
+from lora2.experiment.compose import CONFIGS, options, read_yaml
 from lora2.experiment.config import Resolved, resolve, run_name
 from lora2.experiment.problems import ConfigError, Problem, check_section, nearest
 from lora2.experiment.profile import Profile, encoder_for
@@ -65,33 +63,47 @@ def load_table(name: str, configs: Path = CONFIGS) -> TablePlan:
     Raises:
         ConfigError: no such table, or a file with wrong keys, ids or references.
     """
-    known = options("table", configs)
-    if name not in known:
-        raise ConfigError([Problem("table", name, nearest(name, [*known, "all"]))])
-    where = f"table {name}"
-    values = yaml.safe_load((configs / "table" / f"{name}.yaml").read_text(encoding="utf-8"))
-    if not isinstance(values, dict) or not isinstance(values.get("rows"), list):
-        raise ConfigError([Problem(where, values, "a mapping with a list of rows")])
-    problems: list[Problem] = []
-    for row in values["rows"]:
-        problems += check_section(f"{where}, row", TableRow, row)
-    if problems:
-        raise ConfigError(problems)
-    rows = [TableRow(**row) for row in values["rows"]]
-    tree = {**values, "name": name, "rows": rows}
-    problems = check_section(where, TablePlan, tree) + _check_ids(where, rows)
+    values = _read(name, configs)
+    source = str(values.pop("rows_of", name))
+    rows = _rows(source, values if source == name else _read(source, configs))
+    if source != name:  # the paper's rows with an encoder that it prints no numbers for
+        rows = [dataclasses.replace(row, paper_row=None, ours=True) for row in rows]
+    where, tree = f"table {name}", {**values, "name": name, "rows": rows}
+    problems = check_section(where, TablePlan, tree) + _check_names(where, rows)
     if problems:
         raise ConfigError(problems)
     return TablePlan(**tree)
 
 
-def _check_ids(where: str, rows: Sequence[TableRow]) -> list[Problem]:
-    ids = [row.id for row in rows]
-    twice = sorted({one for one in ids if ids.count(one) > 1})
+def _read(name: str, configs: Path) -> dict[str, Any]:
+    known = options("table", configs)
+    if name not in known:
+        raise ConfigError([Problem("table", name, nearest(name, [*known, "all"]))])
+    values = read_yaml(configs / "table" / f"{name}.yaml")
+    if not isinstance(values, dict):
+        raise ConfigError([Problem(f"table {name}", values, "a mapping with a list of rows")])
+    return values
+
+
+def _rows(name: str, values: dict[str, Any]) -> list[TableRow]:
+    rows = values.get("rows")
+    if not isinstance(rows, list):
+        raise ConfigError([Problem(f"table {name}, rows", rows, "a list of rows")])
+    where = f"table {name}, row"
+    problems = [problem for row in rows for problem in check_section(where, TableRow, row)]
+    if problems:
+        raise ConfigError(problems)
+    return [TableRow(**row) for row in rows]
+
+
+def _check_names(where: str, rows: Sequence[TableRow]) -> list[Problem]:
+    ids, problems = [row.id for row in rows], list[Problem]()
+    for key in ("id", "label"):  # labels tell rows apart in the written table
+        names = [getattr(row, key) for row in rows]
+        twice = sorted({one for one in names if names.count(one) > 1})
+        problems += [Problem(f"{where}, {key}", one, "one row only") for one in twice]
     unknown = [row.against for row in rows if row.against is not None and row.against not in ids]
-    return [Problem(f"{where}, id", one, "one row only") for one in twice] + [
-        Problem(f"{where}, against", one, nearest(one, ids)) for one in unknown
-    ]
+    return problems + [Problem(f"{where}, against", one, nearest(one, ids)) for one in unknown]
 
 
 def narrow(plan: TablePlan, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> TablePlan:

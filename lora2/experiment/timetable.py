@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from lora2.bench.step import quartiles, ratio
+from lora2.experiment import timing
 from lora2.experiment.profile import Profile
 from lora2.experiment.provenance import provenance
 from lora2.experiment.tableplan import Job, TablePlan
-from lora2.experiment.timing import Measured, Stepper, interleave
+from lora2.experiment.timing import Measured
 from lora2.report.escape import markdown
 from lora2.report.paper_tables import printed_values
-from lora2.report.render import TASK_NAMES
+from lora2.report.render import TASK_NAMES, tex_float
 from lora2.report.store import write_atomically
 
 ROUNDS = 9
+BATCHES = 3  # of each task, taken in turn
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 
@@ -29,20 +32,18 @@ def measure(
 ) -> pd.DataFrame:
     """Measure every row of a ``times`` table task by task; return one line per row and task.
 
-    Columns: seconds (median), quartiles, tokens and examples of a batch, ``ratio`` to the row that
-    ``against`` names (NaN for itself), the paper's seconds and ratio, and where it was measured.
+    Columns: seconds (median), quartiles, examples of a batch and their mean padded length in
+    tokens, ``ratio`` to the row that ``against`` names (the median over rounds; NaN for itself),
+    the paper's seconds and ratio, and where it was measured.
     """
     lines = []
     for task in plan.tasks:
         own = [job for job in jobs if job.task == task]
         tell(f"timing {task}: {len(own)} methods, {rounds} steps each in turn")
-        found = interleave([_builder(job) for job in own], rounds)
-        lines += _lines(plan, task, own, dict(zip([job.row for job in own], found, strict=True)))
+        runs = {job.row: (job.resolved.config, job.resolved.steps or 10_000) for job in own}
+        batches = timing.batches(own[0].resolved.config, BATCHES)
+        lines += _lines(plan, task, own, timing.measure(runs, batches, rounds, BATCHES))
     return pd.DataFrame(lines)
-
-
-def _builder(job: Job) -> Callable[[], Stepper]:
-    return lambda: Stepper(job.resolved.config, job.resolved.steps or 10_000)
 
 
 def _lines(
@@ -54,7 +55,7 @@ def _lines(
     for row, job in zip(plan.rows, jobs, strict=True):
         config, own = job.resolved.config, found[row.id]
         base = found.get(row.against) if row.against else None
-        quartiles = pd.Series(own.seconds).quantile([0.25, 0.75]).tolist()
+        low, middle, high = quartiles(own.seconds)
         lines.append(
             {
                 "table": plan.table,
@@ -62,15 +63,15 @@ def _lines(
                 "label": row.label,
                 "task": task,
                 "backbone": config.backbone.name,
-                "seconds": own.median,
-                "seconds_q1": quartiles[0],
-                "seconds_q3": quartiles[1],
+                "seconds": middle,
+                "seconds_q1": low,
+                "seconds_q3": high,
                 "steps_measured": len(own.seconds),
                 "batch_size": config.train.batch_size,
                 "tokens": own.tokens,
                 "precision": config.train.precision,
                 "against": row.against or "",
-                "ratio": own.median / base.median if base else math.nan,
+                "ratio": ratio(own.seconds, base.seconds) if base else math.nan,
                 "paper_seconds": paper[row.id],
                 "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
                 **where,
@@ -87,50 +88,71 @@ def _paper(plan: TablePlan, row: dict[str, object] | None, task: str) -> float:
 
 def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
     """Return the table as Markdown: milliseconds and ratio per cell, the paper's ratio below."""
-    labels = {row.id: row.label for row in plan.rows}
-    tasks = [task for task in plan.tasks if (frame["task"] == task).any()]
-    cells = frame.set_index(["row", "task"])
-    head = ["Method", *(TASK_NAMES[task] for task in tasks)]
-    body = []
-    # Seconds on somebody's processor tell a reader nothing; ratios of one run travel.
-    absolute = not str(frame["device"].iloc[0]).startswith("cpu")
-    for row in plan.rows:
-        own = [cells.loc[(row.id, task)] for task in tasks]
-        body.append([row.label, *(_cell(one["seconds"], one["ratio"], absolute) for one in own)])
-        if any(math.isfinite(one["paper_ratio"]) for one in own):
-            ratios = [_ratio(one["paper_ratio"]) for one in own]
-            body.append([f"(paper, to {labels.get(row.against or row.id, row.against)})", *ratios])
-    grid = [" | ".join(markdown(text) for text in line) for line in (head, *body)]
-    first = frame.iloc[0]
-    base = ", ".join(
-        dict.fromkeys(labels.get(row.against, row.against) for row in plan.rows if row.against)
-    )
+    head, *rows = [[markdown(text) for text in line] for line in _grid(plan, frame)]
+    tokens = frame.drop_duplicates("task")
+    lengths = [f"{TASK_NAMES[one.task]} {one.tokens:.0f}" for one in tokens.itertuples()]
     return "\n".join(
         [
-            f"# Table {plan.table}: {markdown(plan.title)} (profile {profile.name})",
+            f"# {markdown(_title(plan, profile))}",
             "",
             f"**Profile {profile.name}: {markdown(profile.note)}**",
             "",
-            ("Milliseconds per optimiser step and, in brackets, their" if absolute else "The")
-            + f" ratio to {markdown(base)}: medians of {first['steps_measured']} steps, one of "
-            "each method in turn in one process, on random batches of each task's full length and "
-            "random weights of "
-            f"the encoder's shape ({markdown(first['backbone'])}), {first['precision']}, on "
-            f"{markdown(first['device'])}.",
+            markdown(_about(plan, frame)),
             "",
-            f"| {grid[0]} |",
+            f"| {' | '.join(head)} |",
             "|" + "---|" * len(head),
-            *(f"| {line} |" for line in grid[1:]),
+            *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            "Tokens per example: "
-            + ", ".join(
-                f"{TASK_NAMES[task]} {cells.loc[(plan.rows[0].id, task)]['tokens']}"
-                for task in tasks
-            )
-            + ".",
+            f"Tokens per example, padding included: {', '.join(lengths)}.",
             "",
         ]
     )
+
+
+def latex(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
+    """Return the table as a LaTeX float (needs booktabs and graphicx)."""
+    warning = f"Profile {profile.name}: {profile.note}"
+    about = f"{_title(plan, profile)}. {warning} {_about(plan, frame)}"
+    return tex_float(plan.table, about, _grid(plan, frame))
+
+
+def _title(plan: TablePlan, profile: Profile) -> str:
+    return f"Table {plan.table}: {plan.title} (profile {profile.name})"
+
+
+def _about(plan: TablePlan, frame: pd.DataFrame) -> str:
+    """How to read a cell, and where it was measured."""
+    labels = {row.id: row.label for row in plan.rows}
+    bases = [labels.get(row.against, row.against) for row in plan.rows if row.against]
+    shown = "Milliseconds per optimiser step and, in brackets, their" if _on_gpu(frame) else "The"
+    first = frame.iloc[0]
+    return (
+        f"{shown} ratio to {', '.join(dict.fromkeys(bases))}: medians of "
+        f"{first['steps_measured']} steps, one of each method in turn in one process, on batches "
+        "of each task's length and random weights of the encoder's shape "
+        f"({first['backbone']}), {first['precision']}, on {first['device']}."
+    )
+
+
+def _grid(plan: TablePlan, frame: pd.DataFrame) -> list[list[str]]:
+    """The printed table, unescaped: a head, then per row ours and the paper's ratio."""
+    labels = {row.id: row.label for row in plan.rows}
+    tasks = [task for task in plan.tasks if (frame["task"] == task).any()]
+    cells = frame.set_index(["row", "task"])
+    lines = [["Method", *(TASK_NAMES[task] for task in tasks)]]
+    for row in plan.rows:
+        own = [cells.loc[(row.id, task)] for task in tasks]
+        found = [_cell(one["seconds"], one["ratio"], _on_gpu(frame)) for one in own]
+        lines.append([row.label, *found])
+        if any(math.isfinite(one["paper_ratio"]) for one in own):
+            ratios = [_ratio(one["paper_ratio"]) for one in own]
+            lines.append([f"(paper, to {labels.get(row.against or row.id, row.against)})", *ratios])
+    return lines
+
+
+def _on_gpu(frame: pd.DataFrame) -> bool:
+    """Seconds on somebody's processor tell a reader nothing; ratios of one run travel."""
+    return not str(frame["device"].iloc[0]).startswith("cpu")
 
 
 def _cell(seconds: float, ratio: float, absolute: bool) -> str:
@@ -145,12 +167,23 @@ def _ratio(value: float) -> str:
 
 
 def write(plan: TablePlan, frame: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
-    """Write table2.csv and table2.md into ``folder``; return their paths."""
+    """Write table2.csv, .md and .tex into ``folder``; return their paths."""
     texts = {
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
         ".md": render(plan, frame, profile),
+        ".tex": latex(plan, frame, profile),
     }
     paths = [folder / f"table{plan.table}{ending}" for ending in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         write_atomically(path, text)
     return paths
+
+
+def rewrite(plan: TablePlan, profile: Profile, folder: Path) -> list[Path]:
+    """Write the files of ``write`` anew from the times in ``folder``'s CSV; return their paths.
+
+    Raises:
+        FileNotFoundError: nothing was measured yet.
+    """
+    frame = pd.read_csv(folder / f"table{plan.table}.csv")
+    return write(plan, frame.fillna({"against": ""}), profile, folder)

@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from torch import nn
 from transformers import (
-    DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -19,6 +18,7 @@ from transformers import (
 )
 
 from lora2.callbacks import Lora2Callback
+from lora2.experiment.batching import collator, group_by_length, longest_first
 from lora2.experiment.methods import in_head
 from lora2.experiment.provenance import world_size
 from lora2.experiment.recorder import Recorder
@@ -48,18 +48,21 @@ def build_trainer(
             f"{world_size()} processes were launched, but transformers joined "
             f"{arguments.world_size}: launch with torchrun or accelerate launch --multi_gpu"
         )
+    eval_set, metrics = longest_first(eval_set, recorder.compute_metrics)
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=train_set,
         eval_dataset=eval_set,
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=recorder.compute_metrics,
+        data_collator=collator(tokenizer, config.train),
+        compute_metrics=metrics,
         optimizers=(build_optimizer(model, config), None),
         # The recorder comes last: what it writes into a checkpoint says that it is whole.
         callbacks=[*([] if driver is None else [Lora2Callback(driver=driver)]), recorder],
     )
+    if config.train.group_by_length:
+        group_by_length(trainer, config.train.batch_size, config.seed)
     # A forward that takes **kwargs is believed to scale its loss by num_items_in_batch. Sequence
     # classifiers average over their own batch and do not: leave the scaling to the Trainer.
     trainer.model_accepts_loss_kwargs = False
@@ -94,7 +97,6 @@ def training_arguments(
         logging_nan_inf_filter=False,
         save_strategy="no" if train.save_steps is None else "steps",
         save_steps=save_steps,
-        save_total_limit=2,  # the last but one is whole while the last is being written
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
         seed=config.seed,

@@ -5,6 +5,7 @@ Nothing heavy is imported here: a worker sets its device and threads before torc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -16,10 +17,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+from lora2.experiment import disk
 from lora2.experiment.checkpoint import newest_whole
 from lora2.experiment.config import run_name
-from lora2.experiment.lock import hold
-from lora2.experiment.paths import lock_file, log_file, run_dir, status_of, work_dir
+from lora2.experiment.paths import log_file, run_dir, status_of, work_dir
+from lora2.experiment.publish import alone
 from lora2.experiment.schema import RunConfig
 
 State = Literal["finished", "failed", "diverged", "busy"]
@@ -43,12 +45,16 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a run; ``seconds`` it took here."""
+    """What became of a run; ``seconds`` it took here.
+
+    ``disk_full``: nothing can be written now, so no other run should be begun.
+    """
 
     name: str
     state: State
     message: str = ""
     seconds: float = 0.0
+    disk_full: bool = False
 
 
 def train(config: RunConfig) -> object:
@@ -75,23 +81,32 @@ def serve(connection: Connection, environment: Mapping[str, str], run: Run, reco
     while True:
         try:
             order = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         if order is None:
             return
         outcome = carry_out(order, run, record)
         try:
             connection.send(outcome)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
 
 
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:
     """Do what is ordered unless another process has it or it is done already."""
+    try:
+        with disk.explained(Path(order.config.results.dir)):
+            return _carry_out(order, run, record)
+    except OSError as error:  # not even its lock or its log could be written
+        name = run_name(order.config)
+        return Outcome(name, "failed", _line(error), disk_full=disk.is_full(error))
+
+
+def _carry_out(order: Order, run: Run, record: Record) -> Outcome:
     config, name = order.config, run_name(order.config)
     log = log_file(config)
     started = time.monotonic()
-    with hold(lock_file(config), wait=order.wait) as held:
+    with alone(config, wait=order.wait) as held:
         if not held:
             return Outcome(name, "busy")
         state = status_of(config)
@@ -99,21 +114,28 @@ def carry_out(order: Order, run: Run, record: Record) -> Outcome:
             return Outcome(name, _as_state(state), "" if state == "finished" else f"see {log}")
         log.parent.mkdir(parents=True, exist_ok=True)
         with _output_to(log):
-            state, message = _attempt(order, run, record)
-    return Outcome(name, state, message, time.monotonic() - started)
+            outcome = _attempt(order, run, record)
+    return dataclasses.replace(outcome, seconds=time.monotonic() - started)
 
 
-def _attempt(order: Order, run: Run, record: Record) -> tuple[State, str]:
+def _attempt(order: Order, run: Run, record: Record) -> Outcome:
+    name = run_name(order.config)
     try:
-        if order.died is not None:
-            record(order.config, order.died)
-            return "failed", order.died
-        run(order.config)
+        with disk.explained(Path(order.config.results.dir)):
+            if order.died is not None:
+                record(order.config, order.died)
+                return Outcome(name, "failed", order.died)
+            run(order.config)
     except Exception as error:  # one run's failure must not cost the others
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
         state = "diverged" if status_of(order.config) == "diverged" else "failed"
-        return _as_state(state), f"{type(error).__name__}: {error}".splitlines()[0]
-    return "finished", ""
+        return Outcome(name, _as_state(state), _line(error), disk_full=disk.is_full(error))
+    return Outcome(name, "finished")
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _ended(config: RunConfig) -> float:
@@ -134,15 +156,16 @@ class _output_to:
     def __enter__(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        self.saved = [os.dup(1), os.dup(2)]
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.saved = [os.dup(1), os.dup(2)]
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         os.close(handle)
 
     def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # what a full disk does not take goes to the console
+            sys.stdout.flush()
+            sys.stderr.flush()
         for number, saved in enumerate(self.saved, start=1):
             os.dup2(saved, number)
             os.close(saved)

@@ -176,23 +176,32 @@ def markdown(
 
 
 def latex(plan: Plan, cells: pd.DataFrame, notes: Sequence[str], profile: str) -> str:
-    """The table of best scores as a LaTeX float (needs the booktabs package)."""
-    head, *rows = grid(plan, cells, profile)
-    title = " ".join(heading(plan, profile))
-    below = " ".join([caption(plan), *notes])
+    """The table of best scores as a LaTeX float (needs booktabs and graphicx)."""
+    title, *warning = heading(plan, profile)
+    below = " ".join([*warning, caption(plan), *notes])
+    return tex_float(plan.table, f"{title}. {below}", grid(plan, cells, profile))
+
+
+def tex_float(table: int | str, about: str, lines: Sequence[Sequence[str]]) -> str:
+    """A LaTeX float of unescaped text, shrunk to the line's width: a caption, a head and rows.
+
+    LaTeX writes the number itself. The document needs the booktabs and graphicx packages.
+    """
+    head, *rows = lines
     body = [" & ".join(escape.tex(text) for text in row) + r" \\" for row in rows]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{escape.tex(title)}. {escape.tex(below)}}}",
+            rf"\caption{{{escape.tex(about.removeprefix(f'Table {table}: '))}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
             rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
             r"\toprule",
             " & ".join(escape.tex(text) for text in head) + r" \\",
             r"\midrule",
             *body,
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}}",
             r"\end{table}",
             "",
         ]

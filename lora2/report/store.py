@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pandas as pd
 import yaml
+
+from lora2.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ STATUSES = ("finished", "failed", "diverged")
 TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method",
         "config_hash", "precision", "device", "commit", "python", "torch", "transformers", "peft",
         "datasets", "accelerate", "backbone_revision", "data_fingerprint", "data_revision",
-        "data_marks", "ranks", "config",
+        "data_marks", "ranks", "config", "attention", "notes",
         )  # fmt: skip
 REQUIRED = ("run", "schema", "status", "backbone", "task", "method", "seed")
 ORDER = ["backbone", "task", "method", "seed", "run"]
@@ -34,6 +34,10 @@ ORDER = ["backbone", "task", "method", "seed", "run"]
 
 class StoreError(RuntimeError):
     """The runs of a profile cannot be read; the message says what to do."""
+
+
+class SchemaError(StoreError):
+    """Rows were written by a version whose columns may mean something else."""
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -62,34 +66,68 @@ def _read_csv(path: Path) -> pd.DataFrame:
     missing = [column for column in REQUIRED if column not in frame.columns]
     if missing:
         raise StoreError(f"{path} lacks {', '.join(missing)}: remove it and collect again")
-    newest = pd.to_numeric(frame["schema"], errors="coerce").max()
-    if newest > SCHEMA:
-        raise StoreError(
-            f"{path} was written by a newer version of this project (schema {newest:g}, this code "
-            f"reads {SCHEMA}): update your checkout, then repeat the command"
-        )
+    _check_schema(frame["schema"], path)
     return frame.fillna(dict.fromkeys([c for c in TEXT if c in frame.columns], ""))
+
+
+def _check_schema(column: pd.Series, path: Path) -> None:
+    schemas = pd.to_numeric(column, errors="coerce")
+    if schemas.isna().any():
+        raise StoreError(f"{path} has rows without a schema: remove it and collect again")
+    for other in schemas[schemas != SCHEMA]:
+        age, way = "a newer", "update your checkout, then repeat the command"
+        if other < SCHEMA:
+            age, way = "an older", "read it with that version, or move it away and repeat its runs"
+        raise SchemaError(
+            f"{path} was written by {age} version of this project (schema {other:g}, this code "
+            f"reads {SCHEMA}): {way}"
+        )
 
 
 def read_run(folder: Path) -> pd.DataFrame:
     """One finished, failed or diverged run as a frame of one row.
 
     Adds ``config``: the resolved settings as JSON by dotted key, without paths of this machine.
-    Raises StoreError if the folder is not whole or was written by a newer version.
+    Raises StoreError if the folder is not whole, SchemaError if another version wrote it.
     """
-    for name in ("status", "metrics.csv", "config.yaml"):
-        if not (folder / name).is_file():
-            raise StoreError(f"{folder} has no {name}: remove the folder and repeat the run")
-    frame = _read_csv(folder / "metrics.csv")
-    status = (folder / "status").read_text(encoding="utf-8").strip()
+    try:
+        frame = _read_csv(folder / "metrics.csv")
+        status = (folder / "status").read_text(encoding="utf-8").strip()
+        settings = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER) or {}
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise StoreError(
+            f"{folder} has no {missing}: remove the folder and repeat the run"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StoreError(
+            f"{folder} is damaged ({type(error).__name__}): remove the folder and repeat the run"
+        ) from error
     if len(frame) != 1 or status not in STATUSES or frame.loc[0, "status"] != status:
         raise StoreError(
             f"{folder} is not whole ({len(frame)} rows, status {status!r}): "
             "remove the folder and repeat the run"
         )
-    settings = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER) or {}
     flat = {key: value for key, value in flatten(settings).items() if not _is_local(value)}
     return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
+
+
+def _read_settled(folder: Path) -> pd.DataFrame:
+    """``read_run``, again where the folder of a failed run was replaced while it was read."""
+    while True:
+        before = _inode(folder)
+        try:
+            return read_run(folder)
+        except StoreError:
+            if _inode(folder) == before:
+                raise
+
+
+def _inode(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def _folders(profile_dir: Path) -> list[Path]:
@@ -100,40 +138,28 @@ def _folders(profile_dir: Path) -> list[Path]:
 
 
 def _whole_runs(profile_dir: Path) -> list[pd.DataFrame]:
-    """Whole folders; one that is not is named and left out, a newer schema stops everything."""
+    """Whole folders; one that is not is named and left out, another schema stops everything."""
     found = []
     for folder in _folders(profile_dir):
         try:
-            found.append(read_run(folder))
+            found.append(_read_settled(folder))
+        except SchemaError:
+            raise
         except StoreError as error:
-            if "newer version" in str(error):
-                raise
             logger.warning("left out: %s", error)
     return found
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step: a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)  # mkstemp makes it private, a results file is not
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def read(profile_dir: Path | str) -> pd.DataFrame:
     """Every run of a profile, from its folders and its ``runs.csv``; writes nothing.
 
-    Raises StoreError if there is neither, or if a newer version wrote one of them.
+    Raises StoreError if there is neither, SchemaError if another version wrote one of them.
     """
     profile_dir = Path(profile_dir)
     fresh = _whole_runs(profile_dir)
@@ -148,13 +174,18 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
     frame = pd.concat([f for f in (*old, *fresh) if len(f)] or old, ignore_index=True)
     frame = frame.drop_duplicates("run", keep="last").sort_values(ORDER, kind="stable")
     text = {column: "object" for column in TEXT if column in frame.columns}
-    return frame.astype(text).reset_index(drop=True)
+    frame = frame.astype(text).fillna(dict.fromkeys(text, ""))  # rows older than a column
+    return frame.reset_index(drop=True)
 
 
 def collect(profile_dir: Path | str) -> pd.DataFrame:
-    """``read``, and write the result to ``runs.csv`` in one step."""
-    frame = read(profile_dir)
-    write_atomically(Path(profile_dir) / "runs.csv", frame.to_csv(index=False, lineterminator="\n"))
+    """``read``, and write the result to ``runs.csv`` in one step; one process at a time.
+
+    Raises StoreError as ``read``; the file is then as it was.
+    """
+    with replacing(Path(profile_dir) / "runs.csv") as file:
+        frame = read(profile_dir)
+        file.write(frame.to_csv(index=False, lineterminator="\n").encode())
     return frame
 
 

@@ -201,17 +201,19 @@ def _evaluation_notes(shown: pd.DataFrame) -> list[str]:
 
 
 def _early_notes(shown: pd.DataFrame) -> list[str]:
-    """Rows with a best score that was taken before the ranks counted as kept were final."""
+    """Rows and tasks with a best score that was taken before the ranks kept were final."""
     steps = shown.reindex(columns=["steps", "step_best"]).astype(float)
     settings = store.settings(shown)
     final = [_ranks_final(one, n) for one, n in zip(settings, steps["steps"], strict=True)]
     early = shown.loc[steps["step_best"] < final]
-    return [
-        f"{label}: {len(group)} of {(shown['label'] == label).sum()} best scores "
-        f"({', '.join(group['task'].unique())}) are of a step at which the ranks were not final "
-        "yet; the kept ranks are those of the last step."
+    rows = [
+        f"{label} ({', '.join(group['task'].unique())})"
         for label, group in early.groupby("label", sort=False)
     ]
+    return [
+        f"Best scores of a step at which the ranks were not final yet: {'; '.join(rows)}. The "
+        "ranks kept are those of the last step."
+    ] * bool(rows)
 
 
 def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:

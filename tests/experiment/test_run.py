@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from lora2.experiment.checkpoint import newest_whole
 from lora2.experiment.config import resolve
-from lora2.experiment.folder import publish
 from lora2.experiment.paths import status
+from lora2.experiment.publish import publish
 from lora2.experiment.recorder import Diverged, Recorder
 from tests.experiment.conftest import TINY
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from lora2.experiment import sweep, worker
-from lora2.experiment.lock import hold
 from lora2.experiment.paths import lock_file, log_file, run_dir
 from lora2.experiment.progress import Progress
 from lora2.experiment.sweep import Sweep, plan_workers, run_all, unfinished
 from lora2.experiment.worker import Order, carry_out
+from lora2.files import hold
 from lora2.report import store
 from tests.experiment import sweep_fakes as fakes
 from tests.experiment.sweep_fakes import job

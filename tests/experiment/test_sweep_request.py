@@ -104,6 +104,25 @@ def test_auto_takes_the_paper_profile_only_where_everything_is_at_hand(monkeypat
     assert parse(["table=1"]).profile.name == "paper"
 
 
+def test_the_first_lines_say_what_auto_chose_and_how_to_get_the_papers(
+    monkeypatch, tmp_path, capsys
+):
+    assert "PROFILE ?= auto" in (ROOT / "Makefile").read_text()
+    reproduce = script("reproduce")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profile, "gpu_count", lambda: 0)
+    monkeypatch.setattr(reproduce, "run_all", stop)
+    words = ["table=1", "rows=lora2-k1", "tasks=rte", f"results.dir={tmp_path}"]
+    assert reproduce.main(words) == 130
+    first, second, third = capsys.readouterr().out.splitlines()[:3]
+    assert first == "profile auto -> embedded: no CUDA GPU is visible"
+    assert "the paper's: profile=paper on a machine with a CUDA GPU" in second
+    assert "profile embedded: not the paper's encoder and not the paper's data" in third
+
+
 def test_an_encoder_folder_is_not_asked_from_the_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(profile, "gpu_count", lambda: 1)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

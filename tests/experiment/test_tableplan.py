@@ -38,7 +38,13 @@ def test_table_1_has_the_papers_rows_in_order_and_marks_ours():
     assert [row.id for row in plan.rows if not row.ours] == PAPER_ORDER
     assert [row.id for row in plan.rows if row.ours] == ["lora-xs"]
     assert all("ours" in row.label for row in plan.rows if row.ours)
-    assert [row.id for row in load_table("roberta-large").rows] == [*PAPER_ORDER, "lora-xs"]
+
+
+def test_roberta_large_has_the_rows_of_table_1_all_marked_ours():
+    first, other = load_table("1"), load_table("roberta-large")
+    for row, same in zip(first.rows, other.rows, strict=True):
+        assert (same.ours, same.paper_row) == (True, None)
+        assert dataclasses.replace(same, ours=row.ours, paper_row=row.paper_row) == row
 
 
 @pytest.mark.parametrize("table", ["1", "2", "3", "4"])
@@ -134,6 +140,16 @@ def test_a_profile_without_the_encoder_is_refused():
             "[{id: a, label: a, method: lora, against: b}, {id: a, label: b, method: lora}]}",
             "one row only",
         ),
+        (
+            "{kind: scores, table: 1, title: t, encoder: e, tasks: [rte], rows: "
+            "[{id: a, label: x, method: lora}, {id: b, label: x, method: full}]}",
+            "label = 'x'",
+        ),
+        (
+            "{kind: scores, table: 1, title: t, encoder: e, tasks: [rte], rows_of: x}",
+            "list of rows",
+        ),
+        ("{kind: scores, table: 1, title: t, encoder: e, tasks: [rte], rows_of: y}", "rows_of|y"),
     ],
 )
 def test_a_wrong_table_file_is_refused(tmp_path: Path, text, message):

@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
+from lora2.bench.encoders import longest
 from lora2.experiment import timetable
 from lora2.experiment.profile import load_profile
-from lora2.experiment.shapes import longest, random_encoder
+from lora2.experiment.shapes import random_encoder
 from lora2.experiment.tableplan import jobs, load_table, narrow
-from lora2.experiment.timing import Measured, Stepper, interleave, random_batch
+from lora2.experiment.timing import Measured, batches, measure, stepper
 from lora2.glue.tasks import get_task
 
 
@@ -33,15 +34,23 @@ def test_encoder_shapes_are_the_published_ones(profile, table, parameters):
     assert sum(p.numel() for p in model.base_model.parameters()) == parameters
 
 
-def test_batches_are_full_and_no_longer_than_the_encoder_reads():
-    one = cells(["lora-r8"], task="stsb", max_seq_length=16, batch_size=6)[0].resolved.config
-    batch = random_batch(one, 100, 16)
-    assert batch["input_ids"].shape == batch["attention_mask"].shape == (6, 16)
-    assert batch["attention_mask"].all() and batch["input_ids"].min() >= 5
-    assert batch["input_ids"].max() < 100
-    assert batch["labels"].dtype == torch.float32 and batch["labels"].max() <= 5
-    mnli = cells(["lora-r8"], task="mnli")[0].resolved.config
-    assert set(random_batch(mnli, 100, 8)["labels"].tolist()) == {0, 1, 2}
+def test_batches_are_as_long_as_a_tasks_sentences_and_no_longer_than_the_encoder_reads():
+    def lengths(task, **train):
+        one = cells(["lora-r8"], task, "paper", batch_size=16, **train)[0].resolved.config
+        own = batches(one, 4)
+        assert all(batch["input_ids"].shape[0] == 16 for batch in own)
+        return [batch["input_ids"].shape[1] for batch in own], own
+
+    cola, (first, *_) = lengths("cola")
+    rte, _ = lengths("rte")
+    assert max(cola) < 46 < min(rte)  # CoLA's longest sentence has 46 tokens
+    assert len(set(rte)) > 1 and max(rte) <= 286
+    assert max(lengths("rte", max_seq_length=40)[0]) == 40
+    rows = first["attention_mask"].sum(1)
+    assert rows.max() == first["input_ids"].shape[1] and rows.min() < rows.max()
+    assert ((first["input_ids"] > 0) == (first["attention_mask"] == 1)).all()
+    assert set(lengths("mnli")[1][0]["labels"].tolist()) == {0, 1, 2}
+    assert lengths("stsb")[1][0]["labels"].dtype == torch.float32
 
     class Roberta:
         model_type, max_position_embeddings = "roberta", 514
@@ -49,40 +58,37 @@ def test_batches_are_full_and_no_longer_than_the_encoder_reads():
     assert longest(Roberta, 600) == 512 and longest(Roberta, 320) == 320
 
 
+def test_embedded_batches_are_the_embedded_sentences():
+    one = cells(["lora-r8"], "rte", batch_size=4)[0].resolved.config
+    first, second = batches(one, 2)
+    assert first["input_ids"].shape[0] == second["input_ids"].shape[0] == 4
+    assert (first["input_ids"][:, 0] == first["input_ids"][0, 0]).all()  # [CLS]
+
+
 def test_a_step_trains_and_drives_the_allocator():
     one = cells(["lora2-k8"], max_seq_length=8, batch_size=2)[0].resolved
-    stepper = Stepper(one.config, 400)
-    before = {n: p.detach().clone() for n, p in stepper.model.named_parameters()}
-    seconds = [stepper.step() for _ in range(3)]
-    assert min(seconds) > 0 and stepper.tokens == 8
-    changed = {n for n, p in stepper.model.named_parameters() if not torch.equal(p, before[n])}
-    frozen = {n for n, p in stepper.model.named_parameters() if not p.requires_grad}
+    taken = stepper(one.config, 400)
+    batch = {key: value.to(taken.device) for key, value in batches(one.config, 1)[0].items()}
+    before = {n: p.detach().clone() for n, p in taken.model.named_parameters()}
+    for _ in range(3):
+        taken.step(batch)
+    changed = {n for n, p in taken.model.named_parameters() if not torch.equal(p, before[n])}
+    frozen = {n for n, p in taken.model.named_parameters() if not p.requires_grad}
     assert changed and not changed & frozen
     # With no initial phase the budget shrinks from the first masking step on.
-    assert int(stepper.driver.training_state()["step"]) == 3
-    found = stepper.measured(seconds)
-    assert found.trainable == sum(p.numel() for p in stepper.model.parameters() if p.requires_grad)
+    assert int(taken.driver.training_state()["step"]) == 3
+    assert taken.driver.allocator.budget(1) < taken.driver.allocator.budget(0)
 
 
-def test_methods_take_turns_and_warm_up_is_not_counted():
-    order: list[str] = []
-
-    class Fake:
-        def __init__(self, name: str):
-            self.name, self.count = name, 0
-
-        def step(self) -> float:
-            order.append(self.name)
-            self.count += 1
-            return float(self.count)
-
-        def measured(self, seconds: list[float]) -> Measured:
-            return Measured(seconds, 1, 1, 1.0)
-
-    found = interleave([lambda: Fake("a"), lambda: Fake("b")], rounds=3, warm_up=2)
-    assert order == ["a", "b"] * 5
-    assert [one.seconds for one in found] == [[3.0, 4.0, 5.0]] * 2
-    assert found[0].median == 4.0
+def test_runs_are_measured_side_by_side():
+    one, other = cells(["lora-r8", "lora2-k8"], max_seq_length=8, batch_size=2)
+    runs = {job.row: (job.resolved.config, 400) for job in (one, other)}
+    found = measure(runs, batches(one.resolved.config, 2), rounds=3, warm_up=0)
+    assert list(found) == ["lora-r8", "lora2-k8"]
+    for measured in found.values():
+        assert len(measured.seconds) == 3 and min(measured.seconds) > 0
+        assert measured.tokens == 8 and measured.peak_memory_mb > 0
+    assert found["lora-r8"].trainable < found["lora2-k8"].trainable
 
 
 def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
@@ -90,10 +96,12 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     profile = load_profile("embedded")
     seconds = {"adalora": 0.2, "lora2": 0.3, "full": 0.1}
 
-    def fake(builders, rounds):
-        return [Measured([s] * rounds, 64, 1, 1.0) for s in seconds.values()]
+    def fake(runs, batches, rounds, warm_up):
+        assert list(runs) == ["adalora-r8", "lora2-k8", "full"]
+        own = dict(zip(runs, seconds.values(), strict=True))
+        return {row: Measured([s] * rounds, 64.0, 1, 1.0) for row, s in own.items()}
 
-    monkeypatch.setattr(timetable, "interleave", fake)
+    monkeypatch.setattr(timetable.timing, "measure", fake)
     frame = timetable.measure(plan, jobs(plan, profile, [1]), 3, tell=lambda _: None)
     frame["device"] = "some GPU"
     row = frame.set_index(["row", "task"])
@@ -102,7 +110,7 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     assert math.isnan(row.loc[("lora2-k8", "qnli"), "paper_ratio"])
     assert math.isnan(row.loc[("adalora-r8", "rte"), "ratio"])
     paths = timetable.write(plan, frame, profile, tmp_path)
-    assert [path.name for path in paths] == ["table2.csv", "table2.md"]
+    assert [path.name for path in paths] == ["table2.csv", "table2.md", "table2.tex"]
     assert pd.read_csv(paths[0])["seconds"].tolist() == [0.2, 0.3, 0.1] * 2
     text = paths[1].read_text()
     assert "not the paper's encoder" in text
@@ -110,5 +118,13 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     assert "| (paper, to AdaLoRA r=8) | – | 1.15 |" in text
     assert "| AdaLoRA r=8 | 200.0 | 200.0 |" in text
     assert "QNLI" in text
+    tex = paths[2].read_text()
+    assert "not the paper's encoder" in tex and r"300.0 (1.50) & 300.0 (1.50) \\" in tex
+    for path in paths[1:]:
+        path.unlink()
+    kept = paths[0].read_bytes()
+    assert timetable.rewrite(plan, profile, tmp_path) == paths
+    assert paths[0].read_bytes() == kept and paths[1].read_text() == text
+    assert paths[2].read_text() == tex
     frame["device"] = "cpu x86_64 2 threads"  # whose seconds tell a reader nothing
     assert "| LoRA² k=8 | 1.50 | 1.50 |" in timetable.render(plan, frame, profile)

@@ -82,6 +82,7 @@ def test_latex_is_escaped_and_rectangular(folder: Path) -> None:
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {5}
     assert r"A\_B\textbar{}C \& 50\% *x* \textless{}k\textgreater{} \$1\$" in text
     assert r"80.50 $\pm$ 0.71" in text and "±" not in text
+    assert r"\caption{GLUE (profile paper). Percent" in text  # LaTeX counts tables itself
 
 
 def test_notes_stand_under_the_table(folder: Path) -> None:

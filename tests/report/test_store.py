@@ -38,6 +38,19 @@ def test_committed_csv_alone_is_enough_and_gives_the_same(tmp_path: Path) -> Non
     assert (tmp_path / "two" / "runs.csv").read_bytes() == text
 
 
+def test_rows_older_than_a_column_are_read_beside_newer_ones(tmp_path: Path) -> None:
+    make_run(tmp_path, "old")
+    store.collect(tmp_path)
+    assert "attention" not in (tmp_path / "runs.csv").read_text()
+    os.rename(tmp_path / "runs" / "old", tmp_path / "gone")
+    make_run(tmp_path, "new", attention="sdpa", tf32=False)
+    frame = store.collect(tmp_path).set_index("run")
+    assert frame["attention"].to_dict() == {"old": "", "new": "sdpa"}
+    again = store.read(tmp_path).set_index("run")
+    assert again["attention"].to_dict() == frame["attention"].to_dict()
+    assert len(frame) == 2 and frame["best_accuracy"].notna().all()
+
+
 def test_folder_wins_over_the_row_of_the_same_run(tmp_path: Path) -> None:
     make_run(tmp_path, "a", score=0.5)
     make_run(tmp_path, "b", score=0.6)

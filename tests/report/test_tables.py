@@ -145,6 +145,7 @@ def test_a_best_score_of_more_evaluations_is_flagged(tmp_path: Path) -> None:
         ({"r": 8, "target_r": 2, "tfinal": 40}, 60, False),  # pruned for the last time at 60
         ({"init_r": 12, "target_r": 8, "tfinal": 40}, 59, True),
         ({"r": 8, "target_r": 8, "tfinal": 40}, 1, False),
+        ({"init_r": 8, "target_r": 8, "tfinal": 40}, 1, False),
         ({"r": 8, "target_r": None, "tfinal": 40}, 1, False),
         ({"r": 8, "xi": 0.001}, 99, True),  # gates move until the last step
         ({"r": 8, "xi": 0.001}, 100, False),
@@ -156,11 +157,13 @@ def test_a_best_score_of_more_evaluations_is_flagged(tmp_path: Path) -> None:
 def test_a_best_score_before_the_ranks_were_final_is_flagged(
     tmp_path: Path, settings: dict[str, object], step_best: int, early: bool
 ) -> None:
-    make_run(tmp_path, "a", settings={"k": 8, **settings}, steps=100, step_best=step_best)
-    make_run(tmp_path, "b", seed=1, settings={"k": 8}, steps=100, step_best=1)
-    flags = [note for note in built(tmp_path, ["rte"])[1] if "not final" in note]
-    expected = ["LoRA2 (k=8): 1 of 2 best scores (rte) are of a step at which the ranks were not "
-                "final yet; the kept ranks are those of the last step."]  # fmt: skip
+    changed = {"k": 8, **settings}
+    make_run(tmp_path, "a", settings=changed, steps=100, step_best=step_best)
+    make_run(tmp_path, "b", task="mrpc", settings=changed, steps=100, step_best=100)
+    make_run(tmp_path, "c", settings={"k": 1, **settings}, steps=100, step_best=step_best)
+    flags = [note for note in built(tmp_path, ["rte", "mrpc"])[1] if "not final" in note]
+    expected = ["Best scores of a step at which the ranks were not final yet: LoRA2 (k=1) (rte); "
+                "LoRA2 (k=8) (rte). The ranks kept are those of the last step."]  # fmt: skip
     assert flags == (expected if early else [])
 
 

@@ -1,0 +1,125 @@
+"""Encoders by shape alone: their time and memory do not depend on the weights."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+# From the config.json of each published encoder.
+SHAPES: dict[str, dict[str, Any]] = {
+    "deberta-v3-base": {
+        "model_type": "deberta-v2",
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 12,
+        "vocab_size": 128100,
+        "max_position_embeddings": 512,
+        "relative_attention": True,
+        "position_buckets": 256,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "layer_norm_eps": 1e-7,
+        "pooler_hidden_size": 768,
+        "pooler_hidden_act": "gelu",
+        "pooler_dropout": 0,
+    },
+    "roberta-large": {
+        "model_type": "roberta",
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "vocab_size": 50265,
+        "max_position_embeddings": 514,
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+    },
+    "minilm": {
+        "model_type": "bert",
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_attention_heads": 12,
+        "num_hidden_layers": 6,
+        "vocab_size": 30522,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "layer_norm_eps": 1e-12,
+    },
+}
+HEAD_WIDTH = 64  # of one attention head, in every shape above but MiniLM's
+
+
+def shaped(name: str, layers: int | None = None, width: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of a published shape, with other layers or width if given.
+
+    ``width`` is the hidden size, a multiple of 64; the feed-forward layer stays four times as wide
+    and a head 64 wide.
+
+    Raises:
+        KeyError: no such shape.
+        ValueError: a width that gives no whole number of heads.
+    """
+    values = dict(SHAPES[name])
+    if layers is not None:
+        values["num_hidden_layers"] = layers
+    if width is not None:
+        if width < HEAD_WIDTH or width % HEAD_WIDTH:
+            raise ValueError(f"width={width} (allowed: a multiple of {HEAD_WIDTH})")
+        values |= {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_attention_heads": width // HEAD_WIDTH,
+        }
+        if "pooler_hidden_size" in values:
+            values["pooler_hidden_size"] = width
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def random_encoder(config: PreTrainedConfig, num_labels: int = 2) -> PreTrainedModel:
+    """Return a classifier with weights drawn from torch's generator."""
+    config.num_labels = num_labels
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+
+
+def longest(config: PreTrainedConfig, wanted: int) -> int:
+    """Return ``wanted`` tokens, or as many as the encoder has positions for."""
+    # RoBERTa's positions start after the padding token's.
+    room = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
+    return min(wanted, room)
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Return the names of the modules behind the encoder, which every method trains in full."""
+    last = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    return [name for name in ("pooler", "classifier") if name in last]
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Return a copy with parameters of its own that use the same memory as ``model``'s.
+
+    So that many methods fit beside each other: a frozen weight is there once. One that is trained
+    must be moved to memory of its own first (``own_trained``).
+    """
+    shared = {id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def own_trained(model: nn.Module, shared: nn.Module) -> None:
+    """Give every trained parameter of ``model`` that uses ``shared``'s memory its own."""
+    theirs = {parameter.data_ptr() for parameter in shared.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.data_ptr() in theirs:
+            parameter.data = parameter.data.clone()

@@ -1,0 +1,153 @@
+"""``scripts/bench.py`` from end to end, where nothing but torch, transformers and peft is there."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lora2.bench import cli, record
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCKED = ["hydra", "omegaconf", "pydantic", "datasets", "evaluate", "pandas", "pyarrow"]
+BLOCKED += ["matplotlib", "scipy", "sklearn", "submitit"]
+TINY = ["--layers=1", "--width=64", "--batch=2", "--tokens=8", "--rounds=2", "--warm-up=1"]
+TINY += ["--depths", "1", "2", "--ranks", "1", "8", "--tasks", "cola", "stsb"]
+TINY += ["--device=cpu", "--commit=abc"]
+BARE = """
+import sys, runpy
+for name in {blocked!r}:
+    sys.modules[name] = None
+sys.path.insert(0, ".")
+from lora2.bench.encoders import SHAPES
+for shape in SHAPES.values():  # drawing large embeddings is most of a tiny bench
+    shape["vocab_size"] = 200
+sys.argv = ["bench.py", *{words!r}]
+runpy.run_path("scripts/bench.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """The folder that a tiny bench of everything wrote."""
+    out = tmp_path_factory.mktemp("bench")
+    code = BARE.format(blocked=BLOCKED, words=[*TINY, "--out", str(out)])
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "lora2-k8" in done.stdout
+    (folder,) = out.iterdir()
+    return folder
+
+
+def rows(folder: Path, part: str) -> list[dict[str, str]]:
+    with open(folder / f"{part}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_part_is_written_with_where_it_comes_from(tiny):
+    assert sorted(path.name for path in tiny.iterdir()) == [
+        "micro.csv",
+        "scaling.csv",
+        "step.csv",
+        "table2.csv",
+    ]
+    for part in cli.PARTS:
+        for row in rows(tiny, part):
+            assert math.isfinite(float(row["seconds"])) and float(row["seconds"]) > 0
+            assert float(row["seconds_q1"]) <= float(row["seconds"]) <= float(row["seconds_q3"])
+            assert record.slug(row["device"]) == tiny.name and row["device"].startswith("cpu")
+            assert row["commit"] == "abc" and row["dirty"] in ("True", "False")
+            for package in record.PACKAGES:
+                assert row[package]
+
+
+def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
+    found = rows(tiny, "step")
+    for encoder in cli.ENCODERS:
+        own = [row for row in found if row["encoder"] == encoder]
+        assert [row["row"] for row in own if row["phase"] == "train"] == list(cli.METHODS)
+        for row in own:
+            ratio = float(row["ratio_to_lora"] or row["ratio_to_base"])
+            assert math.isfinite(ratio) and int(row["kernels"]) > 0
+            assert (row["layers"], row["width"], row["tokens"]) == ("1", "64", "8")
+            if row["phase"] == "train":
+                assert float(row["memory_mib"]) > 0 and int(row["trainable"]) > 0
+            if row["row"] == "lora-r8":
+                assert float(row["ratio_to_lora"]) == 1
+        served = {row["row"]: row for row in own if row["phase"] == "inference"}
+        assert served["merged"]["kernels"] == served["base"]["kernels"]
+        assert int(served["unmerged"]["kernels"]) > int(served["base"]["kernels"])
+
+
+def test_parts_count_the_seventy_two_matrices(tiny):
+    found = {(row["part"], row["row"]): row for row in rows(tiny, "micro")}
+    assert found["regulariser", "lora2-k8"]["matrices"] == "72"
+    assert found["layer", "lora2-k8"]["matrices"] == "6"
+    assert found["allocator", "adalora-r8"]["syncs"] == "73"
+    for row in ("lora2-k1", "lora2-k8"):
+        for part in ("regulariser", "allocator"):
+            assert found[part, row]["syncs"] == "0"
+            ours, theirs = int(found[part, row]["kernels"]), found[part, "adalora-r8"]["kernels"]
+            assert 0 < ours < int(theirs) / 4
+
+
+def test_table_2_has_real_lengths_and_scaling_its_axes(tiny):
+    lengths = {row["task"]: float(row["tokens"]) for row in rows(tiny, "table2")}
+    assert list(lengths) == ["cola", "stsb"] and 4 <= lengths["cola"] < lengths["stsb"]
+    found = rows(tiny, "scaling")
+    assert {row["axis"] for row in found} == {"layers", "k", "r"}
+    assert [row["value"] for row in found if row["axis"] == "k"] == ["8", "1", "8"]
+    allocator = {
+        row["value"]: int(row["kernels"])
+        for row in found
+        if (row["what"], row["row"]) == ("allocator", "lora2-k8")
+    }
+    assert allocator["1"] == allocator["2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--device", "cuda"], "no GPU is visible"),
+        (["--rounds", "0"], "'0' (allowed: a whole number >= 1)"),
+        (["--batch", "x"], "'x' (allowed: a whole number >= 1)"),
+        (["--only", "stp"], "invalid choice: 'stp'"),
+        (["--methods", "lora3"], "invalid choice: 'lora3'"),
+        (["--width", "100"], "width=100 (allowed: a multiple of 64)"),
+        (["--glue", "/none"], "--glue /none: no such folder"),
+    ],
+)
+def test_bad_words_are_refused_before_anything_runs(words, complaint, capsys, monkeypatch):
+    monkeypatch.setattr(cli.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_part_of_the_rows_replaces_no_whole_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(cli.PARTS, "step", lambda args, sizes: [{"row": "lora-r8", "seconds": 1.0}])
+    words = ["--only", "step", "--device", "cpu"]
+    assert cli.main([*words, "--methods", "lora-r8"]) == 0
+    assert "shown, not written" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    assert cli.main(words) == 0
+    (path,) = tmp_path.glob("results/bench/cpu*/step.csv")
+    assert cli.main([*words, "--methods", "lora-r8", "--out", "elsewhere"]) == 0
+    assert list(tmp_path.glob("elsewhere/cpu*/step.csv")) and path.is_file()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a" / "step.csv"
+    record.write(path, [{"x": 1 / 3}], {"device": "d"})
+    assert path.read_text() == "x,device\n0.333333,d\n"
+    with pytest.raises(ValueError):
+        record.write(path, [{"x": 1}, {"y": 2}], {"device": "d"})
+    assert path.read_text() == "x,device\n0.333333,d\n"
+    assert [one.name for one in path.parent.iterdir()] == ["step.csv"]

@@ -1,0 +1,146 @@
+"""Every method of the bench takes whole training steps, in turn, on shared frozen weights."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from lora2.bench import step
+from lora2.bench.encoders import head_modules, random_encoder, shaped, twin
+from lora2.bench.lengths import padded_batch
+from lora2.bench.methods import METHODS
+from lora2.bench.step import build, held_bytes, interleave, quartiles, ratio, take_turns
+
+
+@pytest.fixture(scope="module")
+def base():
+    torch.manual_seed(0)
+    config = shaped("roberta-large", layers=2, width=64)
+    config.vocab_size = 200
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    return random_encoder(config)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return padded_batch(torch.tensor([7, 4]), 200, 2, torch.Generator().manual_seed(0))
+
+
+def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
+    clock, order = [0.0], []
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def action(name, cost):
+        def act(number):
+            order.append((name, number))
+            clock[0] += cost + number
+
+        return act
+
+    found = interleave({"a": action("a", 10), "b": action("b", 20)}, rounds=3, warm_up=2)
+    assert order == [(name, number) for number in range(5) for name in "ab"]
+    assert found == {"a": [12, 13, 14], "b": [22, 23, 24]}
+    assert quartiles(found["a"]) == (12.5, 13, 13.5) and quartiles([2.0]) == (2, 2, 2)
+
+
+def test_a_ratio_compares_times_of_the_same_round():
+    # A machine that slows down threefold in the middle: the medians alone would say 1.5.
+    assert ratio([2.0, 6.0, 6.0], [1.0, 3.0, 4.0]) == 2.0
+    with pytest.raises(ValueError):
+        ratio([1.0], [1.0, 2.0])
+
+
+@pytest.mark.parametrize("row", METHODS)
+def test_a_step_trains_what_the_method_trains_and_leaves_the_shared_weights(base, batch, row):
+    shared = {name: p.detach().clone() for name, p in base.named_parameters()}
+    one = build(base, METHODS[row])
+    before = {n: p.detach().clone() for n, p in one.model.named_parameters()}
+    for _ in range(2):
+        one.step(batch)
+    changed = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
+    trained = {n for n, p in one.model.named_parameters() if p.requires_grad}
+    assert changed and changed <= trained
+    assert all(p.grad is None for p in one.model.parameters())
+    assert all(torch.equal(p, shared[n]) for n, p in base.named_parameters())
+    if row == "full":
+        assert trained == set(shared)
+    elif row == "bitfit":
+        assert all(n.endswith("bias") or n.startswith("classifier") for n in trained)
+    else:
+        adapted = [m for m in one.model.modules() if isinstance(m, BaseTunerLayer)]
+        assert len(adapted) == 2 * (4 if row == "lora-xs" else 6)
+        assert any(
+            n.endswith("classifier.modules_to_save.default.out_proj.weight") for n in trained
+        )
+
+
+def test_allocators_mask_from_the_first_step_and_penalties_are_in_the_loss(base, batch):
+    ada, ours = build(base, METHODS["adalora-r8"]), build(base, METHODS["lora2-k8"])
+    for one in (ada, ours):
+        for _ in range(3):
+            one.step(batch)
+        kept = one.driver.kept_ranks().values()
+        assert sum(map(sum, kept)) < sum(map(len, kept))
+    for one in (ada, ours):
+        inside = one.model(**batch).loss
+        one.model.eval()
+        outside = one.model(**batch).loss
+        assert inside > outside + 0.1  # nothing is dropped out: it is the penalty
+
+
+def test_trained_and_held_sizes(base, batch):
+    full, ours = build(base, METHODS["full"]), build(base, METHODS["lora2-k8"])
+    numbers = sum(p.numel() for p in base.parameters())
+    assert full.trainable() == numbers
+    buffers = sum(b.untyped_storage().nbytes() for b in base.buffers())
+    assert held_bytes(full) == 4 * numbers + buffers
+    full.step(batch)
+    ours.step(batch)
+    # AdamW: two moments and a step counter for each parameter.
+    counters = 4 * len(list(base.parameters()))
+    assert held_bytes(full) == 12 * numbers + buffers + counters
+    assert 16 * numbers < full.memory_mib(batch) * 2**20 < 16 * numbers + 8e6
+    assert ours.memory_mib(batch) < full.memory_mib(batch) / 2
+
+
+def test_counts_of_a_step(base, batch):
+    ada, ours, lora = (build(base, METHODS[row]) for row in ("adalora-r8", "lora2-k8", "lora-r8"))
+    counts = {
+        name: one.counts(batch) for name, one in (("ada", ada), ("ours", ours), ("lora", lora))
+    }
+    assert len(counts["lora"].kernels) < len(counts["ours"].kernels) < len(counts["ada"].kernels)
+    # One list for each of 12 matrices, and the threshold.
+    assert len(counts["ada"].syncs) - len(counts["lora"].syncs) == 13
+    assert counts["ours"].syncs == counts["lora"].syncs
+
+
+def test_all_step_on_the_same_batch_in_a_round(base, batch, monkeypatch):
+    seen = []
+    monkeypatch.setattr(step.Stepper, "step", lambda self, own: seen.append((id(self), id(own))))
+    steppers = {row: build(base, METHODS[row]) for row in ("lora-r8", "lora2-k1")}
+    other = dict(batch)
+    take_turns(steppers, [batch, other], rounds=2, warm_up=1)
+    mine = [id(one) for one in steppers.values()]
+    assert seen == [(one, id(own)) for own in (batch, other, batch) for one in mine]
+
+
+def test_shapes_can_be_made_narrower_and_shallower_and_nothing_odd():
+    config = shaped("deberta-v3-base", layers=3, width=128)
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 128, 2)
+    assert (config.intermediate_size, config.pooler_hidden_size) == (512, 128)
+    assert shaped("deberta-v3-base").num_hidden_layers == 12
+    with pytest.raises(ValueError, match=r"width=100 .*multiple of 64"):
+        shaped("roberta-large", width=100)
+    with torch.device("meta"):
+        assert head_modules(random_encoder(shaped("deberta-v3-base"))) == ["pooler", "classifier"]
+
+
+def test_a_twin_shares_memory_and_nothing_else(base):
+    other = twin(base)
+    for one, two in zip(base.parameters(), other.parameters(), strict=True):
+        assert one is not two and one.data_ptr() == two.data_ptr()
+    other.requires_grad_(False)
+    assert all(p.requires_grad for p in base.parameters())
