@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit clean \
+.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit bench clean \
 	reproduce-all $(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 10 minutes on two cores.
@@ -49,6 +49,11 @@ plan: $(READY)
 report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)
 	$(PY) -m lora2.report.readme
+
+# Times the methods on this device; ARGS="--only step --rounds 20" for a part.
+bench: $(READY)
+	$(PY) scripts/bench.py $(ARGS)
+	$(PY) -m lora2.report.bench
 
 audit: $(READY)
 	$(PY) -m lora2.report.audit
