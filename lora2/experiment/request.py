@@ -53,15 +53,15 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
         ConfigError: every word that is wrong, and what is allowed.
     """
     problems: list[Problem] = []
-    own, slurm, extra = _sort(argv, OWN if default_tables is None else REPORTED, problems)
+    own, slurm, extra = sort_words(argv, OWN if default_tables is None else REPORTED, problems)
     plans = _plans(own, default_tables, problems)
     cluster = own.get("cluster", "local")
     if cluster not in CLUSTERS:
         problems.append(Problem("cluster", cluster, nearest(cluster, CLUSTERS)))
-    seeds = _seeds(own.get("seeds"), problems)
-    workers = _positive(own.get("workers"), problems)
-    plan_only = _flag("plan", own.get("plan", "false"), problems)
-    wait = _flag("wait", own.get("wait", "true"), problems)
+    seeds = seed_list(own.get("seeds"), problems)
+    workers = positive(own.get("workers"), problems)
+    plan_only = flag("plan", own.get("plan", "false"), problems)
+    wait = flag("wait", own.get("wait", "true"), problems)
     for key, value in [("wait", "false")] * (own.get("wait") == "false") + list(slurm.items()):
         if cluster == "local":
             problems.append(Problem(key, value, "nothing without cluster=slurm"))
@@ -75,7 +75,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     )  # fmt: skip
 
 
-def _sort(
+def sort_words(
     argv: Sequence[str], known: Sequence[str], problems: list[Problem]
 ) -> tuple[dict[str, str], dict[str, Any], list[str]]:
     own: dict[str, str] = {}
@@ -106,7 +106,7 @@ def _sort(
 def _plans(
     own: Mapping[str, str], default: Sequence[str] | None, problems: list[Problem]
 ) -> list[TablePlan]:
-    names = _list(own.get("table")) or ([] if "table" in own else list(default or []))
+    names = comma_list(own.get("table")) or ([] if "table" in own else list(default or []))
     if not names:
         known = ", ".join([*options("table"), "all"])
         problems.append(Problem("table", own.get("table"), f"say table=1, or another of {known}"))
@@ -115,7 +115,11 @@ def _plans(
     try:
         for name in dict.fromkeys(names):
             plans.append(load_table(name))
-        return _narrow_all(plans, _list(own.get("tasks")), _list(own.get("rows"))) if plans else []
+        return (
+            _narrow_all(plans, comma_list(own.get("tasks")), comma_list(own.get("rows")))
+            if plans
+            else []
+        )
     except ConfigError as error:
         problems += error.problems
         return plans
@@ -196,7 +200,7 @@ def _other_kind(profile: Profile, plan: TablePlan, extra: Sequence[str]) -> list
     return [] if own == other else [Problem("backbone", typed[-1], allowed)]
 
 
-def _list(text: str | None) -> list[str] | None:
+def comma_list(text: str | None) -> list[str] | None:
     if text is None:
         return None
     if text.startswith("[") and text.endswith("]"):
@@ -205,17 +209,17 @@ def _list(text: str | None) -> list[str] | None:
     return [] if parts == [""] else parts
 
 
-def _seeds(text: str | None, problems: list[Problem]) -> list[int] | None:
+def seed_list(text: str | None, problems: list[Problem]) -> list[int] | None:
     if text is None or text == "null":
         return None
-    parts = _list(text) or []
+    parts = comma_list(text) or []
     good = [int(part) for part in parts if _is_number(part) and int(part) < 2**32]
     if len(good) != len(parts) or not good:
         problems.append(Problem("seeds", text, "whole numbers from 0 with commas, such as 1,2,3"))
     return list(dict.fromkeys(good))
 
 
-def _positive(text: str | None, problems: list[Problem]) -> int | None:
+def positive(text: str | None, problems: list[Problem]) -> int | None:
     if text is None:
         return None
     if not _is_number(text) or int(text) < 1:
@@ -228,7 +232,7 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) < 20
 
 
-def _flag(key: str, text: str, problems: list[Problem]) -> bool:
+def flag(key: str, text: str, problems: list[Problem]) -> bool:
     if text not in ("true", "false"):
         problems.append(Problem(key, text, "true or false"))
     return text == "true"
