@@ -67,6 +67,7 @@ def choose(
 ) -> dict[Group, float]:
     """Return the rate of each group and, with ``write``, put all candidates into rates.csv.
 
+    ``write`` also collects selection/runs.csv, which is chosen from where the folders are not.
     ``folder`` is the study's results folder, the runs lie in its ``selection``. A diverged run
     only takes its rate out of the choice.
 
@@ -75,7 +76,7 @@ def choose(
             is then as it was.
     """
     try:
-        runs = store.read(folder / "selection")
+        runs = (store.collect if write else store.read)(folder / "selection")
     except store.StoreError:
         runs = None
     frame = scored(study, found, runs)

@@ -67,6 +67,27 @@ def begun(monkeypatch):
     return names
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Return the folder of a whole study, the runs begun in it, and the splits each one read."""
+    folder, names, splits = tmp_path_factory.mktemp("whole"), [], []
+    read = glue_data._read
+
+    def noted(jobs, sweep, already=0):
+        names.extend(one.name for one in jobs)
+        return here(jobs, sweep)
+
+    def noting(task, source, dir, wanted):
+        splits.append(wanted)
+        return read(task, source, dir, wanted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driving, "run_all", noted)
+        patch.setattr(glue_data, "_read", noting)
+        assert do(folder) == 0
+    return folder, names, splits
+
+
 def do(folder: Path, *words: str, **changes: object) -> int:
     request = parse_study(
         ["study=tiny", f"results.dir={folder / 'out'}", *words], configs(folder, **changes)
@@ -104,9 +125,8 @@ def test_further_tables_leave_out_what_the_encoder_was_trained_on():
     assert tasks["figure3"] == ["mrpc", "sst2"] and "stsb" in tasks["1"]
 
 
-def test_a_study_goes_from_the_selection_to_its_tables(tmp_path, begun, capsys):
-    assert do(tmp_path) == 0
-    out = tmp_path / "out"
+def test_a_study_goes_from_the_selection_to_its_tables(finished):
+    out = finished[0] / "out"
     rates = pd.read_csv(out / "rates.csv")
     assert len(rates) == 4 and list(rates["status"]) == ["finished"] * 4
     assert set(rates["seed"]) == {9} and set(rates["holdout"]) == {60}
@@ -128,25 +148,14 @@ def test_a_study_goes_from_the_selection_to_its_tables(tmp_path, begun, capsys):
     assert list(cells.loc[cells["task"] == "mrpc", "n"]) == [2, 2]
 
 
-def test_the_selection_never_reads_validation_and_the_final_runs_do(tmp_path, begun, monkeypatch):
-    read, seen = glue_data._read, []
-
-    def noting(task, source, dir, splits):
-        seen.append(splits)
-        return read(task, source, dir, splits)
-
-    monkeypatch.setattr(glue_data, "_read", noting)
-    assert do(tmp_path, "only=selection") == 0
-    assert len(seen) == 4 and set(seen) == {("train",)}
-    assert do(tmp_path, "only=final", "rows=lora-r1", "seeds=2") == 0
-    assert seen[4:] == [("train", "validation")]
+def test_the_selection_never_reads_validation_and_the_final_runs_do(finished):
+    _, names, splits = finished
+    assert len(splits) == len(names) == 9
+    assert set(splits[:4]) == {("train",)} and set(splits[4:]) == {("train", "validation")}
 
 
-def test_a_study_stopped_anywhere_goes_on_and_ends_the_same(tmp_path, begun, monkeypatch):
-    whole, parted = tmp_path / "a", tmp_path / "b"
-    assert do(whole) == 0
-    all_of_it = [name for name in begun]
-    begun.clear()
+def test_a_study_stopped_anywhere_goes_on_and_ends_the_same(finished, tmp_path, begun, monkeypatch):
+    whole, all_of_it, _ = finished
 
     def stopping_after(count):
         def stopped(jobs, sweep, already=0):
@@ -161,23 +170,21 @@ def test_a_study_stopped_anywhere_goes_on_and_ends_the_same(tmp_path, begun, mon
     for count in (1, 3, 2):  # in the selection; at its end; in the final runs
         monkeypatch.setattr(driving, "run_all", stopping_after(count))
         with pytest.raises(KeyboardInterrupt):
-            do(parted)
+            do(tmp_path)
     monkeypatch.setattr(driving, "run_all", going_on)
-    assert do(parted) == 0
+    assert do(tmp_path) == 0
     assert sorted(begun) == sorted(all_of_it) and len(set(begun)) == len(begun)
     for name in ("rates.csv", "curves.csv", "table1.csv", "table1.md", "table3.csv"):
-        assert (whole / "out" / name).read_text() == (parted / "out" / name).read_text(), name
+        assert (whole / "out" / name).read_text() == (tmp_path / "out" / name).read_text(), name
 
 
-def test_tables_can_be_made_again_without_the_run_folders(tmp_path, begun):
-    assert do(tmp_path) == 0
+def test_tables_can_be_made_again_without_the_run_folders(finished, tmp_path, begun):
     out = tmp_path / "out"
+    shutil.copytree(finished[0] / "out", out)
     names = ("rates.csv", "curves.csv", "table1.csv", "table3.csv")
     before = {name: (out / name).read_text() for name in names}
-    store.collect(out / "selection")
     for folder in (out / "runs", out / "selection" / "runs"):
         shutil.rmtree(folder)
-    begun.clear()
     assert do(tmp_path, "only=tables") == 0 and begun == []
     assert {name: (out / name).read_text() for name in names} == before
 
