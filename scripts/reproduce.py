@@ -23,7 +23,7 @@ from lora2.experiment.tableplan import Job, TablePlan, distinct
 from lora2.experiment.worker import Outcome
 
 USAGE = (
-    "usage: python scripts/reproduce.py table=1|2|3|4|figure3|roberta-large|all "
+    "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
     "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
     "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] [key=value of run_glue.py]"
 )

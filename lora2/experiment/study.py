@@ -20,9 +20,9 @@ Words = list[str]  # of run_glue.py
 
 @checked
 class StudyTable:
-    """A further table of the study: a part of the paper's, at the rate of a row of Table 1."""
+    """A further table of the study, at the rate of a row of Table 1."""
 
-    table: Literal["3", "4", "figure3"]
+    table: Literal["3", "4", "figure3", "pruning"]
     rate_of: str  # the row of Table 1 whose chosen rate its rows take
     tasks: list[TaskName] | None = None  # None: its tasks that the study has and that are clean
     rows: list[str] | None = None  # None: all

@@ -30,7 +30,7 @@ def problems(*words: str) -> dict[str, str]:
     ("words", "key", "allowed"),
     [
         ([], "table", "table=1"),
-        (["table=9"], "table", "1, 2, 3, 4, all, figure3, roberta-large"),
+        (["table=9"], "table", "1, 2, 3, 4, all, figure3, pruning, roberta-large"),
         (["table=3", "tasks=cola"], "tasks", "mnli, mrpc, rte, stsb"),
         (["table=1", "tasks="], "tasks", "at least one"),
         (["table=1", "rows=lora2_k8"], "rows", "did you mean lora2-k8?"),
