@@ -15,8 +15,9 @@ from lora2.experiment.provenance import provenance
 from lora2.experiment.tableplan import Job, TablePlan
 from lora2.experiment.timing import Measured
 from lora2.report.escape import markdown
+from lora2.report.latex import tex_float
 from lora2.report.paper_tables import printed_values
-from lora2.report.render import TASK_NAMES, tex_float
+from lora2.report.render import TASK_NAMES
 from lora2.report.store import write_atomically
 
 ROUNDS = 9
@@ -110,7 +111,7 @@ def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
 
 
 def latex(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
-    """Return the table as a LaTeX float (needs booktabs and graphicx)."""
+    """Return the table as a LaTeX float; ``tex_float`` says what that needs."""
     warning = f"Profile {profile.name}: {profile.note}"
     about = f"{_title(plan, profile)}. {warning} {_about(plan, frame)}"
     return tex_float(plan.table, about, _grid(plan, frame))
