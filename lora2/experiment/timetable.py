@@ -22,6 +22,7 @@ from lora2.report.store import write_atomically
 
 ROUNDS = 9
 BATCHES = 3  # of each task, taken in turn
+STEPS = BATCHES + ROUNDS  # that each method takes of each task, warming up included
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 

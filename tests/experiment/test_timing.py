@@ -99,7 +99,7 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     def fake(runs, batches, rounds, warm_up):
         assert list(runs) == ["adalora-r8", "lora2-k8", "full"]
         own = dict(zip(runs, seconds.values(), strict=True))
-        return {row: Measured([s] * rounds, 64.0, 1, 1.0) for row, s in own.items()}
+        return {row: Measured([s] * rounds, 64.0, 1, 1.0, 1.0) for row, s in own.items()}
 
     monkeypatch.setattr(timetable.timing, "measure", fake)
     frame = timetable.measure(plan, jobs(plan, profile, [1]), 3, tell=lambda _: None)
