@@ -17,6 +17,7 @@ from lora2.experiment.tableplan import Job
 from lora2.glue.tasks import TASKS
 
 BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured
+PATIENCE = 3.0  # times the budget, for rows of which nothing is measured yet
 BATCHES = 8  # over which a run's padded length is averaged
 FORWARD_SHARE = 1 / 3  # of a training step: an evaluation batch needs no backward pass
 BYTES = 4  # of a float32 parameter
@@ -118,7 +119,8 @@ def measure(
 
     From the bench of this device where it holds them; the others take a few steps here, first
     the shortest of every row. After ``budget`` seconds only rows without any measurement are
-    still measured: the rest is scaled by tokens, from the same row where possible.
+    still measured, after three times as long none: the rest is scaled by tokens, from the same
+    row where possible.
     """
     from lora2.experiment import bench_costs, timing
 
@@ -126,8 +128,9 @@ def measure(
     costs = bench_costs.known(wanted, tell)
     started = time.monotonic()
     for key in _order(wanted.keys() - costs.keys()):
-        late = time.monotonic() - started > budget
-        if late and any(known[0] == key[0] for known in costs):
+        spent = time.monotonic() - started
+        patience = budget if any(known[0] == key[0] for known in costs) else PATIENCE * budget
+        if costs and spent > patience:
             continue
         resolved = wanted[key].resolved
         runs = {key[0]: (resolved.config, resolved.steps or 10_000)}

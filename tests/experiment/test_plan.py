@@ -54,18 +54,20 @@ def test_what_was_not_measured_is_scaled_from_the_nearest_length():
     assert costs._scaled(("b", "", 128), found, sizes) == Cost(1.25, 5, 12.5, False)
 
 
-def test_every_row_is_measured_once_however_long_it_takes(monkeypatch):
-    own, measured = Measured([2.0], 10.0, 7, 8.0, 3.0), []
+def test_every_row_is_measured_before_any_is_measured_twice(monkeypatch):
+    own, measured, clock = Measured([2.0], 10.0, 7, 8.0, 3.0), [], [0.0]
 
     def measure(runs, *_, **__):
         measured.extend((row, config.task) for row, (config, _) in runs.items())
+        clock[0] += 40.0
         return dict.fromkeys(runs, own)
 
     monkeypatch.setattr(costs_timing, "measure", measure)
+    monkeypatch.setattr(costs.time, "monotonic", lambda: clock[0])
     plan = narrow(load_table("1"), ["cola", "mnli"], ["lora-r8", "full"])
     left = jobs(plan, load_profile("paper"), None)
     told: list[str] = []
-    found = costs.measure(left, budget=-1.0, tell=told.append)
+    found = costs.measure(left, budget=30.0, tell=told.append)  # spent by the first row
     assert measured == [("lora-r8", "cola"), ("full", "cola")]
     assert told[0] == "  lora-r8, cola, 8 x 10 tokens: 2.000 s/step"
     assert {key[:2]: cost.measured for key, cost in found.items()} == {
@@ -74,6 +76,9 @@ def test_every_row_is_measured_once_however_long_it_takes(monkeypatch):
     measured.clear()
     costs.measure(left, budget=1e9, tell=told.append)
     assert [row for row, _ in measured] == ["lora-r8", "full"] * 2
+    measured.clear()
+    costs.measure(left, budget=10.0, tell=told.append)  # there is an end to patience
+    assert measured == [("lora-r8", "cola")]
 
 
 def test_checkpoints_hold_the_trained_and_two_moments(tmp_path):
