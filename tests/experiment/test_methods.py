@@ -20,6 +20,8 @@ from lora2.experiment.profile import load_profile
 from lora2.experiment.reload import load_run, read_config
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.shapes import random_encoder
+from lora2.experiment.study import load_study
+from lora2.experiment.studyruns import candidates
 from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
@@ -148,7 +150,8 @@ def meta_built(run: RunConfig):
 
 def test_there_are_as_many_configuration_files_as_are_tested():
     found = Counter(path.parent.name for path in YAMLS)
-    assert found == {"configs": 1, "task": 8, "method": 9, "backbone": 5, "profile": 3, "table": 6}
+    groups = {"task": 8, "method": 9, "backbone": 5, "profile": 3, "table": 7, "study": 3}
+    assert found == {"configs": 1, **groups}
 
 
 def runs_of(path: Path) -> list[RunConfig]:
@@ -158,6 +161,9 @@ def runs_of(path: Path) -> list[RunConfig]:
         plan = load_table(path.stem)
         cells = jobs(narrow(plan, plan.tasks[:1], None), load_profile("embedded"), [1])
         return [cell.resolved.config for cell in cells]
+    if path.parent.name == "study":
+        found = candidates(load_study(path.stem))
+        return list({one.method: one.job.resolved.config for one in found}.values())
     if path.parent.name == "profile":
         profile = load_profile(path.stem)
         encoders = [name for name in profile.encoders.values() if name is not None]
