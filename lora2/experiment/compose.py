@@ -40,8 +40,8 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
     for word in argv:
         try:
             override = OverridesParser.create().parse_override(word)
-        except HydraException:
-            problems.append(Problem("command line", word, "every word must read key=value"))
+        except (HydraException, ValueError):  # ValueError: a number of thousands of digits
+            problems.append(Problem("command line", word, _how_to_write(word)))
             continue
         key, value = override.key_or_group or "command line", override.value()
         problem = _check_word(word, override, configs)
@@ -127,6 +127,13 @@ def _load(group: str, name: str, configs: Path) -> dict[str, Any]:
         raise ConfigError([Problem(str(configs), words, str(error).strip())]) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+def _how_to_write(word: str) -> str:
+    key, sign, _ = word.partition("=")
+    if not sign or not key:
+        return "every word must read key=value"
+    return f"key=value; a value with signs such as ~ = ( ) , needs quotes: {key}='\"VALUE\"'"
 
 
 def _check_word(word: str, override: Override, configs: Path) -> Problem | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
     no_encoder = {**raw, "backbone": {**raw["backbone"], "settings": []}}
     published = apply_layers(no_encoder, facts, known)
     tree = apply_layers(raw, facts, known)
+    tree["backbone"].pop("protocol", None)  # read above; typed, it is an unknown key
     for key, value in values.items():
         set_value(tree, key, value)
     typed_ratio = values.get("train.warmup_ratio") and "train.warmup_steps" not in values
@@ -74,14 +76,16 @@ def _typed_or(value: Any, default: Any) -> Any:
 
 
 def _fill_defaults(tree: dict[str, Any]) -> None:
-    """Decide what the files leave open: the data's source and the results folder."""
-    tree["backbone"].pop("protocol", None)
+    """Decide what the files leave open, and what ~ in a path stands for."""
     data, profile = tree["data"], tree["backbone"].get("profile")
     if isinstance(data, dict) and data.get("source") is None:
         embedded = profile == "embedded" and data.get("dir") is None
         data["source"] = "embedded" if embedded else "folder" if data.get("dir") else "hub"
     if isinstance(tree["results"], dict) and tree["results"].get("dir") is None:
         tree["results"]["dir"] = f"results/{profile}"
+    for section, key in (("data", "dir"), ("backbone", "path"), ("results", "dir")):
+        if isinstance(tree[section], dict) and isinstance(tree[section].get(key), str):
+            tree[section][key] = os.path.expanduser(tree[section][key])
 
 
 def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) -> Resolved:
