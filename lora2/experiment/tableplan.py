@@ -106,6 +106,11 @@ def _check_names(where: str, rows: Sequence[TableRow]) -> list[Problem]:
     return problems + [Problem(f"{where}, against", one, nearest(one, ids)) for one in unknown]
 
 
+def keys_of_rows(plan: TablePlan) -> set[str]:
+    """Return the keys of run_glue.py that tell the rows of a table apart."""
+    return {word.partition("=")[0] for row in plan.rows for word in row.overrides}
+
+
 def narrow(plan: TablePlan, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> TablePlan:
     """Return ``plan`` with only these tasks and row ids, in the plan's order; None keeps all.
 
