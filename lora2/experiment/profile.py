@@ -6,10 +6,13 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from lora2.experiment.compose import CONFIGS, options, read_yaml
 from lora2.experiment.problems import ConfigError, Problem, check_section, nearest
-from lora2.experiment.schema import checked
+from lora2.experiment.schema import Seed, checked
 
 AUTO = "auto"
 HOW_TO_PAPER = (
@@ -25,7 +28,7 @@ class Profile:
     name: str
     note: str  # one sentence, printed before anything runs
     encoders: dict[str, str | None]  # None: nothing here stands for that encoder
-    seeds: list[int] | None  # None: those of the public scripts
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None  # None: those of the public scripts
     overrides: list[str]  # words of run_glue.py, for every run
 
 
