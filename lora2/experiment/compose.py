@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora2 import safe_yaml
-from lora2.experiment.layers import GROUPS, copy
+from lora2.experiment.layers import GROUPS, copy, leaves
 from lora2.experiment.problems import ConfigError, Problem, field_names, nearest
 from lora2.experiment.schema import METHODS, RunConfig
 
@@ -78,10 +78,16 @@ def load(choices: dict[str, str], configs: Path = CONFIGS) -> dict[str, Any]:
     """
     # Group by group, and cached: a table asks for the same files again for every cell.
     base = _load("", "", configs)
+    known = field_names(RunConfig)
     problems = [
         Problem(f"config.yaml: {key}", None, "this key is required")
-        for key in field_names(RunConfig)
+        for key in known
         if key not in (*GROUPS, *base)
+    ]
+    problems += [
+        Problem(f"config.yaml: {key}", base[key], f"unknown key; {nearest(key, known)}")
+        for key in base
+        if key not in known
     ]
     tree = dict(base)
     for group, name in choices.items():
@@ -116,8 +122,16 @@ def read_yaml(path: Path) -> Any:
 def _load(group: str, name: str, configs: Path) -> dict[str, Any]:
     # Hydra's own reader knows anchors and lets its errors through as they are.
     for path in [configs / "config.yaml"] + [configs / group / f"{name}.yaml"] * bool(group):
-        if not isinstance(read_yaml(path), dict):
-            raise ConfigError([Problem(str(path), read_yaml(path), "a mapping of keys to values")])
+        values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
+        problems = [
+            Problem(f"{path}: {key}", value, "a plain value; ${...} and ??? are not filled in here")
+            for key, value in leaves(values)
+            if isinstance(value, str) and ("${" in value or value == "???")
+        ]
+        if problems:
+            raise ConfigError(problems)
     words = [f"{group}={name}"] if group else []
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(configs)):
