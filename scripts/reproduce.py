@@ -18,6 +18,7 @@ from lora2.experiment.disk import DiskFull, explained
 from lora2.experiment.paths import log_file
 from lora2.experiment.problems import ConfigError
 from lora2.experiment.publish import tidy
+from lora2.experiment.reach import Unreachable, check_reach
 from lora2.experiment.request import Request, parse, results_folders
 from lora2.experiment.sweep import plan_workers, run_all, unfinished
 from lora2.experiment.tableplan import Job, TablePlan, distinct
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except DiskFull as error:
+    except (DiskFull, Unreachable) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -79,7 +80,8 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     if not left:
         return []
     already = len(jobs) - len(left)
-    if request.cluster == "local":
+    if request.cluster == "local":  # a cluster's nodes may reach what this machine does not
+        check_reach(job.resolved.config for job in left)
         outcomes = run_all(left, plan_workers(left, request.workers), already)
         if any(one.disk_full for one in outcomes):
             print(f"{len(left) - len(outcomes)} runs were not begun for want of room")
