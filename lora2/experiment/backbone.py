@@ -42,7 +42,10 @@ def load_backbone(
         BackboneError: folder or hub repository not found or unreadable, or no network.
     """
     path = backbone.path or str(_shipped(backbone.name))
-    options = {"revision": backbone.revision, "local_files_only": False}
+    # False, not left open: transformers would ask on the terminal whether to run a folder's code.
+    options = {
+        "revision": backbone.revision, "local_files_only": False, "trust_remote_code": False,
+    }  # fmt: skip
     reason = offline_reason(backbone.path)
     if reason is not None:
         options["local_files_only"] = True
