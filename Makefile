@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit bench clean \
+.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit bench study clean \
 	reproduce-all $(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 10 minutes on two cores.
@@ -45,6 +45,10 @@ reproduce-all: $(READY)
 
 plan: $(READY)
 	$(REPRODUCE) table=$(TABLE) plan=true
+
+# Rates chosen on rows held out of train, then final runs: PROFILE=small-cpu, small or paper.
+study: $(READY)
+	$(PY) scripts/study.py study=$(PROFILE) $(ARGS)
 
 report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)

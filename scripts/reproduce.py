@@ -15,17 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora2.experiment.disk import DiskFull, explained
-from lora2.experiment.paths import log_file
+from lora2.experiment.driving import begin, summary, sweep_here
 from lora2.experiment.problems import ConfigError
-from lora2.experiment.publish import tidy
-from lora2.experiment.reach import Unreachable, check_reach
+from lora2.experiment.reach import Unreachable
 from lora2.experiment.request import Request, parse, results_folders
-from lora2.experiment.sweep import plan_workers, run_all, unfinished
+from lora2.experiment.sweep import unfinished
 from lora2.experiment.tableplan import Job, TablePlan, distinct
 from lora2.experiment.worker import Outcome
 
 USAGE = (
-    "usage: python scripts/reproduce.py table=1|2|3|4|figure3|roberta-large|all "
+    "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
     "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
     "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] [key=value of run_glue.py]"
 )
@@ -64,35 +63,24 @@ def reproduce(request: Request) -> int:
     outcomes = sweep(request, jobs)
     if outcomes is None:
         return 0
-    failures = [one for one in outcomes if one.state != "finished"]
     complete = write_tables(request, found)
-    return max(summary(jobs, failures), 0 if complete else 1)
+    return max(summary(jobs, outcomes), 0 if complete else 1)
 
 
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; None when they were handed to a cluster and not waited for."""
-    for folder in results_folders({"": jobs}):
-        with explained(Path(folder)):
-            tidy(Path(folder))
-    left = unfinished(jobs)
-    if jobs:
-        print(f"{len(jobs)} runs, {len(jobs) - len(left)} finished already", flush=True)
+    if request.cluster == "local":
+        return sweep_here(jobs, request.workers)
+    left = begin(jobs)
     if not left:
         return []
-    already = len(jobs) - len(left)
-    if request.cluster == "local":  # a cluster's nodes may reach what this machine does not
-        check_reach(job.resolved.config for job in left)
-        outcomes = run_all(left, plan_workers(left, request.workers), already)
-        if any(one.disk_full for one in outcomes):
-            print(f"{len(left) - len(outcomes)} runs were not begun for want of room")
-        return outcomes
     from lora2.experiment import slurm
 
     folder = Path(left[0].resolved.config.results.dir)
     ids = slurm.submit(left, folder, request.slurm, request.workers)
     print(f"submitted {len(ids)} jobs, {ids[0]} to {ids[-1]}", flush=True)
     if request.wait:
-        return slurm.watch(left, ids, already)
+        return slurm.watch(left, ids, len(jobs) - len(left))
     print("when they are done, the same command writes the tables")
     return None
 
@@ -159,16 +147,6 @@ def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
         )
         print(table, flush=True)
     return 0
-
-
-def summary(jobs: Sequence[Job], failures: Sequence[Outcome]) -> int:
-    """Name what failed and where its log is; 1 if anything did."""
-    logs = {job.name: log_file(job.resolved.config) for job in jobs}
-    for one in failures:
-        print(f"{one.state}: {one.name}: {one.message} ({logs[one.name]})", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} runs failed; the same command tries them again", file=sys.stderr)
-    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def _batch(tree: Tree, steps: int | None) -> Iterator[Problem]:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if batch is None or batch < 1:
         return
-    if tree["rows"] is not None and batch > tree["rows"]:
+    if tree["rows"] is not None and batch > tree["rows"] > 0:
         yield Problem("train.batch_size", batch, f"at most the {tree['rows']} training rows")
     if batch % world:
         yield Problem("train.batch_size", batch, f"a multiple of the {world} processes launched")
@@ -145,12 +145,29 @@ def _data(tree: Tree, steps: int | None) -> Iterator[Problem]:
     unofficial = chosen == "validation_unofficial" and source != "folder"
     if unofficial or (chosen is not None and len(official) > 1):
         yield Problem("data.validation", chosen, f"null, for {' and '.join(official)}")
+    yield from _holdout(tree, data)
+
+
+def _holdout(tree: Tree, data: Any) -> Iterator[Problem]:
+    held, task, rows = _int(data, "holdout"), TASKS.get(tree["task"]), tree["rows"]
+    if held is None or held < 1 or task is None:
+        return
+    if data.get("validation") is not None:
+        allowed = f"null with data.holdout={held}: the validation split is not read"
+        yield Problem("data.validation", data["validation"], allowed)
+    fewest = max(2, len(task.label_names)) * len(task.validation_splits)
+    if held < fewest:
+        yield Problem("data.holdout", held, f"at least {fewest} rows for {task.name}")
+    elif rows is not None and rows < fewest:
+        allowed = f"at most {rows + held - fewest} of the {rows + held} training rows"
+        yield Problem("data.holdout", held, allowed)
 
 
 def _files(folder: Path, task: str, data: Any) -> Iterator[Problem]:
     there = sorted(path.stem for path in folder.glob("*.parquet"))
     official = TASKS[task].validation_splits if task in TASKS else ()
     validation = [data["validation"]] if isinstance(data.get("validation"), str) else official
+    validation = validation if data.get("holdout") is None else []
     for key, name in [("train", data.get("train")), *(("validation", one) for one in validation)]:
         shards = any(stem.startswith(f"{name}-0") for stem in there)  # a clone of nyu-mll/glue
         if isinstance(name, str) and name not in there and not shards:

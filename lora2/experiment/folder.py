@@ -16,6 +16,8 @@ from lora2.experiment.config import as_tree
 from lora2.experiment.schema import RunConfig
 from lora2.glue.data import GlueData
 
+HISTORY = "history.csv"
+
 
 def write_common(folder: Path, config: RunConfig, row: Mapping[str, Any]) -> None:
     """Write config.yaml, metrics.csv (one row) and status."""
@@ -26,7 +28,7 @@ def write_common(folder: Path, config: RunConfig, row: Mapping[str, Any]) -> Non
 
 def write_history(folder: Path, history: list[dict[str, float]]) -> None:
     """Write history.csv, a row per evaluation."""
-    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    pd.DataFrame(history).to_csv(folder / HISTORY, index=False)
 
 
 def write_predictions(folder: Path, data: GlueData, best: np.ndarray, last: np.ndarray) -> None:

@@ -82,7 +82,9 @@ def lines(jobs: Sequence[Job], costs: Costs) -> list[Line]:
 
 def evaluation_steps(config: RunConfig, steps: int) -> float:
     """Return a run's evaluations in training steps' worth of time."""
-    if config.data.source == "embedded":
+    if config.data.holdout is not None:
+        rows = config.data.holdout
+    elif config.data.source == "embedded":
         from lora2.embedded.grammar import ROWS
 
         rows = ROWS[config.task][1] * (2 if config.task == "mnli" else 1)

@@ -64,6 +64,46 @@ def print_table(
     return render.markdown(shown, cells, notes, profile.name, compare(shown, runs, folder))
 
 
+def report_cells(
+    plan: TablePlan,
+    cells: Sequence[Job],
+    profile: Profile,
+    folder: Path,
+    seeds: Sequence[int],
+    runs: pd.DataFrame,
+    notes: Sequence[str] = (),
+) -> list[Path]:
+    """Write a table whose cells were resolved one by one; ``notes`` are said under it.
+
+    Raises:
+        StoreError: there are no runs of this table.
+        FileNotFoundError: the figure's runs are known but their folders are not here.
+    """
+    shown, chosen = _shown(plan, cells, folder, seeds, runs)
+    shown = dataclasses.replace(shown, notes=list(notes))
+    if plan.kind == "figure":
+        return _figure(shown, profile, folder, chosen)
+    return render.write(shown, runs, folder, profile.name)
+
+
+def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
+    """Return, by the name of each of ``cells``, the run with its settings and seed.
+
+    The run of that very name where there is one, else the last that ran the same elsewhere: its
+    data or encoder lay in another folder. Cells that were not run are left out.
+    """
+    own = set(runs["run"])
+    settings = [_comparable(flat) for flat in store.settings(runs)]
+    same = list(zip(runs["run"], runs["seed"].astype(int), settings, strict=True))
+    found = {}
+    for job in cells:
+        wanted, seed = _comparable(_flat(job.resolved)), job.resolved.config.seed
+        others = [name for name, other, one in same if other == seed and one == wanted]
+        if job.name in own or others:
+            found[job.name] = job.name if job.name in own else others[-1]
+    return found
+
+
 def is_official(plan: TablePlan, extra: Sequence[str]) -> bool:
     """Tell whether this is a whole table, wherever its data lies: only that is written."""
     known = (*PLACES, *VARIANTS)
@@ -83,20 +123,30 @@ def _match(
     runs: pd.DataFrame,
 ) -> tuple[report_plan.Plan, pd.DataFrame]:
     """Return the plan that ``lora2.report`` reads and all the runs in it."""
-    cells = jobs(plan, profile, None, extra)
+    shown, chosen = _shown(plan, jobs(plan, profile, None, extra), folder, seeds, runs)
+    suffix = "".join(f"-{_value(w)}" for w in extra if w.partition("=")[0] in VARIANTS)
+    shown = dataclasses.replace(shown, suffix=suffix)
+    if seeds is None and profile.seeds is not None:
+        found = {int(seed) for seed in chosen["seed"]}
+        shown = dataclasses.replace(shown, seeds=sorted(found | set(profile.seeds)))
+    return shown, chosen
+
+
+def _shown(
+    plan: TablePlan,
+    cells: Sequence[Job],
+    folder: Path,
+    seeds: Sequence[int] | None,
+    runs: pd.DataFrame,
+) -> tuple[report_plan.Plan, pd.DataFrame]:
     first = cells[0].resolved.config
-    shown = dataclasses.replace(
-        as_report_plan(plan, cells, runs, seeds),
-        conditions={"protocol": first.protocol, "ranks": first.ranks},
-        suffix="".join(f"-{_value(w)}" for w in extra if w.partition("=")[0] in VARIANTS),
-    )
+    conditions = {"protocol": first.protocol, "ranks": first.ranks}
+    shown = as_report_plan(plan, cells, runs, seeds)
+    shown = dataclasses.replace(shown, conditions=conditions)
     chosen = pd.concat([report_plan.select(runs, row) for row in shown.rows])
     chosen = chosen.loc[chosen["task"].isin(plan.tasks)]
     if chosen.empty:
         raise store.StoreError(f"{folder} has no runs of table {plan.name}")
-    if seeds is None and profile.seeds is not None:
-        found = {int(seed) for seed in chosen["seed"]}
-        shown = dataclasses.replace(shown, seeds=sorted(found | set(profile.seeds)))
     return shown, chosen
 
 

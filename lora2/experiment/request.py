@@ -20,7 +20,7 @@ from lora2.experiment.tableplan import (
     load_table,
     narrow,
 )
-from lora2.experiment.words import flag, listed, positive, seeds_of
+from lora2.experiment.words import comma_list, flag, positive, seed_list
 
 OWN = ("table", "profile", "seeds", "tasks", "rows", "cluster", "workers", "plan", "wait")
 REPORTED = ("table", "profile", "seeds", "tasks", "rows")  # of these, what a report asks
@@ -62,12 +62,12 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
         ConfigError: every word that is wrong, and what is allowed.
     """
     problems: list[Problem] = []
-    own, slurm, extra = _sort(argv, OWN if default_tables is None else REPORTED, problems)
+    own, slurm, extra = sort_words(argv, OWN if default_tables is None else REPORTED, problems)
     plans = _plans(own, default_tables, problems)
     cluster = own.get("cluster", "local")
     if cluster not in CLUSTERS:
         problems.append(Problem("cluster", cluster, nearest(cluster, CLUSTERS)))
-    seeds = seeds_of(own.get("seeds"), problems)
+    seeds = seed_list(own.get("seeds"), problems)
     workers = positive(own.get("workers"), problems)
     plan_only = flag("plan", own.get("plan", "false"), problems)
     wait = flag("wait", own.get("wait", "true"), problems)
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     )  # fmt: skip
 
 
-def _sort(
+def sort_words(
     argv: Sequence[str], known: Sequence[str], problems: list[Problem]
 ) -> tuple[dict[str, str], dict[str, Any], list[str]]:
     own: dict[str, str] = {}
@@ -116,7 +116,7 @@ def _sort(
 def _plans(
     own: Mapping[str, str], default: Sequence[str] | None, problems: list[Problem]
 ) -> list[TablePlan]:
-    names = listed(own.get("table")) or ([] if "table" in own else list(default or []))
+    names = comma_list(own.get("table")) or ([] if "table" in own else list(default or []))
     if not names:
         known = ", ".join([*options("table"), "all"])
         problems.append(Problem("table", own.get("table"), f"say table=1, or another of {known}"))
@@ -125,7 +125,7 @@ def _plans(
     try:
         for name in dict.fromkeys(names):
             plans.append(load_table(name))
-        tasks, rows = listed(own.get("tasks")), listed(own.get("rows"))
+        tasks, rows = comma_list(own.get("tasks")), comma_list(own.get("rows"))
         return _narrow_all(plans, tasks, rows) if plans else []
     except ConfigError as error:
         problems += error.problems

@@ -37,7 +37,7 @@ from lora2.glue.data import GlueData, load_task
 from lora2.report.store import SCHEMA
 
 logger = logging.getLogger(__name__)
-SUBSET_SEED = 0  # data.train_rows draws the same rows in every run, whatever its seed
+SUBSET_SEED = 0  # data.train_rows and data.holdout draw the same rows whatever a run's seed
 
 
 def run(config: RunConfig, *, progress: bool = True) -> Path:
@@ -132,6 +132,7 @@ def load_data(config: RunConfig) -> GlueData:
         train=config.data.train,
         validation=config.data.validation,
         train_rows=config.data.train_rows,
+        holdout=config.data.holdout,
         seed=SUBSET_SEED,
     )
 
@@ -176,6 +177,8 @@ def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
     marks = list(data.marks) if data is not None else []
     if config.backbone.random_init:
         marks.append("encoder with random weights")
+    if config.task in (config.backbone.overlap or ()):
+        marks.append("the encoder was trained on this task's data or on data like it")
     return {
         "run": run_name(config),
         "schema": SCHEMA,

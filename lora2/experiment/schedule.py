@@ -16,7 +16,8 @@ SHORTENED = ("train.eval_steps",)
 def train_rows(tree: dict[str, Any]) -> int | None:
     """Return how many training examples a run will see per epoch, or None when only loading tells.
 
-    A folder's parquet footer is read for a subset file; nothing else touches the disk.
+    Below one where more rows are to be held out than there are, which ``checks`` refuses. A
+    folder's parquet footer is read for a subset file; nothing else touches the disk.
     """
     data, task = tree["data"], tree["task"]
     rows: int | None = None
@@ -28,8 +29,9 @@ def train_rows(tree: dict[str, Any]) -> int | None:
         rows = TASKS[task].rows["train"]
     elif data["source"] == "folder" and data["dir"]:
         rows = _parquet_rows(Path(data["dir"]) / task / f"{data['train']}.parquet")
-    wanted = data["train_rows"]
-    return min(rows, wanted) if rows and wanted else rows
+    wanted, held = data["train_rows"], data.get("holdout")
+    rows = min(rows, wanted) if rows and wanted else rows
+    return rows - held if rows is not None and held else rows
 
 
 def total_steps(train: dict[str, Any], rows: int | None) -> int | None:

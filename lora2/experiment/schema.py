@@ -67,6 +67,7 @@ class Data:
     train: Literal["train", "train_subset"]  # the second, a folder's, only when asked for
     validation: Literal["validation", "validation_unofficial"] | None  # None: the official one(s)
     train_rows: Count | None  # a seeded subset of this many rows; None: all
+    holdout: Count | None = None  # rows of train to be scored on in place of the validation split
 
 
 @checked
@@ -81,6 +82,7 @@ class Backbone:
     head_modules: Annotated[list[Head], Field(min_length=1)]
     targets: dict[Target, Module]  # our name of a matrix -> its path inside one layer
     attention: Literal["eager", "sdpa", "flash"] | None = None  # None: the encoder's default
+    overlap: list[TaskName] | None = None  # tasks whose data, or data like it, it was trained on
 
 
 @checked

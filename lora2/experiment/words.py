@@ -5,7 +5,7 @@ from __future__ import annotations
 from lora2.experiment.problems import Problem
 
 
-def listed(text: str | None) -> list[str] | None:
+def comma_list(text: str | None) -> list[str] | None:
     """Return the parts of ``a,b`` or ``[a,b]``; none of an empty text, None where no text is."""
     if text is None:
         return None
@@ -15,11 +15,11 @@ def listed(text: str | None) -> list[str] | None:
     return [] if parts == [""] else parts
 
 
-def seeds_of(text: str | None, problems: list[Problem]) -> list[int] | None:
+def seed_list(text: str | None, problems: list[Problem]) -> list[int] | None:
     """Return the seeds of ``seeds=``, each once; None for null."""
     if text is None or text == "null":
         return None
-    parts = listed(text) or []
+    parts = comma_list(text) or []
     good = [int(part) for part in parts if is_number(part) and int(part) < 2**32]
     if len(good) != len(parts) or not good:
         problems.append(Problem("seeds", text, "whole numbers from 0 with commas, such as 1,2,3"))

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lora2.glue import folder, hub
 from lora2.glue.checks import GlueDataError, check_row_count, check_table
+from lora2.glue.holdout import hold_out
 from lora2.glue.tasks import Task, get_task
 
 Source = Literal["hub", "folder", "embedded"]
@@ -23,7 +24,8 @@ Source = Literal["hub", "folder", "embedded"]
 class GlueData:
     """Training and validation rows of one task.
 
-    ``validation`` has one entry per validation split, in order (MNLI: matched, mismatched).
+    ``validation`` has one entry per validation split, in order (MNLI: matched, mismatched), or
+    the rows held out of train in their place (``holdout``; MNLI: one half for each).
     ``marks`` name all that keeps a result from being comparable with published GLUE numbers.
     ``fingerprint`` is a sha256 over texts and labels, equal for equal rows from any source;
     ``revision`` is the hub's commit, where known.
@@ -46,6 +48,7 @@ def load_task(
     train: str = "train",
     validation: str | None = None,
     train_rows: int | None = None,
+    holdout: int | None = None,
     seed: int = 0,
 ) -> GlueData:
     """Load and check one task.
@@ -56,13 +59,17 @@ def load_task(
         validation: None for the official split(s), or "validation_unofficial" for a folder's.
         train_rows: at most so many training rows, drawn without replacement by ``seed`` and kept
             in file order. Nothing is drawn where there are no more rows than that.
+        holdout: so many of the training rows left by ``train_rows``, drawn by ``seed``, are not
+            trained on and take the place of the validation split(s), which are not read.
 
     Raises:
         GlueDataError: data that cannot be had, or that is not what it is named.
     """
     task = get_task(task_name)
     train_split, validation_splits = _choose(task, source, dir, train, validation, train_rows)
-    splits = (train_split, *validation_splits)
+    if holdout is not None and validation is not None:
+        raise GlueDataError(f"data.validation={validation}: type null with data.holdout={holdout}")
+    splits = (train_split, *(validation_splits if holdout is None else ()))
     tables, places, revision = _read(task, source, dir, splits)
     frames = []
     for split, table, where in zip(splits, tables, places, strict=True):
@@ -75,7 +82,11 @@ def load_task(
         rows = np.random.default_rng(seed).choice(len(train_frame), train_rows, replace=False)
         marks += (f"train_rows={train_rows} of {len(train_frame):,}, seeded subset (seed {seed})",)
         train_frame = train_frame.iloc[np.sort(rows)].reset_index(drop=True)
-    validation_frames = dict(zip(validation_splits, frames[1:], strict=True))
+    if holdout is None:
+        validation_frames = dict(zip(validation_splits, frames[1:], strict=True))
+    else:
+        train_frame, validation_frames = hold_out(train_frame, task, holdout, seed)
+        marks += (f"scored on {holdout:,} rows held out of train",)
     return GlueData(
         task=task,
         source=source,
@@ -159,9 +170,10 @@ def _read(
 def _marks(
     task: Task, source: str, splits: tuple[str, ...], frames: list[pd.DataFrame]
 ) -> tuple[str, ...]:
+    rows = {split: f"{len(frame):,}" for split, frame in zip(splits, frames, strict=True)}
     marks: Mapping[str, str] = {
-        "train_subset": f"train_subset ({len(frames[0]):,} of {task.rows['train']:,} rows)",
-        "validation_unofficial": f"unofficial validation split ({len(frames[1]):,} rows)",
+        "train_subset": f"train_subset ({{}} of {task.rows['train']:,} rows)",
+        "validation_unofficial": "unofficial validation split ({} rows)",
     }
     embedded = ("embedded data",) if source == "embedded" else ()
-    return embedded + tuple(marks[split] for split in splits if split in marks)
+    return embedded + tuple(marks[split].format(rows[split]) for split in splits if split in marks)

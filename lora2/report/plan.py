@@ -43,6 +43,7 @@ class Plan:
     title: str = ""
     conditions: Mapping[str, str] = field(default_factory=dict)  # said in the heading
     suffix: str = ""  # of the files' names, for a variant of the whole table
+    notes: Sequence[str] = ()  # said under the table before what its runs give reason to say
 
     def metrics_of(self, task: str) -> tuple[str, ...]:
         return tuple(self.metrics.get(task, TASK_METRICS[task]))

@@ -160,7 +160,7 @@ def _used(table: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
 def flags(plan: Plan, runs: pd.DataFrame) -> list[str]:
     """Sentences to print under the table: mixed conditions, uneven selection, lost runs, slips."""
     table = cells(plan, runs)
-    shown, notes = _used(table), []
+    shown, notes = _used(table), list(plan.notes)
     used = shown.drop_duplicates("run")
     for column, name in MIXED.items():
         values = sorted({str(v) for v in used.get(column, pd.Series(dtype=str)).dropna()} - {""})

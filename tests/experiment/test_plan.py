@@ -81,7 +81,7 @@ def test_plan_trains_nothing_when_a_sweep_would(tmp_path, monkeypatch, capsys):
         raise AssertionError("plan=true started a sweep")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "run_all", refuse)
+    monkeypatch.setattr("lora2.experiment.driving.run_all", refuse)
     monkeypatch.setattr(
         costs, "measure", lambda jobs, tell: {key_of(one): Cost(1.0, 1, 1.0, True) for one in jobs}
     )

@@ -30,7 +30,7 @@ def problems(*words: str) -> dict[str, str]:
     ("words", "key", "allowed"),
     [
         ([], "table", "table=1"),
-        (["table=9"], "table", "1, 2, 3, 4, all, figure3, roberta-large"),
+        (["table=9"], "table", "1, 2, 3, 4, all, figure3, pruning, roberta-large"),
         (["table=3", "tasks=cola"], "tasks", "mnli, mrpc, rte, stsb"),
         (["table=1", "tasks="], "tasks", "at least one"),
         (["table=1", "rows=lora2_k8"], "rows", "did you mean lora2-k8?"),
@@ -114,7 +114,7 @@ def test_the_first_lines_say_what_auto_chose_and_how_to_get_the_papers(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
-    monkeypatch.setattr(reproduce, "run_all", stop)
+    monkeypatch.setattr("lora2.experiment.driving.run_all", stop)
     words = ["table=1", "rows=lora2-k1", "tasks=rte", f"results.dir={tmp_path}"]
     assert reproduce.main(words) == 130
     first, second, third = capsys.readouterr().out.splitlines()[:3]

@@ -11,7 +11,7 @@ from lora2.experiment.profile import load_profile
 from lora2.experiment.tableplan import distinct, jobs, load_table, narrow
 from lora2.report.paper_tables import printed_values
 
-TABLES = ("1", "2", "3", "4", "figure3", "roberta-large")
+TABLES = ("1", "2", "3", "4", "figure3", "pruning", "roberta-large")
 PAPER_ORDER = ["full", "bitfit", "adalora-r2", "lora-r1", "sora-r1", "lora2-k1", "adalora-r8",
                "lora-r8", "sora-r8", "lora2-k8"]  # fmt: skip
 

@@ -32,6 +32,7 @@ WRONG = {
     "Targets": {"5": "5", "query": "'query'", "[]": "[]"},
     "Annotated[str, Field(min_length=1)]": NOT_TEXT,
     "Annotated[list[Head], Field(min_length=1)]": {"5": "5", "[]": "[]"},
+    "list[TaskName]": {"5": "5", "rte": "'rte'"},
     "dict[Target, Module]": {"5": "5", "[a]": "['a']"},
     "dict[str, Any]": {"5": "5", "[a]": "['a']"},
     "Literal": {"xyz": "'xyz'", "5": "5", "[a]": "['a']"},

@@ -174,7 +174,7 @@ PEFT = [
 ]  # fmt: skip
 SWEEPS = [
     reproduce("profile=embedded", "table", "None", "say table=1"),
-    reproduce("table=5", "table", "'5'", "1, 2, 3, 4, all, figure3, roberta-large"),
+    reproduce("table=5", "table", "'5'", "1, 2, 3, 4, all, figure3, "),
     reproduce("table=1,9 profile=embedded", "table", "'9'", "1, 2, 3, 4, all"),
     reproduce("table= profile=embedded", "table", "''", "say table=1"),
     reproduce("table=1 profile=papr", "profile", "'papr'", "did you mean paper?"),

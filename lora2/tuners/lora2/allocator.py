@@ -7,13 +7,13 @@ moves a value to the host.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from lora2.tuners.lora2.config import Lora2Config, schedule_problem
 from lora2.tuners.lora2.layer import Factors
+from lora2.tuners.lora2.stacks import by_shape
 
 
 def budget(
@@ -34,11 +34,14 @@ def budget(
     return target_total + (init_total - target_total) * left**3 // span**3
 
 
-def top_mask(scores: Tensor, kept: int) -> Tensor:
-    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier."""
+def top_mask(scores: Tensor, kept: int, none: Tensor | None = None) -> Tensor:
+    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier.
+
+    ``none``: (n * r,) times False to start from; made anew where it is not at hand.
+    """
     order = scores.flatten().argsort(descending=True, stable=True)  # (n * r,)
-    mask = torch.zeros_like(order, dtype=torch.bool)
-    return mask.scatter_(0, order[:kept], True).view_as(scores)
+    none = torch.zeros_like(order, dtype=torch.bool) if none is None else none
+    return none.scatter(0, order[:kept], True).view_as(scores)
 
 
 class Allocator:
@@ -69,19 +72,32 @@ class Allocator:
         self.last_step = 0
         self.n = len(factors.lam)
         lam = factors.lam[0]
-        self._outer = _by_shape(factors.u + factors.V) if config.importance == "full" else []
         both = factors.u + factors.V
+        self._outer = by_shape(both) if config.importance == "full" else []
         self._outer_sizes = [sum(both[at].numel() for at in group) for group in self._outer]
         size = sum(weight.numel() for weight in self._scored(factors))
         dtype = torch.promote_types(lam.dtype, torch.float32)
         # |w dL/dw| smoothed, and its smoothed deviation: lambda (n, r), v (n, k, r), U (n, r, k),
         # then for "full" u and V, group by group of equal shape; all flattened one after another.
-        self.sensitivity = torch.zeros(size, dtype=dtype, device=lam.device)
-        self.uncertainty = torch.zeros_like(self.sensitivity)
+        self._averages = torch.zeros(2, size, dtype=dtype, device=lam.device)
+        self._moved = torch.empty_like(self._averages)
         self.mask = torch.ones(self.n, config.r, dtype=torch.bool, device=lam.device)
+        self._none_kept = torch.zeros(self.mask.numel(), dtype=torch.bool, device=lam.device)
+        self._zero = torch.zeros((), dtype=dtype, device=lam.device)
+        self._mean = torch.full((config.k,), 1 / config.k, dtype=dtype, device=lam.device)
         self._places = [
             torch.tensor([at % self.n for at in group], device=lam.device) for group in self._outer
         ]
+
+    @property
+    def sensitivity(self) -> Tensor:
+        """The smoothed |w dL/dw| (Eq. 6), flat."""
+        return self._averages[0]
+
+    @property
+    def uncertainty(self) -> Tensor:
+        """The smoothed deviation of the sensitivity (Eq. 7), flat."""
+        return self._averages[1]
 
     @property
     def target_total(self) -> int:
@@ -109,18 +125,20 @@ class Allocator:
         """
         self._check_step(step)
         last_renewal = self.total_step - self.config.tfinal
+        weights = self._scored(factors) if step <= last_renewal else factors.lam
+        flat = _flat(weights, self._averages)
         if step <= last_renewal:
-            self._observe(factors)
+            self._observe(flat, weights)
         self.last_step = step
         if step <= self.config.tinit:
             return
         if step <= last_renewal:
             if step != last_renewal and (step - self.config.tinit) % self.config.deltaT:
                 return
-            self.mask = top_mask(self.scores(), self.budget(step))
+            self.mask = top_mask(self.scores(), self.budget(step), self._none_kept)
             torch._foreach_copy_(masks, list(self.mask.unbind()))
-        lam = torch.stack(list(factors.lam))  # n x (r,) -> (n, r)
-        torch._foreach_copy_(list(factors.lam), list(lam.masked_fill(~self.mask, 0.0).unbind()))
+        lam = flat[: self.mask.numel()].view_as(self.mask)  # the flat state begins with lambda
+        torch._foreach_copy_(factors.lam, list(torch.where(self.mask, lam, self._zero).unbind()))
 
     def scores(self) -> Tensor:
         """Importance of every singular value (n, r): S(lambda_i) + mean_j S(v_ji) + mean_j S(U_ij).
@@ -132,7 +150,8 @@ class Allocator:
         score = self.sensitivity * self.uncertainty
         inner = [n * r, n * k * r, n * r * k]
         lam, v, U, rest = score.split([*inner, score.numel() - sum(inner)])
-        total = lam.view(n, r) + v.view(n, k, r).mean(1) + U.view(n, r, k).mean(2)
+        total = torch.addmv(lam, U.view(n * r, k), self._mean)  # a mean and a sum in one operation
+        total = total.view(n, r) + v.view(n, k, r).mean(1)
         for part, place in zip(rest.split(self._outer_sizes), self._places, strict=True):
             matrix_mean = part.view(len(place), -1).mean(1, keepdim=True)  # (g, d * k) -> (g, 1)
             total.index_add_(0, place, matrix_mean.expand(-1, r))
@@ -161,8 +180,8 @@ class Allocator:
                 "with the same target_modules, r, k, importance and number of steps, or start anew"
             )
         self.last_step = int(state["step"])
-        self.sensitivity.copy_(state["sensitivity"])
-        self.uncertainty.copy_(state["uncertainty"])
+        self._averages[0] = state["sensitivity"]
+        self._averages[1] = state["uncertainty"]
         self.mask = state["mask"].to(self.mask.device, copy=True)
 
     def check_finished(self, factors: Factors, masks: list[Tensor]) -> None:
@@ -196,17 +215,16 @@ class Allocator:
                 "update_and_allocate"
             )
 
-    def _observe(self, factors: Factors) -> None:
-        """Move the averages of Eq. 6 and 7 on by this step's gradients."""
-        weights = self._scored(factors)
-        grads = [_gradient(weight) for weight in weights]
-        now = (_flat(weights, self.sensitivity) * _flat(grads, self.sensitivity)).abs_()
+    def _observe(self, flat: Tensor, weights: list[Tensor]) -> None:
+        """Move the averages of Eq. 6 and 7 on by this step's gradients; ``flat``: the weights."""
+        now = (flat * _flat([_gradient(weight) for weight in weights], flat)).abs_()
+        beta1, beta2 = self.config.beta1, self.config.beta2
+        torch.lerp(self.sensitivity, now, 1 - beta1, out=self._moved[0])
         # A step that the loss scaler of fp16 skipped has infinite gradients: it teaches nothing.
         finite = now.amax() < torch.inf
-        now = torch.where(finite, now, self.sensitivity)
-        self.sensitivity.lerp_(now, 1 - self.config.beta1)
-        deviation = torch.where(finite, (now - self.sensitivity).abs_(), self.uncertainty)
-        self.uncertainty.lerp_(deviation, 1 - self.config.beta2)
+        deviation = now.sub_(self._moved[0]).abs_()
+        torch.lerp(self.uncertainty, deviation, 1 - beta2, out=self._moved[1])
+        self._averages = torch.where(finite, self._moved, self._averages)
 
     def _scored(self, factors: Factors) -> list[Tensor]:
         """The scored parameters in the order of the flat state."""
@@ -226,14 +244,6 @@ class Allocator:
                 f"every optimiser step, counting from 1 (a resumed loop calls load_training_state "
                 f"before its first step)"
             )
-
-
-def _by_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the tensors of each shape."""
-    groups: dict[torch.Size, list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        groups.setdefault(tensor.shape, []).append(index)
-    return list(groups.values())
 
 
 def _gradient(weight: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.lora2_U = nn.ParameterDict()
         self.lora2_V = nn.ParameterDict()
         self.lora2_mask = BufferDict(persistent=True)
+        # Adapter -> its pair for the forward pass under way, from the model's stacks.
+        self.handed: dict[str, tuple[Tensor, Tensor]] = {}
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -140,21 +142,40 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             delta = self.get_delta_weight(self.merged_adapters.pop()).detach()
             self.get_base_layer().weight.data -= delta
 
+    def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """u (d_in, k) and s * v diag(lambda) U V (k, d_out): the update as two products."""
+        if adapter_name in self.handed:
+            return self.handed[adapter_name]
+        return self.lora2_u[adapter_name], self.core(adapter_name) @ self.lora2_V[adapter_name]
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
         if self.disable_adapters and self.merged:
             self.unmerge()
-        result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
+            return self.base_layer(x, *args, **kwargs)
+        names = self._mine(self.active_adapters)
+        if not _is_plain(self.base_layer) or x.dim() < 2 or args or kwargs:
+            result = self.base_layer(x, *args, **kwargs)
+            for name in names:
+                hidden, second = self._narrow(x, name)
+                result = (result + hidden @ second).to(result.dtype)
             return result
-        dtype = result.dtype
-        for name in self._mine(self.active_adapters):
-            u = self.lora2_u[name]
-            hidden = self.lora2_dropout[name](self._cast_input_dtype(x, u.dtype))
-            hidden = hidden @ u  # (..., d_in) -> (..., k)
-            hidden = hidden @ self.core(name)  # (..., k) -> (..., k)
-            result = result + hidden @ self.lora2_V[name]  # (..., k) -> (..., d_out)
-        return result.to(dtype)
+        rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
+        result = self.base_layer(rows)  # (t, d_out), nobody else's: added to in place
+        for name in names:
+            hidden, second = self._narrow(rows, name)
+            if result.dtype == hidden.dtype == second.dtype:
+                result.addmm_(hidden, second)  # (t, k) @ (k, d_out)
+            else:
+                result += hidden @ second
+        return result.view(*x.shape[:-1], self.out_features)
+
+    def _narrow(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
+        first, second = self.pair(name)
+        hidden = self.lora2_dropout[name](self._cast_input_dtype(x, first.dtype))
+        return hidden @ first, second
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the update is added to the weight (see ``to_lora`` for an exact conversion)."""
@@ -162,6 +183,11 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def _mine(self, adapter_names: Iterable[str]) -> list[str]:
         return [name for name in adapter_names if name in self.lora2_u]
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether a module's output is a new tensor that no hook has seen."""
+    return type(module) is nn.Linear and not module._forward_hooks
 
 
 def factors_of(layers: Iterable[Lora2Linear], adapter_name: str) -> Factors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Factors, Lora2Linear, factors_of
-from lora2.tuners.lora2.regularizer import orthogonality_penalty
+from lora2.tuners.lora2.regularizer import stacked_penalty
+from lora2.tuners.lora2.stacks import Groups, Stacks, by_shape, stack_groups, thin_pairs
 from lora2.tuners.replace import base_linear, replace_module
 
 
@@ -38,17 +40,30 @@ class Lora2Model(BaseTuner):
         self.allocator: Allocator | None = None
         self._allocated_adapter = ""
         self._penalized = False
-        self._hook_penalty()
+        self._gathered: dict[str, Stacks] = {}  # of the forward pass under way
+        self._hook_forward()
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; afterwards the adapted layers are looked up anew."""
         super().inject_adapter(*args, **kwargs)
-        self._layers: dict[str, dict[str, Lora2Linear]] = {}
+        self._look_up_layers()
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As PEFT's; afterwards the adapted layers are looked up anew."""
         super().delete_adapter(adapter_name)
-        self._layers = {}
+        self._look_up_layers()
+
+    def _look_up_layers(self) -> None:
+        """Find each adapter's layers by module name, and those of one shape."""
+        layers = {n: m for n, m in self.model.named_modules() if isinstance(m, Lora2Linear)}
+        self._layers: dict[str, dict[str, Lora2Linear]] = {
+            adapter: {name: layer for name, layer in layers.items() if adapter in layer.lora2_u}
+            for adapter in self.peft_config
+        }
+        self._groups: dict[str, Groups] = {}
+        for adapter in self.peft_config:
+            factors = self._factors(adapter)
+            self._groups[adapter] = by_shape(factors.u, factors.V)
 
     def _create_and_replace(
         self,
@@ -83,8 +98,9 @@ class Lora2Model(BaseTuner):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        model._lora2_penalty.remove()
-        del model._lora2_penalty
+        for hook in model._lora2_hooks:
+            hook.remove()
+        del model._lora2_hooks
         return model
 
     def regularization_loss(self) -> Tensor:
@@ -93,35 +109,57 @@ class Lora2Model(BaseTuner):
         For a loss computed outside the model; a loss that the model returns contains it already.
         """
         adapter, config = self._trained()
-        factors = self._factors(adapter)
         self._penalized = True
+        stacks = self._gathered.get(adapter) or self._stack(adapter)
         if not config.regularizes:
-            return factors.lam[0].new_zeros(())
-        penalty = orthogonality_penalty(
-            factors.u,
-            factors.v,
-            factors.U,
-            factors.V,
-            pairs=config.orthogonality,
-            squared=config.orth_squared,
-        )
+            return stacks.lam.new_zeros(())
+        penalty = stacked_penalty(stacks, pairs=config.orthogonality, squared=config.orth_squared)
         return config.orth_reg_weight * penalty
 
-    def _hook_penalty(self) -> None:
-        """Have the wrapped model's own forward add the penalty.
+    def _hook_forward(self) -> None:
+        """Have the wrapped model's own forward stack the factors and add the penalty.
 
         A PeftModel without a task type calls that forward directly, past this class's.
         """
-        if hasattr(self.model, "_lora2_penalty"):
-            # get_peft_model was called twice on one model: one penalty is enough.
-            self.model._lora2_penalty.remove()
-        self.model._lora2_penalty = self.model.register_forward_hook(
-            self._add_penalty, with_kwargs=True
-        )
+        for hook in getattr(self.model, "_lora2_hooks", ()):
+            hook.remove()  # get_peft_model was called twice on one model: one penalty is enough
+        self.model._lora2_hooks = [
+            self.model.register_forward_pre_hook(self._before_forward),
+            self.model.register_forward_hook(self._after_forward, with_kwargs=True),
+        ]
 
-    def _add_penalty(
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Stack the factors once and hand each layer its part.
+
+        Layers that are left to themselves compute the same from their own parameters. That is how
+        a layer is recomputed under gradient checkpointing, after the parts were taken back.
+        """
+        self._take_back()
+        if module is not self.model or _is_checkpointing(module):
+            return
+        for adapter in self.active_adapters:
+            layers = list(self._adapted(adapter).values())
+            if not _alike(layers, adapter) or layers[0].disable_adapters or layers[0].merged:
+                continue
+            stacks = self._gathered[adapter] = self._stack(adapter)
+            pairs = thin_pairs(stacks, self._groups[adapter], layers[0].scaling[adapter])
+            for layer, pair in zip(layers, pairs, strict=True):
+                layer.handed[adapter] = pair
+
+    def _after_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
+        output = self._add_penalty(module, kwargs, output)
+        self._take_back()
+        return output
+
+    def _take_back(self) -> None:
+        for adapter in self._gathered:
+            for layer in self._adapted(adapter).values():
+                layer.handed.clear()
+        self._gathered.clear()
+
+    def _add_penalty(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         if not (module.training and self._is_training()):
             return output
         if isinstance(output, dict):
@@ -266,16 +304,29 @@ class Lora2Model(BaseTuner):
 
     def _adapted(self, adapter: str) -> dict[str, Lora2Linear]:
         """Module name -> its layer, for every module that ``adapter`` adapts."""
-        if adapter not in self._layers:
-            self._layers[adapter] = {
-                name: module
-                for name, module in self.model.named_modules()
-                if isinstance(module, Lora2Linear) and adapter in module.lora2_u
-            }
-        return self._layers[adapter]
+        return self._layers.get(adapter, {})
 
     def _factors(self, adapter: str) -> Factors:
         return factors_of(self._adapted(adapter).values(), adapter)
 
+    def _stack(self, adapter: str) -> Stacks:
+        return stack_groups(self._groups[adapter], *self._factors(adapter))
+
     def _masks(self, adapter: str) -> list[Tensor]:
         return [layer.lora2_mask[adapter] for layer in self._adapted(adapter).values()]
+
+
+def _alike(layers: Sequence[Lora2Linear], adapter: str) -> bool:
+    """Whether the layers' parameters can be stacked: one device, dtype and scaling."""
+    kinds = {
+        (u.device, u.dtype, layer.scaling[adapter])
+        for layer in layers
+        for u in (layer.lora2_u[adapter],)
+    }
+    return len(kinds) == 1
+
+
+def _is_checkpointing(module: nn.Module) -> bool:
+    return module.training and any(
+        getattr(part, "gradient_checkpointing", False) for part in module.modules()
+    )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lora2.tuners.lora2.stacks import Stacks, by_shape, stack_groups
 
 
 def orthogonality_penalty(
@@ -33,42 +36,60 @@ def orthogonality_penalty(
         A scalar in float32 or wider, without the weight orth_reg_weight. The gradient of a norm at
         zero is zero.
     """
+    no_lam = [one.new_empty(0) for one in v]  # the regulariser does not look at lambda
+    stacks = stack_groups(by_shape(u, V), u, v, no_lam, U, V)
+    return stacked_penalty(stacks, pairs=pairs, squared=squared)
+
+
+def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
+    """``orthogonality_penalty`` of factors that are stacked already."""
     selected = set(pairs.split("+"))
     inner: list[Tensor] = []  # (n, k, k) each
     outer: list[Tensor] = []  # (n, r, r) each
-    with torch.autocast(u[0].device.type, enabled=False):
+    with torch.autocast(stacks.v.device.type, enabled=False):
         if selected & {"uv", "PQ"}:
-            order, gram = _gram_by_shape(u, lambda x: x.mT @ x)  # (n, d_in, k) -> (n, k, k)
-            vs = _stack(v, order)  # (n, k, r)
+            u, v = [_wide(one) for one in stacks.u], _wide(stacks.v)  # v: (n, k, r)
+            gram = torch.cat([_Gram.apply(one, None, False) for one in u])  # u^T u (n, k, k)
             if "uv" in selected:
-                inner += [gram, vs @ vs.mT]
+                inner += [gram, _Gram.apply(v, None, True)]
             if "PQ" in selected:
-                outer.append(vs.mT @ gram @ vs)
+                outer.append(_Gram.apply(v, gram, False))
         if selected & {"UV", "PQ"}:
-            order, gram = _gram_by_shape(V, lambda x: x @ x.mT)  # (n, k, d_out) -> (n, k, k)
-            Us = _stack(U, order)  # (n, r, k)
+            V, U = [_wide(one) for one in stacks.V], _wide(stacks.U)  # U: (n, r, k)
+            gram = torch.cat([_Gram.apply(one, None, True) for one in V])  # V V^T (n, k, k)
             if "UV" in selected:
-                inner += [gram, Us.mT @ Us]
+                inner += [gram, _Gram.apply(U, None, False)]
             if "PQ" in selected:
-                outer.append(Us @ gram @ Us.mT)
+                outer.append(_Gram.apply(U, gram, True))
         distances = [_distance_to_identity(torch.cat(g), squared) for g in (inner, outer) if g]
         return torch.cat(distances).mean()
 
 
-def _gram_by_shape(
-    factors: Sequence[Tensor], gram: Callable[[Tensor], Tensor]
-) -> tuple[list[int], Tensor]:
-    """One batched product per shape: the order of the matrices, and their (n, k, k) in it."""
-    groups: dict[torch.Size, list[int]] = {}
-    for index, factor in enumerate(factors):
-        groups.setdefault(factor.shape, []).append(index)
-    grams = [gram(_stack(factors, group)) for group in groups.values()]
-    order = [index for group in groups.values() for index in group]
-    return order, grams[0] if len(grams) == 1 else torch.cat(grams)
+class _Gram(torch.autograd.Function):
+    """x^T S x for x (n, d, s) and symmetric S (n, d, d), or x S x^T for x (n, s, d) as ``rows``.
+
+    Without S (None) the identity stands for it. The gradient of x is S x (g + g^T): one product,
+    laid out as x is, where autograd takes two and a transposition.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, S: Tensor | None, rows: bool) -> Tensor:
+        tall = x.mT if rows else x  # (n, d, s)
+        inner = tall if S is None else S @ tall  # (n, d, s)
+        ctx.save_for_backward(tall, inner)
+        ctx.rows = rows
+        return tall.mT @ inner  # (n, s, s)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        tall, inner = ctx.saved_tensors
+        both = grad + grad.mT
+        of_x = both @ inner.mT if ctx.rows else inner @ both
+        of_S = tall @ grad @ tall.mT if ctx.needs_input_grad[1] else None  # (n, d, d)
+        return of_x, of_S, None
 
 
-def _stack(tensors: Sequence[Tensor], order: Sequence[int]) -> Tensor:
-    stacked = torch.stack([tensors[index] for index in order])
+def _wide(stacked: Tensor) -> Tensor:
     return stacked if stacked.dtype == torch.float64 else stacked.float()
 
 

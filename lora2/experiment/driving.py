@@ -1,0 +1,59 @@
+"""A sweep from a script's point of view: what is left, done here, and said when it is over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lora2.experiment.disk import explained
+from lora2.experiment.paths import log_file, status_of
+from lora2.experiment.publish import tidy
+from lora2.experiment.reach import check_reach
+from lora2.experiment.sweep import plan_workers, run_all
+from lora2.experiment.tableplan import Job
+from lora2.experiment.worker import Outcome
+
+FINISHED = ("finished",)
+
+
+def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
+    """Tidy the results folders and return the runs to do: those with no ``settled`` status."""
+    for folder in dict.fromkeys(job.resolved.config.results.dir for job in jobs):
+        with explained(Path(folder)):
+            tidy(Path(folder))
+    left = [job for job in jobs if status_of(job.resolved.config) not in settled]
+    if jobs:
+        print(f"{len(jobs)} runs, {len(jobs) - len(left)} finished already", flush=True)
+    return left
+
+
+def sweep_here(
+    jobs: Sequence[Job], workers: int | None, settled: Sequence[str] = FINISHED
+) -> list[Outcome]:
+    """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over.
+
+    Raises:
+        Unreachable: what the runs need from the hub cannot be had; none was begun.
+    """
+    left = begin(jobs, settled)
+    if not left:
+        return []
+    check_reach(job.resolved.config for job in left)  # a cluster's nodes may reach more than this
+    outcomes = run_all(left, plan_workers(left, workers), len(jobs) - len(left))
+    if any(one.disk_full for one in outcomes):
+        print(f"{len(left) - len(outcomes)} runs were not begun for want of room")
+    return outcomes
+
+
+def summary(
+    jobs: Sequence[Job], outcomes: Sequence[Outcome], settled: Sequence[str] = FINISHED
+) -> int:
+    """Name what ended otherwise than ``settled`` and where its log is; 1 if anything did."""
+    failures = [one for one in outcomes if one.state not in settled]
+    logs = {job.name: log_file(job.resolved.config) for job in jobs}
+    for one in failures:
+        print(f"{one.state}: {one.name}: {one.message} ({logs[one.name]})", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0

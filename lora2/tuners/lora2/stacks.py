@@ -1,0 +1,78 @@
+"""The factors of all adapted matrices as a few stacked tensors, gathered once per forward.
+
+One batched product per shape then serves all layers, forward and backward: the number of kernels
+does not grow with the number of layers, and each parameter's gradient arrives in one piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Groups = list[list[int]]
+
+
+class Stacks(NamedTuple):
+    """n matrices group by group, all of a group of one shape; v, lam and U in the groups' order.
+
+    u: (g, d_in, k) per group; v: (n, k, r); lam: (n, r); U: (n, r, k); V: (g, k, d_out) per group.
+    """
+
+    u: list[Tensor]
+    v: Tensor
+    lam: Tensor
+    U: Tensor
+    V: list[Tensor]
+
+
+def by_shape(*tensors: Sequence[Tensor]) -> Groups:
+    """Indices of the matrices whose tensors have the same shapes, group by group."""
+    groups: dict[tuple[torch.Size, ...], list[int]] = {}
+    for index, same in enumerate(zip(*tensors, strict=True)):
+        groups.setdefault(tuple(tensor.shape for tensor in same), []).append(index)
+    return list(groups.values())
+
+
+def stack_groups(
+    groups: Groups,
+    u: Sequence[Tensor],
+    v: Sequence[Tensor],
+    lam: Sequence[Tensor],
+    U: Sequence[Tensor],
+    V: Sequence[Tensor],
+) -> Stacks:
+    """Stack the factors of n matrices, (d_in, k), (k, r), (r,), (r, k), (k, d_out) each."""
+    order = [index for group in groups for index in group]
+    with torch.autocast(v[0].device.type, enabled=False):  # its promotion knows no float64
+        return Stacks(
+            u=[torch.stack([u[at] for at in group]) for group in groups],
+            v=torch.stack([v[at] for at in order]),
+            lam=torch.stack([lam[at] for at in order]),
+            U=torch.stack([U[at] for at in order]),
+            V=[torch.stack([V[at] for at in group]) for group in groups],
+        )
+
+
+def thin_pairs(stacks: Stacks, groups: Groups, scaling: float) -> list[tuple[Tensor, Tensor]]:
+    """For each matrix in its original place u (d_in, k) and s * v diag(lambda) U V (k, d_out).
+
+    The two products x @ first @ second are the whole update of Eq. 4. Views of the stacks, in the
+    dtype of autocast where it is on.
+    """
+    device = stacks.lam.device.type
+    with torch.autocast(device, enabled=False):
+        scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
+        cores = (scaled @ stacks.U).split([len(group) for group in groups])  # (g, k, k) each
+        outs = [core @ V for core, V in zip(cores, stacks.V, strict=True)]  # (g, k, d_out) each
+    ins = stacks.u
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        ins, outs = [one.to(dtype) for one in ins], [one.to(dtype) for one in outs]
+    pairs: list[tuple[Tensor, Tensor]] = [(ins[0], outs[0])] * sum(map(len, groups))
+    for group, first, second in zip(groups, ins, outs, strict=True):
+        for at, pair in zip(group, zip(first.unbind(), second.unbind(), strict=True), strict=True):
+            pairs[at] = pair
+    return pairs

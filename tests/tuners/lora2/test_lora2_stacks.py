@@ -1,0 +1,210 @@
+"""The stacked forward and regulariser: what they compute, and how many operations they take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lora2_models import TARGETS, adapt, batch, randomize
+from peft import get_peft_model
+from transformers import BertConfig, BertForSequenceClassification
+
+from lora2 import Lora2Config
+from lora2.bench.counters import counting
+from lora2.tuners.lora2 import Lora2Linear
+
+
+def narrow(layers, **settings):
+    """A model with 6 adapted matrices per layer, shaped like a base model and narrow."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=60,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    defaults = {"r": 8, "k": 8, "target_r": 2, "total_step": 100, "init_std": 0.2}
+    adapter = Lora2Config(target_modules=TARGETS["bert"], **{**defaults, **settings})
+    return get_peft_model(BertForSequenceClassification(config), adapter).train()
+
+
+def step_counts(model):
+    with counting() as counts:
+        model(**batch()).loss.backward()
+    return counts
+
+
+def regulariser_kernels(layers, k):
+    """Operations of a forward and backward pass with all six terms, less those without."""
+    on, off = (step_counts(narrow(layers, k=k, orth_reg_weight=weight)) for weight in (0.1, 0))
+    return len(on.kernels) - len(off.kernels)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_the_regulariser_is_few_kernels_whatever_the_number_of_layers(k):
+    twelve = regulariser_kernels(12, k)
+    assert 0 < twelve <= 75
+    assert regulariser_kernels(24, k) == twelve
+
+
+def test_a_training_step_waits_for_no_value_but_those_of_the_encoder_itself():
+    model = narrow(2)
+    model.base_model.prepare_training(100)
+    with counting() as counts:
+        model(**batch()).loss.backward()
+        model.base_model.update_and_allocate(1)
+    assert int(model.base_model.allocator.mask.sum()) < 12 * 8
+    with counting() as own, model.disable_adapter():
+        model(**batch())
+    assert counts.syncs == own.syncs
+
+
+@pytest.mark.parametrize(("importance", "bound"), [("factored", 20), ("full", 29)])
+@pytest.mark.parametrize("layers", [12, 24])
+def test_the_allocator_is_few_kernels_whatever_the_number_of_layers(layers, importance, bound):
+    model = narrow(layers, importance=importance)
+    model.base_model.prepare_training(100)
+    step_counts(model)
+    with counting() as counts:
+        model.base_model.update_and_allocate(1)
+    assert int(model.base_model.allocator.mask.sum()) < 6 * layers * 8
+    assert counts.syncs == []
+    assert len(counts.kernels) <= bound
+
+
+def gradients(model, **inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return loss.detach(), found
+
+
+@pytest.mark.parametrize("arch", ["bert", "deberta-v2", "gpt2"])
+def test_stacked_equals_each_layer_on_its_own_gradients_too(arch, monkeypatch):
+    model = randomize(adapt(arch, dtype=torch.float64, orth_reg_weight=0.3))
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    loss, stacked = gradients(model, **batch())
+    monkeypatch.setattr("lora2.tuners.lora2.model._is_checkpointing", lambda module: True)
+    alone_loss, alone = gradients(model, **batch())
+    torch.testing.assert_close(loss, alone_loss, rtol=1e-12, atol=0)
+    assert any("lora2_u" in name for name in stacked)
+    torch.testing.assert_close(stacked, alone, rtol=1e-9, atol=1e-12)
+
+
+def test_one_layer_equals_the_dense_update_gradients_too():
+    """Against y = x W0^T + b + s x (u v) diag(lambda) (U V), every product formed in full."""
+    model = randomize(adapt("bert", dtype=torch.float64))
+    layer = next(m for m in model.modules() if isinstance(m, Lora2Linear))
+    x = torch.randn(3, 5, layer.in_features, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, 5, layer.out_features, dtype=torch.float64)
+    names = ("u", "v", "lambda", "U", "V")
+    factors = [getattr(layer, f"lora2_{name}")["default"] for name in names]
+    u, v, lam, U, V = factors
+    base = layer.base_layer
+    dense = x @ base.weight.T + base.bias
+    dense = dense + layer.scaling["default"] * (x @ (u @ v @ torch.diag(lam) @ U @ V))
+    naive = torch.autograd.grad((dense * weights).sum(), [x, *factors])
+    ours = torch.autograd.grad((layer(x) * weights).sum(), [x, *factors])
+    torch.testing.assert_close(layer(x), dense, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
+
+
+def test_parts_are_taken_back_after_the_forward_and_a_failed_one_leaves_no_stale_ones():
+    model = randomize(adapt("bert"))
+    layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+    seen = []
+    layers[0].base_layer.register_forward_pre_hook(lambda *_: seen.append(len(layers[0].handed)))
+    model(**batch())
+    assert seen == [1] and not any(layer.handed for layer in layers)
+    with pytest.raises(IndexError):
+        model(**{**batch(), "input_ids": torch.full((6, 7), 1000)})
+    before = model(**batch()).logits
+    with torch.no_grad():
+        layers[0].lora2_u["default"].mul_(2)
+    assert not torch.equal(model(**batch()).logits, before)
+
+
+def test_two_active_adapters_add_up_and_each_is_stacked():
+    model = randomize(adapt("bert", dtype=torch.float64, task_type=None))
+    config = Lora2Config(r=3, k=1, target_modules=["query"], init_std=0.2, lora_alpha=4)
+    model.add_adapter("other", config)
+    model.to(torch.float64)
+    randomize(model, "other", seed=9)
+    model.base_model.set_adapter(["default", "other"])
+    layer = next(m for m in model.modules() if isinstance(m, Lora2Linear))
+    x = torch.randn(4, layer.in_features, dtype=torch.float64)
+    both = layer.get_delta_weight("default") + layer.get_delta_weight("other")
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ both.T)
+    seen = []
+    layer.base_layer.register_forward_pre_hook(lambda *_: seen.append(sorted(layer.handed)))
+    stacked = model.eval()(**batch()).logits
+    assert seen == [["default", "other"]]
+    model.base_model.merge_adapter()
+    torch.testing.assert_close(model(**batch()).logits, stacked)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    model = randomize(adapt("bert", dtype=torch.float64))
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    _, plain = gradients(model, **batch())
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    _, recomputed = gradients(model, **batch())
+    torch.testing.assert_close(recomputed, plain, rtol=1e-9, atol=1e-12)
+
+
+def test_a_hook_on_the_base_layer_sees_the_base_layers_own_output():
+    model = randomize(adapt("bert"))
+    layer = next(m for m in model.modules() if isinstance(m, Lora2Linear))
+    x = torch.randn(2, 3, layer.in_features)
+    expected = layer.base_layer(x).clone()
+    seen = []
+    layer.base_layer.register_forward_hook(lambda _, __, output: seen.append(output))
+    assert not torch.equal(layer(x), expected)
+    assert torch.equal(seen[0], expected)
+
+
+def test_merged_inference_is_the_graph_of_the_base_model():
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+    model = randomize(adapt("bert", modules_to_save=None))
+    base = narrow(1).base_model.model.__class__(model.base_model.model.config).eval()
+    merged = model.merge_and_unload()
+    operations = []
+    for one in (base, merged):
+        with torch.no_grad(), counting() as counts:
+            one(**inputs)
+        operations.append(counts.kernels)
+    assert operations[0] == operations[1]
+
+
+@pytest.mark.slow
+def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change():
+    settings = {"target_r": 1, "tfinal": 3, "total_step": 40, "orth_reg_weight": 0.1}
+    losses = []
+    for compiled in (False, True):
+        model = adapt("roberta", **settings).train()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        # Else transformers writes it in the first forward, and the second is compiled anew.
+        model.base_model.model.config.problem_type = "single_label_classification"
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        forward = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+        for step in range(1, 9):
+            loss = forward(**batch(step)).loss
+            loss.backward()
+            optimizer.step()
+            model.base_model.update_and_allocate(step)
+            optimizer.zero_grad()
+        assert int(model.base_model.allocator.mask.sum()) < 4 * 10
+        losses.append(loss.detach())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch.testing.assert_close(losses[0], losses[1])
