@@ -15,7 +15,7 @@ NUMBERS = re.compile(r"(best|last)_.*|score_(best|last)|step_best|evaluations|st
 
 def bad_names(frame: pd.DataFrame) -> list[str]:
     """Return the run names of a table of runs that cannot be a folder's under ``runs``."""
-    return [str(name) for name in frame["run"] if not RUN_NAME.fullmatch(str(name))]
+    return [name for name in frame["run"].fillna("").astype(str) if not RUN_NAME.fullmatch(name)]
 
 
 def bad_numbers(frame: pd.DataFrame) -> list[str]:
