@@ -50,6 +50,7 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
         elif key in GROUPS:
             choices[key] = str(value)
         else:
+            values.pop(key, None)  # in the order of the words that count
             values[key] = value
     for group in ("task", "method"):
         if group not in choices and not any(problem.key == group for problem in problems):

@@ -57,7 +57,14 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
         tree["train"]["warmup_steps"] = 0  # the ratio that was typed takes the place of the steps
     tree["protocol"], tree["ranks"] = protocol, ranks
     _fill_defaults(tree)
-    return _check(tree, published, set(values))
+    return _check(tree, published, set(values), _overtaken(list(values)))
+
+
+def _overtaken(typed: list[str]) -> set[str]:
+    """Return the intervals typed before the run's length: those of a plan that is cut short."""
+    if "train.max_steps" not in typed:
+        return set()
+    return {"train.eval_steps", "train.save_steps"} & set(typed[: typed.index("train.max_steps")])
 
 
 def condition_values(configs: Path) -> dict[str, list[str]]:
@@ -88,7 +95,9 @@ def _fill_defaults(tree: dict[str, Any]) -> None:
             tree[section][key] = os.path.expanduser(tree[section][key])
 
 
-def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) -> Resolved:
+def _check(
+    tree: dict[str, Any], published: dict[str, Any], explicit: set[str], overtaken: set[str]
+) -> Resolved:
     known = field_names(RunConfig)
     problems = [
         Problem(key, tree[key], f"unknown key; {nearest(key, known)}")
@@ -110,7 +119,7 @@ def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) 
         if steps is None and tree["data"]["source"] == "hub":
             allowed = "a number: the size of this training split is not known before loading"
             problems.append(Problem("train.max_steps", None, allowed))
-    problems += check_combinations(tree, steps, rows, explicit)
+    problems += check_combinations(tree, steps, rows, explicit - overtaken)
     problems += check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
     if problems:
         raise ConfigError(problems)

@@ -31,6 +31,12 @@ def test_there_are_enough_of_them():
     assert len(by_hand.ALL) >= 150
 
 
+def test_a_run_cut_short_by_a_later_word_keeps_the_intervals_of_its_plan():
+    words = [*base(), "train.eval_steps=60", "train.save_steps=60", "train.max_steps=20"]
+    assert refusals.call("run_glue", words)[0] == ACCEPTED
+    assert refusals.call("run_glue", [*words, "train.eval_steps=60"])[0] == 2
+
+
 def test_every_key_refuses_other_types_ranges_and_spellings():
     assert faults(FROM_SCHEMA) == []
 

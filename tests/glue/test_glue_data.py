@@ -313,5 +313,5 @@ def test_splits_and_tasks_that_changed_places_are_named(made):
     ):
         load_task("rte", "folder", dir=folder)
     train.write_bytes((folder / "qnli" / "validation.parquet").read_bytes())
-    with pytest.raises(GlueDataError, match="columns of .*qnli: swapped"):
+    with pytest.raises(GlueDataError, match=r"columns of .*qnli: swapped"):
         load_task("rte", "folder", dir=folder)

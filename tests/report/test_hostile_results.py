@@ -224,7 +224,11 @@ def test_another_schema_is_never_misread(
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("column", sorted(tables.MIXED))
+@pytest.mark.parametrize(
+    "column",
+    ["commit", "backbone", "backbone_revision", "protocol", "device", "precision", "python",
+     "torch", "transformers", "peft", "datasets", "accelerate"],
+)  # fmt: skip
 def test_each_condition_that_differs_from_its_neighbours_is_flagged(
     tmp_path: Path, column: str
 ) -> None:
