@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit bench study clean \
+.PHONY: quickstart test coverage test-slow test-slurm test-latex lint plan report audit bench study clean \
 	reproduce-all $(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 10 minutes on two cores.
@@ -22,6 +22,12 @@ quickstart: $(READY)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
+
+# Lines of lora2/ that the default suite runs, the workers of its sweeps included.
+coverage: $(READY)
+	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest
+	$(PY) -m coverage combine --quiet
+	$(PY) -m coverage report
 
 test-slow: $(READY)
 	$(PY) -m pytest -m "slow and not latex"
@@ -72,4 +78,4 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .coverage*

@@ -39,7 +39,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     overwritten by the next.
 
     Raises:
-        OSError: the disk is full, or ``path`` may not be written; it is as it was.
+        OSError: the disk is full, or ``path`` may not be written; it is as it was. So is what a
+            link in the place of the unfinished file leads to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.new")
@@ -70,7 +71,7 @@ def flush_to_disk(folder: Path) -> None:
 
 def _acquire(path: Path, wait: bool) -> int | None:
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

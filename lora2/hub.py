@@ -29,6 +29,15 @@ def offline_reason(path: str | None, repo_type: str = "model") -> str | None:
     return reason
 
 
+def not_at_hand(path: str, repo_type: str) -> str | None:
+    """Return why a repository can be had neither from the cache nor from the hub, else None."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    if (Path(HF_HUB_CACHE) / f"{repo_type}s--{path.replace('/', '--')}" / "snapshots").is_dir():
+        return None
+    return offline_reason(path, repo_type)
+
+
 def ask(question: Callable[[], T]) -> tuple[T | None, str | None]:
     """Return (answer, None), or (None, why not) after at most ``PROBE_SECONDS``.
 

@@ -73,7 +73,7 @@ def _refused(why: str, event: yaml.Event) -> yaml.MarkedYAMLError:
 
 def _explain(error: Exception, text: str) -> YamlError:
     mark = getattr(error, "problem_mark", None)
-    why = str(getattr(error, "problem", None) or error)
+    why = " ".join(str(getattr(error, "problem", None) or error).split())
     if mark is None:
         return YamlError(why)
     lines = text.splitlines()[mark.line : mark.line + 1]

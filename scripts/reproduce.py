@@ -17,6 +17,7 @@ from pathlib import Path
 from lora2.experiment.disk import DiskFull, explained
 from lora2.experiment.driving import begin, summary, sweep_here
 from lora2.experiment.problems import ConfigError
+from lora2.experiment.reach import Unreachable
 from lora2.experiment.request import Request, parse, results_folders
 from lora2.experiment.sweep import unfinished
 from lora2.experiment.tableplan import Job, TablePlan, distinct
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except DiskFull as error:
+    except (DiskFull, Unreachable) as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from lora2.experiment.compose import overridden
 from lora2.experiment.config import Resolved, resolve, run_name
-from lora2.experiment.paths import lock_file
+from lora2.experiment.paths import lock_file, status_of
 from lora2.experiment.problems import ConfigError
 from lora2.experiment.publish import alone
+from lora2.experiment.reach import Unreachable, check_reach
 
 USAGE = "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [key=value ...]"
 
@@ -52,6 +53,12 @@ def announce(resolved: Resolved, overridden: list[str]) -> None:
 
 def execute(resolved: Resolved, progress: bool) -> int:
     """Do the run; a known failure is one message, not a traceback (that is in the run folder)."""
+    try:
+        if status_of(resolved.config) != "finished":
+            check_reach([resolved.config])
+    except Unreachable as error:
+        print(error, file=sys.stderr)
+        return 1
     from transformers.utils import logging as transformers_logging
 
     from lora2.experiment.run import run

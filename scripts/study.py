@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from lora2.experiment.disk import DiskFull, explained
 from lora2.experiment.driving import summary, sweep_here
 from lora2.experiment.problems import ConfigError
+from lora2.experiment.reach import Unreachable
 from lora2.experiment.studyrequest import StudyRequest, parse_study
 from lora2.experiment.studyruns import Part, final_parts, first_rates
 from lora2.experiment.tableplan import Job
@@ -43,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except DiskFull as error:
+    except (DiskFull, Unreachable) as error:
         print(error, file=sys.stderr)
         return 1
 

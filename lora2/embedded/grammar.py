@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy
-import pandas
 from numpy.random import Generator
 
 from lora2.embedded import sentences as say
 from lora2.embedded import variation as vary
 from lora2.embedded.sentences import pick
+
+if TYPE_CHECKING:
+    import pandas
 
 # task -> (rows to train on, rows of each validation split)
 ROWS = {
@@ -173,6 +176,8 @@ def make_split(task: str, split: str) -> pandas.DataFrame:
     Raises:
         ValueError: unknown task or split.
     """
+    import pandas  # half a second that the row counts alone need not take
+
     if task not in ROWS or split not in splits(task):
         known = ", ".join(f"{t}: {' '.join(splits(t))}" for t in ROWS)
         raise ValueError(f"no embedded split {task!r}/{split!r}; choose from {known}")

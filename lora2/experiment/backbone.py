@@ -16,6 +16,7 @@ from lora2.experiment.schema import Backbone
 from lora2.glue.tasks import Task
 from lora2.hub import offline_reason
 
+WORDS = "the man was in a house"
 WAYS_OUT = """Three ways out:
   connect to a network, or download once where there is one: hf download {path} --local-dir DIR
   backbone.path=DIR       take configuration, tokenizer and weights from a folder
@@ -41,7 +42,10 @@ def load_backbone(
         BackboneError: folder or hub repository not found or unreadable, or no network.
     """
     path = backbone.path or str(_shipped(backbone.name))
-    options = {"revision": backbone.revision, "local_files_only": False}
+    # False, not left open: transformers would ask on the terminal whether to run a folder's code.
+    options = {
+        "revision": backbone.revision, "local_files_only": False, "trust_remote_code": False,
+    }  # fmt: skip
     reason = offline_reason(backbone.path)
     if reason is not None:
         options["local_files_only"] = True
@@ -62,7 +66,28 @@ def load_backbone(
         why = f"{reason}; {error}" if reason else str(error)
         hint = WAYS_OUT.format(path=path)
         raise BackboneError(f"the encoder {path} could not be loaded: {why}\n{hint}") from error
+    _check_tokenizer(path, tokenizer, config)
     return tokenizer, model
+
+
+def _check_tokenizer(
+    path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
+    """Refuse what transformers makes where tokenizer files are missing, or are of another encoder.
+
+    From a folder without a vocabulary it makes a tokenizer to which every word is unknown.
+    """
+    tokens = tokenizer(WORDS, add_special_tokens=False)["input_ids"]
+    if not set(tokens) - {tokenizer.unk_token_id}:
+        why = f"its tokenizer knows none of the words {WORDS!r}: are its files there?"
+    elif max(tokenizer.get_vocab().values()) >= config.vocab_size:
+        why = (
+            f"its tokenizer has {max(tokenizer.get_vocab().values()) + 1:,} tokens and its "
+            f"weights {config.vocab_size:,}: are they of two encoders?"
+        )
+    else:
+        return
+    raise BackboneError(f"the encoder {path} cannot be used: {why}\n{WAYS_OUT.format(path=path)}")
 
 
 def _shipped(name: str):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 
 # Written last of all that a checkpoint holds, under a temporary name and renamed.
 LAST_FILE = "recorder.npz"
@@ -30,3 +34,26 @@ def forget(work: Path) -> None:
     """Remove all checkpoints of a run that is over, and their folder."""
     keep_only(work, None)
     shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def readable(checkpoint: Path | None) -> Iterator[None]:
+    """Let what a damaged or foreign checkpoint raises say which one it is and what to do.
+
+    Raises:
+        ValueError: in place of the libraries' errors of unpickling and of file formats.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+        general = isinstance(error, RuntimeError | ValueError)
+        torn = isinstance(error, JSONDecodeError) or str(error).startswith("PytorchStream")
+        if checkpoint is None or (general and not torn):
+            raise
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{checkpoint} cannot be read ({type(error).__name__}: {why}): remove that folder, and "
+            "the run begins again"
+        ) from error

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lora2.experiment.check_effect import check_effect
 from lora2.experiment.check_encoder import check_encoder
 from lora2.experiment.check_peft import check_peft
 from lora2.experiment.problems import Problem
@@ -15,6 +16,7 @@ from lora2.glue.tasks import TASKS
 
 # A name on the hub: OWNER/NAME, or the few old ones without an owner.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+NAME_BYTES = 255  # of one part of a path, on any file system in use
 Tree = dict[str, Any]
 
 
@@ -26,7 +28,7 @@ def check_combinations(
     ``steps`` is the run's length and ``rows`` what it trains on, None where not known yet. A value
     of the wrong type is skipped here: the schema has already named it.
     """
-    found = list(_without_effect(tree["train"], tree["backbone"], typed))
+    found = check_effect(tree, typed)
     sections = ("method", "train", "data", "backbone", "results")
     tree = {key: tree[key] if isinstance(tree[key], dict) else {} for key in sections} | {
         "task": tree["task"], "rows": rows,
@@ -37,6 +39,7 @@ def check_combinations(
     )  # fmt: skip
     for check in checks:
         found += check(tree, steps)
+    found += _rare(tree["train"], steps, typed)
     return found + check_encoder(tree) + check_peft(tree["method"])
 
 
@@ -77,9 +80,23 @@ def _length(tree: Tree, steps: int | None) -> Iterator[Problem]:
     warmup = _int(train, "warmup_steps")
     if warmup is not None and warmup >= steps:
         yield Problem("train.warmup_steps", warmup, f"less than the run's {steps} steps")
+    rare = _int(method, "deltaT")
+    middle = steps - sum(_int(method, key) or 0 for key in ("tinit", "tfinal"))
+    target, start = _int(method, "target_r"), _int(method, "init_r") or _int(method, "r")
+    if rare is not None and target not in (None, start) and rare > middle > 0:
+        allowed = f"at most the {middle} steps in which ranks are pruned, tinit to -tfinal"
+        yield Problem("method.deltaT", rare, allowed)
     stages = _int(method, "xi_stages")
     if stages is not None and stages > steps:
         yield Problem("method.xi_stages", stages, f"at most the run's {steps} steps")
+
+
+def _rare(train: Any, steps: int | None, typed: set[str]) -> Iterator[Problem]:
+    """Yield the intervals that were typed and never come round in this run."""
+    for key in ("eval_steps", "save_steps"):
+        every = _int(train, key)
+        if steps is not None and every is not None and every > steps and f"train.{key}" in typed:
+            yield Problem(f"train.{key}", every, f"at most the run's {steps} steps")
 
 
 def _warmup(tree: Tree, steps: int | None) -> Iterator[Problem]:
@@ -116,11 +133,11 @@ def _data(tree: Tree, steps: int | None) -> Iterator[Problem]:
     if isinstance(folder, str):
         if source in ("hub", "embedded"):
             yield Problem("data.dir", folder, f"nothing: data.source={source} reads no folder")
-        elif not Path(folder).expanduser().is_dir():
+        elif not Path(folder).is_dir():
             yield Problem("data.dir", folder, "an existing folder of <task>/<split>.parquet files")
         else:
             task = str(tree["task"])
-            yield from _files(Path(folder).expanduser() / task, task, data)
+            yield from _files(Path(folder) / task, task, data)
     official = TASKS[tree["task"]].validation_splits if tree["task"] in TASKS else ()
     if data.get("train") == "train_subset" and source != "folder":
         yield Problem("data.train", "train_subset", f"train: source={source} has official splits")
@@ -169,7 +186,7 @@ def _backbone(tree: Tree, steps: int | None) -> Iterator[Problem]:
         )
     if isinstance(path, str):
         local = path.startswith((".", "/", "~")) or Path(path).exists()
-        if local and not (Path(path).expanduser() / "config.json").is_file():
+        if local and not (Path(path) / "config.json").is_file():
             yield Problem("backbone.path", path, "a folder with config.json, tokenizer and weights")
         elif not local and not HUB_NAME.fullmatch(path):
             yield Problem("backbone.path", path, "an existing folder, or a hub name OWNER/NAME")
@@ -211,21 +228,12 @@ def _results(tree: Tree, steps: int | None) -> Iterator[Problem]:
     if not isinstance(folder, str) or not folder:
         return
     place = Path(folder).absolute()
+    longest = max(place.parts, key=lambda part: len(part.encode()))
+    if len(longest.encode()) > NAME_BYTES:
+        yield Problem("results.dir", folder, f"names of at most {NAME_BYTES} bytes")
+        return
     nearest = next(one for one in (place, *place.parents) if os.path.lexists(one))
     if not nearest.is_dir():
         yield Problem("results.dir", folder, f"a folder: {nearest} is a file")
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield Problem("results.dir", folder, f"a folder one may write to: {nearest} is not")
-
-
-def _without_effect(train: Any, backbone: Any, typed: set[str]) -> Iterator[Problem]:
-    """Typed words that another value, typed or not, would leave without any effect."""
-    if not isinstance(train, dict) or not isinstance(backbone, dict):
-        return
-    epochs, steps = train.get("num_train_epochs"), train.get("max_steps")
-    if "train.num_train_epochs" in typed and steps is not None:
-        allowed = f"nothing while train.max_steps is {steps}; add train.max_steps=null"
-        yield Problem("train.num_train_epochs", epochs, allowed)
-    path, revision = backbone.get("path"), backbone.get("revision")
-    if revision is not None and (path is None or Path(str(path)).expanduser().is_dir()):
-        yield Problem("backbone.revision", revision, "null: a folder has no revisions")

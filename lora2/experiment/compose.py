@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora2 import safe_yaml
-from lora2.experiment.layers import GROUPS, copy
+from lora2.experiment.layers import GROUPS, copy, leaves
 from lora2.experiment.problems import ConfigError, Problem, field_names, nearest
 from lora2.experiment.schema import METHODS, RunConfig
 
@@ -40,8 +40,8 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
     for word in argv:
         try:
             override = OverridesParser.create().parse_override(word)
-        except HydraException:
-            problems.append(Problem("command line", word, "every word must read key=value"))
+        except (HydraException, ValueError):  # ValueError: a number of thousands of digits
+            problems.append(Problem("command line", word, _how_to_write(word)))
             continue
         key, value = override.key_or_group or "command line", override.value()
         problem = _check_word(word, override, configs)
@@ -50,6 +50,7 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
         elif key in GROUPS:
             choices[key] = str(value)
         else:
+            values.pop(key, None)  # in the order of the words that count
             values[key] = value
     for group in ("task", "method"):
         if group not in choices and not any(problem.key == group for problem in problems):
@@ -78,10 +79,16 @@ def load(choices: dict[str, str], configs: Path = CONFIGS) -> dict[str, Any]:
     """
     # Group by group, and cached: a table asks for the same files again for every cell.
     base = _load("", "", configs)
+    known = field_names(RunConfig)
     problems = [
         Problem(f"config.yaml: {key}", None, "this key is required")
-        for key in field_names(RunConfig)
+        for key in known
         if key not in (*GROUPS, *base)
+    ]
+    problems += [
+        Problem(f"config.yaml: {key}", base[key], f"unknown key; {nearest(key, known)}")
+        for key in base
+        if key not in known
     ]
     tree = dict(base)
     for group, name in choices.items():
@@ -116,8 +123,16 @@ def read_yaml(path: Path) -> Any:
 def _load(group: str, name: str, configs: Path) -> dict[str, Any]:
     # Hydra's own reader knows anchors and lets its errors through as they are.
     for path in [configs / "config.yaml"] + [configs / group / f"{name}.yaml"] * bool(group):
-        if not isinstance(read_yaml(path), dict):
-            raise ConfigError([Problem(str(path), read_yaml(path), "a mapping of keys to values")])
+        values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
+        problems = [
+            Problem(f"{path}: {key}", value, "a plain value; ${...} and ??? are not filled in here")
+            for key, value in leaves(values)
+            if isinstance(value, str) and ("${" in value or value == "???")
+        ]
+        if problems:
+            raise ConfigError(problems)
     words = [f"{group}={name}"] if group else []
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(configs)):
@@ -127,6 +142,13 @@ def _load(group: str, name: str, configs: Path) -> dict[str, Any]:
         raise ConfigError([Problem(str(configs), words, str(error).strip())]) from error
     assert isinstance(tree, dict)
     return {str(key): value for key, value in tree.items()}
+
+
+def _how_to_write(word: str) -> str:
+    key, sign, _ = word.partition("=")
+    if not sign or not key:
+        return "every word must read key=value"
+    return f"key=value; a value with signs such as ~ = ( ) , needs quotes: {key}='\"VALUE\"'"
 
 
 def _check_word(word: str, override: Override, configs: Path) -> Problem | None:

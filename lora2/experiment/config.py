@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
     no_encoder = {**raw, "backbone": {**raw["backbone"], "settings": []}}
     published = apply_layers(no_encoder, facts, known)
     tree = apply_layers(raw, facts, known)
+    tree["backbone"].pop("protocol", None)  # read above; typed, it is an unknown key
     for key, value in values.items():
         set_value(tree, key, value)
     typed_ratio = values.get("train.warmup_ratio") and "train.warmup_steps" not in values
@@ -55,7 +57,14 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
         tree["train"]["warmup_steps"] = 0  # the ratio that was typed takes the place of the steps
     tree["protocol"], tree["ranks"] = protocol, ranks
     _fill_defaults(tree)
-    return _check(tree, published, set(values))
+    return _check(tree, published, set(values), _overtaken(list(values)))
+
+
+def _overtaken(typed: list[str]) -> set[str]:
+    """Return the intervals typed before the run's length: those of a plan that is cut short."""
+    if "train.max_steps" not in typed:
+        return set()
+    return {"train.eval_steps", "train.save_steps"} & set(typed[: typed.index("train.max_steps")])
 
 
 def condition_values(configs: Path) -> dict[str, list[str]]:
@@ -74,17 +83,21 @@ def _typed_or(value: Any, default: Any) -> Any:
 
 
 def _fill_defaults(tree: dict[str, Any]) -> None:
-    """Decide what the files leave open: the data's source and the results folder."""
-    tree["backbone"].pop("protocol", None)
+    """Decide what the files leave open, and what ~ in a path stands for."""
     data, profile = tree["data"], tree["backbone"].get("profile")
     if isinstance(data, dict) and data.get("source") is None:
         embedded = profile == "embedded" and data.get("dir") is None
         data["source"] = "embedded" if embedded else "folder" if data.get("dir") else "hub"
     if isinstance(tree["results"], dict) and tree["results"].get("dir") is None:
         tree["results"]["dir"] = f"results/{profile}"
+    for section, key in (("data", "dir"), ("backbone", "path"), ("results", "dir")):
+        if isinstance(tree[section], dict) and isinstance(tree[section].get(key), str):
+            tree[section][key] = os.path.expanduser(tree[section][key])
 
 
-def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) -> Resolved:
+def _check(
+    tree: dict[str, Any], published: dict[str, Any], explicit: set[str], overtaken: set[str]
+) -> Resolved:
     known = field_names(RunConfig)
     problems = [
         Problem(key, tree[key], f"unknown key; {nearest(key, known)}")
@@ -106,7 +119,7 @@ def _check(tree: dict[str, Any], published: dict[str, Any], explicit: set[str]) 
         if steps is None and tree["data"]["source"] == "hub":
             allowed = "a number: the size of this training split is not known before loading"
             problems.append(Problem("train.max_steps", None, allowed))
-    problems += check_combinations(tree, steps, rows, explicit)
+    problems += check_combinations(tree, steps, rows, explicit - overtaken)
     problems += check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
     if problems:
         raise ConfigError(problems)

@@ -9,6 +9,7 @@ from pathlib import Path
 from lora2.experiment.disk import explained
 from lora2.experiment.paths import log_file, status_of
 from lora2.experiment.publish import tidy
+from lora2.experiment.reach import check_reach
 from lora2.experiment.sweep import plan_workers, run_all
 from lora2.experiment.tableplan import Job
 from lora2.experiment.worker import Outcome
@@ -30,10 +31,15 @@ def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
 def sweep_here(
     jobs: Sequence[Job], workers: int | None, settled: Sequence[str] = FINISHED
 ) -> list[Outcome]:
-    """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over."""
+    """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over.
+
+    Raises:
+        Unreachable: what the runs need from the hub cannot be had; none was begun.
+    """
     left = begin(jobs, settled)
     if not left:
         return []
+    check_reach(job.resolved.config for job in left)  # a cluster's nodes may reach more than this
     outcomes = run_all(left, plan_workers(left, workers), len(jobs) - len(left))
     if any(one.disk_full for one in outcomes):
         print(f"{len(left) - len(outcomes)} runs were not begun for want of room")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from lora2.experiment.problems import ConfigError, Problem, field_names, nearest
+from lora2.experiment.problems import ConfigError, Problem, check_section, field_names, nearest
 from lora2.experiment.schema import METHODS, Peft, Train
 
 GROUPS = ("task", "method", "backbone")
@@ -69,6 +70,16 @@ def copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything in nested dicts and lists that is neither."""
+    if isinstance(value, dict | list):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            yield from leaves(part, f"{key}.{name}".lstrip("."))
+    else:
+        yield key, value
+
+
 def _check_files(tree: dict[str, Any], values: dict[str, list[str]]) -> list[Problem]:
     task = tree["task"]
     problems = _unknown("task", task, TASK_KEYS)
@@ -83,6 +94,23 @@ def _check_files(tree: dict[str, Any], values: dict[str, list[str]]) -> list[Pro
             continue
         for patch in settings:
             problems += _check_patch(f"{group}.settings", patch, values)
+    return problems or _check_values(tree)
+
+
+def _check_values(tree: dict[str, Any]) -> list[Problem]:
+    """Return the wrong values of files, those that a later file overrides among them."""
+    train, method = tree["train"], {k: v for k, v in tree["method"].items() if k != "settings"}
+    kind = METHODS.get(str(method.get("name")), Peft)
+    problems = check_section("train", Train, train, whole=False)
+    problems += check_section("method", kind, method, whole=False)
+    if problems:
+        return problems
+    changes = [("task.train", tree["task"].get("train") or {})]
+    for group in GROUPS:
+        for patch in tree[group].get("settings") or []:
+            changes.append((f"{group}.settings.train", patch.get("train", {})))
+    for where, change in changes:
+        problems += check_section(where, Train, {**train, **change}, whole=False)
     return problems
 
 

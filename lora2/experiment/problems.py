@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")  # pydantic's names
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
@@ -42,14 +44,18 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"{hint}allowed: {', '.join(known)}" if known else "no key is allowed here"
 
 
-def check_section(name: str, kind: type, values: Any) -> list[Problem]:
-    """Return every problem of one section (``train``, ``method``, ...) against its dataclass."""
+def check_section(name: str, kind: type, values: Any, *, whole: bool = True) -> list[Problem]:
+    """Return every problem of one section (``train``, ``method``, ...) against its dataclass.
+
+    Of a section that is not ``whole`` other files may set the keys that are missing.
+    """
     if not isinstance(values, dict):
         return [Problem(name, values, f"a section with keys {', '.join(field_names(kind))}")]
     try:
         kind(**values)
     except ValidationError as error:
-        return [_explain(name, kind, detail) for detail in error.errors()]
+        found = [detail for detail in error.errors() if whole or detail["type"] not in MISSING]
+        return [_explain(name, kind, detail) for detail in found]
     return []
 
 
@@ -63,7 +69,7 @@ def _explain(section: str, kind: type, detail: Any) -> Problem:
     key = ".".join([section, *path]) if section else ".".join(path)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return Problem(key, detail["input"], f"unknown key; {nearest(path[-1], field_names(kind))}")
-    if detail["type"] in ("missing", "missing_argument"):
+    if detail["type"] in MISSING:
         return Problem(key, None, "this key is required and no file sets it")
     message = detail["msg"]
     return Problem(key, detail["input"], message[0].lower() + message[1:])

@@ -6,10 +6,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
 
 from lora2.experiment.compose import CONFIGS, options, read_yaml
 from lora2.experiment.problems import ConfigError, Problem, check_section, nearest
-from lora2.experiment.schema import checked
+from lora2.experiment.schema import Seed, checked
+from lora2.hub import not_at_hand
 
 AUTO = "auto"
 HOW_TO_PAPER = (
@@ -25,7 +29,7 @@ class Profile:
     name: str
     note: str  # one sentence, printed before anything runs
     encoders: dict[str, str | None]  # None: nothing here stands for that encoder
-    seeds: list[int] | None  # None: those of the public scripts
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None  # None: those of the public scripts
     overrides: list[str]  # words of run_glue.py, for every run
 
 
@@ -82,22 +86,12 @@ def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
     raw = read_yaml(CONFIGS / "backbone" / f"{encoder}.yaml")
     path = given.get("backbone.path", raw["path"])
     lacking = []
-    reason = _not_at_hand(path, "model")
+    reason = not_at_hand(path, "model")
     if reason is not None:
         lacking.append(f"the encoder {path} cannot be had: {reason}")
-    if "data.dir" not in given and (reason := _not_at_hand(REPOSITORY, "dataset")) is not None:
+    if "data.dir" not in given and (reason := not_at_hand(REPOSITORY, "dataset")) is not None:
         lacking.append(f"the data {REPOSITORY} cannot be had: {reason}")
     return lacking
-
-
-def _not_at_hand(path: str, kind: str) -> str | None:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from lora2.hub import offline_reason
-
-    if (Path(HF_HUB_CACHE) / f"{kind}s--{path.replace('/', '--')}" / "snapshots").is_dir():
-        return None
-    return offline_reason(path, kind)
 
 
 def gpu_count() -> int:

@@ -11,7 +11,16 @@ from lora2 import safe_yaml
 from lora2.experiment.compose import CONFIGS, options, overridden, read_yaml
 from lora2.experiment.problems import ConfigError, Problem, nearest
 from lora2.experiment.profile import AUTO, Profile, choose, encoder_for, load_profile
-from lora2.experiment.tableplan import ALL, Job, TablePlan, jobs, load_table, narrow
+from lora2.experiment.tableplan import (
+    ALL,
+    Job,
+    TablePlan,
+    jobs,
+    keys_of_rows,
+    load_table,
+    narrow,
+)
+from lora2.experiment.words import comma_list, flag, positive, seed_list
 
 OWN = ("table", "profile", "seeds", "tasks", "rows", "cluster", "workers", "plan", "wait")
 REPORTED = ("table", "profile", "seeds", "tasks", "rows")  # of these, what a report asks
@@ -65,6 +74,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     for key, value in [("wait", "false")] * (own.get("wait") == "false") + list(slurm.items()):
         if cluster == "local":
             problems.append(Problem(key, value, "nothing without cluster=slurm"))
+    problems += _of_rows(plans, extra)
     profile, notes = _profile(own.get("profile", AUTO), plans, extra, problems)
     if profile is None or problems:
         raise ConfigError(problems + _of_runs(plans, profile, extra))
@@ -115,14 +125,23 @@ def _plans(
     try:
         for name in dict.fromkeys(names):
             plans.append(load_table(name))
-        return (
-            _narrow_all(plans, comma_list(own.get("tasks")), comma_list(own.get("rows")))
-            if plans
-            else []
-        )
+        tasks, rows = comma_list(own.get("tasks")), comma_list(own.get("rows"))
+        return _narrow_all(plans, tasks, rows) if plans else []
     except ConfigError as error:
         problems += error.problems
         return plans
+
+
+def _of_rows(plans: Sequence[TablePlan], extra: Sequence[str]) -> list[Problem]:
+    """Refuse what a table's rows set: typed, it makes rows equal, or other than their label."""
+    found: dict[str, Problem] = {}
+    for plan in plans:
+        own = keys_of_rows(plan)
+        for key, _, value in (word.partition("=") for word in extra):
+            if key in own:
+                allowed = f"nothing: table {plan.name} sets it by row; try scripts/run_glue.py"
+                found.setdefault(key, Problem(key, value, allowed))
+    return list(found.values())
 
 
 def _of_runs(
@@ -198,44 +217,6 @@ def _other_kind(profile: Profile, plan: TablePlan, extra: Sequence[str]) -> list
     )
     allowed = f"an encoder of profile {profile.name}, or add profile={other}"
     return [] if own == other else [Problem("backbone", typed[-1], allowed)]
-
-
-def comma_list(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    if text.startswith("[") and text.endswith("]"):
-        text = text[1:-1]
-    parts = [part.strip() for part in text.split(",")]
-    return [] if parts == [""] else parts
-
-
-def seed_list(text: str | None, problems: list[Problem]) -> list[int] | None:
-    if text is None or text == "null":
-        return None
-    parts = comma_list(text) or []
-    good = [int(part) for part in parts if _is_number(part) and int(part) < 2**32]
-    if len(good) != len(parts) or not good:
-        problems.append(Problem("seeds", text, "whole numbers from 0 with commas, such as 1,2,3"))
-    return list(dict.fromkeys(good))
-
-
-def positive(text: str | None, problems: list[Problem]) -> int | None:
-    if text is None:
-        return None
-    if not _is_number(text) or int(text) < 1:
-        problems.append(Problem("workers", text, "a whole number of at least 1"))
-        return None
-    return int(text)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 20
-
-
-def flag(key: str, text: str, problems: list[Problem]) -> bool:
-    if text not in ("true", "false"):
-        problems.append(Problem(key, text, "true or false"))
-    return text == "true"
 
 
 def results_folders(found: Mapping[str, Sequence[Job]]) -> list[str]:

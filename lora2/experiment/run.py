@@ -18,7 +18,7 @@ from transformers import Trainer, set_seed
 from lora2.experiment import disk
 from lora2.experiment import folder as store
 from lora2.experiment.backbone import load_backbone
-from lora2.experiment.checkpoint import forget, keep_only, newest_whole
+from lora2.experiment.checkpoint import forget, keep_only, newest_whole, readable
 from lora2.experiment.config import config_hash, run_name
 from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
 from lora2.experiment.device import check_device, use_matmul_precision
@@ -108,7 +108,8 @@ def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note:
         model, tokenizer, train_set, eval_set, config, steps, recorder, driver, work, progress
     )
     checkpoint = newest_whole(work)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with readable(checkpoint):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.is_world_process_zero():
         kept = driver.kept_ranks() if driver is not None else {}
         kept_count = count_kept(counts.adapter, config.method, kept, base)

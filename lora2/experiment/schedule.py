@@ -28,7 +28,7 @@ def train_rows(tree: dict[str, Any]) -> int | None:
     elif data["train"] == "train":
         rows = TASKS[task].rows["train"]
     elif data["source"] == "folder" and data["dir"]:
-        rows = _parquet_rows(Path(data["dir"]).expanduser() / task / f"{data['train']}.parquet")
+        rows = _parquet_rows(Path(data["dir"]) / task / f"{data['train']}.parquet")
     wanted, held = data["train_rows"], data.get("holdout")
     rows = min(rows, wanted) if rows and wanted else rows
     return rows - held if rows is not None and held else rows

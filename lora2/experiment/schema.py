@@ -27,6 +27,7 @@ Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 # What transformers calls the head of an encoder's sequence classifier.
 Head = Literal["pooler", "classifier", "pre_classifier", "score"]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$")]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 TaskName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"]
 
 checked = dataclass(config=ConfigDict(extra="forbid", strict=True), frozen=True, kw_only=True)
@@ -215,7 +216,7 @@ class Identity:
     task: TaskName
     protocol: Literal["public", "equal"]
     ranks: Literal["paper", "public"]
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Seed
 
 
 @checked

@@ -23,7 +23,7 @@ def encoder_config(backbone: Backbone) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(encoder_path(backbone.name))
     folder = Path(backbone.path).expanduser()
     if (folder / "config.json").is_file():
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if backbone.name not in encoders.SHAPES:
         raise LookupError(
             f"the shape of {backbone.name} is not known here: give backbone.path=DIR with its "

@@ -56,7 +56,7 @@ def submit(
         values["slurm_array_parallelism"] = at_once
     try:
         executor.update_parameters(**values)
-    except NameError as error:  # what submitit raises for an unknown name
+    except (NameError, AssertionError) as error:  # submitit's, for a name and for a type
         raise ConfigError([Problem("slurm", dict(options), str(error))]) from error
     submitted = executor.map_array(ClusterRun(), [job.resolved.config for job in jobs])
     return [job.job_id for job in submitted]

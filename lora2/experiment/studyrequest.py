@@ -9,10 +9,11 @@ from pathlib import Path
 from lora2.experiment.compose import CONFIGS, options, overridden
 from lora2.experiment.problems import ConfigError, Problem, nearest
 from lora2.experiment.reporting import PLACES
-from lora2.experiment.request import comma_list, flag, positive, seed_list, sort_words
+from lora2.experiment.request import sort_words
 from lora2.experiment.study import Study, load_study
 from lora2.experiment.studyruns import Candidate, Part, candidates, final_parts, first_rates
 from lora2.experiment.tableplan import Job
+from lora2.experiment.words import comma_list, flag, positive, seed_list
 
 STAGES = ("selection", "final", "tables")
 OWN = ("study", "only", "workers", "plan", "tasks", "rows", "seeds")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+
+from lora2.experiment.check_table import check_metrics, check_paper_row
 from lora2.experiment.compose import CONFIGS, options, read_yaml
 from lora2.experiment.config import Resolved, resolve, run_name
 from lora2.experiment.problems import ConfigError, Problem, check_section, nearest
 from lora2.experiment.profile import Profile, encoder_for
-from lora2.experiment.schema import TaskName, checked
+from lora2.experiment.schema import Name, TaskName, checked
 
 ALL = ("1", "2", "3", "4", "figure3")
 
@@ -20,7 +23,7 @@ ALL = ("1", "2", "3", "4", "figure3")
 class TableRow:
     """One row of a table: a method with overrides, and the paper's row it stands for."""
 
-    id: str  # what rows= takes
+    id: Name  # what rows= takes
     label: str
     method: str
     overrides: list[str] = dataclasses.field(default_factory=list)  # words of run_glue.py
@@ -35,7 +38,7 @@ class TablePlan:
 
     name: str
     kind: Literal["scores", "times", "figure"]
-    table: int | str  # the paper's number, or a name of ours
+    table: Annotated[int, Field(ge=1)] | Name  # the paper's number, or a name of ours
     title: str
     encoder: str  # the paper's; a profile may put another in its place
     tasks: list[TaskName]
@@ -72,7 +75,12 @@ def load_table(name: str, configs: Path = CONFIGS) -> TablePlan:
     problems = check_section(where, TablePlan, tree) + _check_names(where, rows)
     if problems:
         raise ConfigError(problems)
-    return TablePlan(**tree)
+    plan = TablePlan(**tree)
+    problems = list(check_metrics(where, plan.tasks, plan.metrics))
+    problems += [one for row in rows for one in check_paper_row(where, plan.table, row.paper_row)]
+    if problems:
+        raise ConfigError(problems)
+    return plan
 
 
 def _read(name: str, configs: Path) -> dict[str, Any]:
@@ -104,6 +112,11 @@ def _check_names(where: str, rows: Sequence[TableRow]) -> list[Problem]:
         problems += [Problem(f"{where}, {key}", one, "one row only") for one in twice]
     unknown = [row.against for row in rows if row.against is not None and row.against not in ids]
     return problems + [Problem(f"{where}, against", one, nearest(one, ids)) for one in unknown]
+
+
+def keys_of_rows(plan: TablePlan) -> set[str]:
+    """Return the keys of run_glue.py that tell the rows of a table apart."""
+    return {word.partition("=")[0] for row in plan.rows for word in row.overrides}
 
 
 def narrow(plan: TablePlan, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> TablePlan:

@@ -18,11 +18,13 @@ from lora2.report.escape import markdown
 from lora2.report.latex import tex_float
 from lora2.report.paper_tables import printed_values
 from lora2.report.render import TASK_NAMES
-from lora2.report.store import write_atomically
+from lora2.report.store import SCHEMA, StoreError, check_schema, write_atomically
 
 ROUNDS = 9
 BATCHES = 3  # of each task, taken in turn
 STEPS = BATCHES + ROUNDS  # that each method takes of each task, warming up included
+COLUMNS = ("row", "task", "backbone", "seconds", "ratio", "paper_ratio", "against", "tokens",
+           "steps_measured", "precision", "device")  # fmt: skip
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 
@@ -60,6 +62,7 @@ def _lines(
         low, middle, high = quartiles(own.seconds)
         lines.append(
             {
+                "schema": SCHEMA,
                 "table": plan.table,
                 "row": row.id,
                 "label": row.label,
@@ -194,6 +197,16 @@ def rewrite(plan: TablePlan, profile: Profile, folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: nothing was measured yet.
+        StoreError: the file is damaged, or of another version of this project.
     """
-    frame = pd.read_csv(folder / f"table{plan.table}.csv")
+    path = folder / f"table{plan.table}.csv"
+    try:
+        frame = pd.read_csv(path, dtype={"label": "object", "device": "object"})
+    except ValueError as error:  # pandas' errors of parsing are ValueErrors
+        raise StoreError(f"{path} is not a table ({error}): measure again") from error
+    frame = frame if "schema" in frame else frame.assign(schema=1)  # older than the column
+    missing = [name for name in COLUMNS if name not in frame]
+    if missing or frame.empty:
+        raise StoreError(f"{path} lacks {', '.join(missing) or 'rows'}: measure again")
+    check_schema(frame["schema"], path)
     return write(plan, frame.fillna({"against": ""}), profile, folder)

@@ -24,6 +24,7 @@ from lora2.experiment.paths import log_file, run_dir, status_of, work_dir
 from lora2.experiment.publish import alone
 from lora2.experiment.schema import RunConfig
 
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # never into a file elsewhere
 State = Literal["finished", "failed", "diverged", "busy"]
 Run = Callable[[RunConfig], object]
 Record = Callable[[RunConfig, str], None]
@@ -156,7 +157,7 @@ class _output_to:
     def __enter__(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        handle = os.open(self.path, LOG_FLAGS, 0o644)
         self.saved = [os.dup(1), os.dup(2)]
         os.dup2(handle, 1)
         os.dup2(handle, 2)

@@ -102,13 +102,23 @@ def _check_labels(labels: pa.ChunkedArray, task: Task, where: str) -> None:
         )
 
 
+def _written_names(metadata: bytes) -> list[str] | None:
+    """Return info.features.label.names of the JSON that `datasets` writes, None where not there."""
+    try:
+        found = json.loads(metadata)
+    except (ValueError, RecursionError):
+        return None
+    for key in ("info", "features", "label", "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return [str(name) for name in found] if isinstance(found, list) else None
+
+
 def _check_label_names(table: pa.Table, task: Task, where: str) -> None:
     """Compare the ClassLabel names that `datasets` writes into a file, where it has them."""
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     if metadata is None or task.is_regression:
         return
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    names = features.get("label", {}).get("names")
+    names = _written_names(metadata)
     if names is not None and tuple(names) != task.label_names:
         raise GlueDataError(
             f"{where}: label codes stand for {', '.join(names)}, but {task.name}'s are "

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from lora2.report import stats
 from lora2.report.plan import Cell, Plan, cells
+from lora2.report.store import StoreError
 
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
@@ -23,7 +25,13 @@ def read_predictions(profile_dir: Path, run: str, metric: str) -> pd.DataFrame |
     path = profile_dir / "runs" / run / "predictions.parquet"
     if not path.is_file():
         return None
-    frame = pd.read_parquet(path, columns=["idx", "split", "label", "best"])
+    try:
+        frame = pd.read_parquet(path, columns=["idx", "split", "label", "best"])
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise StoreError(
+            f"{path} cannot be read ({' '.join(str(error).split())}): remove the folder and repeat "
+            "the run"
+        ) from error
     if metric.startswith(("matched_", "mismatched_")):
         frame = frame.loc[frame["split"].str.endswith("_" + metric.split("_")[0])]
     return frame.set_index(["split", "idx"]).sort_index()

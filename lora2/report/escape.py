@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~$])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -26,14 +27,20 @@ _TEX = {
 }
 
 
+def one_line(text: object) -> str:
+    """``text`` on one line, without characters that steer a terminal or turn the line around."""
+    flat = " ".join(str(text).split())
+    return "".join(one for one in flat if unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
+
+
 def markdown(text: object) -> str:
     """``text`` on one line with every character that Markdown would act on escaped."""
-    flat = " ".join(str(text).split())
+    flat = one_line(text)
     flat = "".join(_HTML.get(character, character) for character in flat)
     return _MARKDOWN.sub(r"\\\1", flat)
 
 
 def tex(text: object) -> str:
     """``text`` on one line with LaTeX's special characters escaped."""
-    flat = " ".join(str(text).split())
+    flat = one_line(text)
     return "".join(_TEX.get(character, character) for character in flat)

@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from lora2.report.escape import one_line
+from lora2.report.store import StoreError
+
 # The matrices in the order data passes them, with the paper's symbols.
 SYMBOLS = {
     "query": "$W_q$",
@@ -57,13 +60,20 @@ def full_rank(frames: Sequence[pd.DataFrame]) -> int:
     return max(int(frame.groupby("module")["index"].nunique().max()) for frame in frames)
 
 
+def _plain(name: object) -> str:
+    """A name that matplotlib does not take for mathematics."""
+    return one_line(name).replace("$", r"\$")
+
+
 def _panel(axes: Axes, grid: pd.DataFrame, title: str, most: int) -> AxesImage:
     values = grid.to_numpy(dtype=float)  # (matrices, layers), NaN where nothing is adapted
     image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=most, aspect="auto")
     share = np.nansum(values) / (most * np.count_nonzero(~np.isnan(values)))
     axes.set_title(f"{title}: {share:.0%} kept", fontsize=10)
     axes.set_xticks(range(grid.shape[1]), [str(layer) for layer in grid.columns], fontsize=8)
-    axes.set_yticks(range(grid.shape[0]), [SYMBOLS.get(m, m) for m in grid.index], fontsize=9)
+    axes.set_yticks(
+        range(grid.shape[0]), [SYMBOLS.get(m, _plain(m)) for m in grid.index], fontsize=9
+    )
     axes.tick_params(length=0)
     for (i, j), value in np.ndenumerate(values):
         if not math.isnan(value):
@@ -118,13 +128,24 @@ def write(
     return png, svg
 
 
+def _read_ranks(path: Path) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path)
+        kept_ranks([frame])
+    except (ValueError, TypeError) as error:  # pandas' errors of parsing are ValueErrors
+        why = " ".join(str(error).split())
+        raise StoreError(f"{path} cannot be read ({why}): remove the folder and repeat") from error
+    return frame
+
+
 def read_panels(
     profile_dir: Path | str, runs: pd.DataFrame, names: Mapping[str, str] | None = None
 ) -> dict[str, list[pd.DataFrame]]:
     """The ranks of every finished run among ``runs`` by task, for ``draw``.
 
     ``names`` gives the tasks to show, in order, with their titles; left out, all. Raises
-    FileNotFoundError if a run's ranks.csv is not there: runs.csv alone does not hold the ranks.
+    FileNotFoundError if a run's ranks.csv is not there: runs.csv alone does not hold the ranks;
+    StoreError if it is damaged.
     """
     finished = runs.loc[runs["status"] == "finished"]
     titles = names or {task: task for task in dict.fromkeys(finished["task"])}
@@ -136,5 +157,5 @@ def read_panels(
                 raise FileNotFoundError(
                     f"{path} is not there: repeat run {run}, Figure 3 needs its ranks"
                 )
-            panels.setdefault(title, []).append(pd.read_csv(path))
+            panels.setdefault(title, []).append(_read_ranks(path))
     return panels

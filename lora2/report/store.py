@@ -12,15 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pandas as pd
-import yaml
 
+from lora2 import safe_yaml
 from lora2.files import replacing
+from lora2.report.trust import bad_names, bad_numbers, leads_outside
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
-# The C loader where PyYAML was built with it: a sweep has hundreds of these files.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 STATUSES = ("finished", "failed", "diverged")
 # Read as text: a run named 12e4567 is not a number.
 TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method",
@@ -60,17 +59,30 @@ def _is_local(value: object) -> bool:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_csv(path, dtype=dict.fromkeys(TEXT, "object"), float_precision="round_trip")
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is not a table ({error}): remove it and collect again") from error
+        # Only an empty field is no value: a run may be called nan.
+        frame = pd.read_csv(
+            path, dtype=dict.fromkeys(TEXT, "object"), float_precision="round_trip",
+            keep_default_na=False, na_values=[""],
+        )  # fmt: skip
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise StoreError(f"{path} is not a table ({why}): remove it and collect again") from error
     missing = [column for column in REQUIRED if column not in frame.columns]
     if missing:
         raise StoreError(f"{path} lacks {', '.join(missing)}: remove it and collect again")
-    _check_schema(frame["schema"], path)
+    check_schema(frame["schema"], path)
+    if names := bad_names(frame):
+        raise StoreError(f"{path}: {names[0]!r} is no name of a run: remove its row")
+    if columns := bad_numbers(frame):
+        raise StoreError(f"{path}: column {columns[0]} holds what is no number: remove that row")
     return frame.fillna(dict.fromkeys([c for c in TEXT if c in frame.columns], ""))
 
 
-def _check_schema(column: pd.Series, path: Path) -> None:
+def check_schema(column: pd.Series, path: Path) -> None:
+    """Refuse rows of another schema than SCHEMA.
+
+    Raises StoreError if a row names none, SchemaError if another version wrote one.
+    """
     schemas = pd.to_numeric(column, errors="coerce")
     if schemas.isna().any():
         raise StoreError(f"{path} has rows without a schema: remove it and collect again")
@@ -90,24 +102,32 @@ def read_run(folder: Path) -> pd.DataFrame:
     Adds ``config``: the resolved settings as JSON by dotted key, without paths of this machine.
     Raises StoreError if the folder is not whole, SchemaError if another version wrote it.
     """
+    if link := leads_outside(folder):
+        raise StoreError(
+            f"{folder}: {link} is a link, and a run's files lie in its folder: copy it"
+        )
     try:
         frame = _read_csv(folder / "metrics.csv")
         status = (folder / "status").read_text(encoding="utf-8").strip()
-        settings = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), LOADER) or {}
+        settings = safe_yaml.load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise StoreError(
             f"{folder} has no {missing}: remove the folder and repeat the run"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (safe_yaml.YamlError, UnicodeDecodeError) as error:
         raise StoreError(
-            f"{folder} is damaged ({type(error).__name__}): remove the folder and repeat the run"
+            f"{folder} is damaged ({error}): remove the folder and repeat the run"
         ) from error
+    if not isinstance(settings, Mapping):
+        raise StoreError(f"{folder}: config.yaml holds no settings: remove it and repeat the run")
     if len(frame) != 1 or status not in STATUSES or frame.loc[0, "status"] != status:
         raise StoreError(
             f"{folder} is not whole ({len(frame)} rows, status {status!r}): "
             "remove the folder and repeat the run"
         )
+    if frame.loc[0, "run"] != folder.name:
+        raise StoreError(f"{folder} holds run {frame.loc[0, 'run']}: give it that name again")
     flat = {key: value for key, value in flatten(settings).items() if not _is_local(value)}
     return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
 
@@ -193,4 +213,18 @@ def settings(runs: pd.DataFrame) -> list[dict[str, object]]:
     """The resolved settings of each run by dotted key, in the order of ``runs``."""
     if "config" not in runs.columns:
         return [{} for _ in range(len(runs))]
-    return [json.loads(text) if text else {} for text in runs["config"].fillna("")]
+    return [_settings(name, text) for name, text in zip(runs["run"], runs["config"], strict=True)]
+
+
+def _settings(run: str, text: object) -> dict[str, object]:
+    if not isinstance(text, str) or not text:
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(
+            f"run {run}: its settings in runs.csv cannot be read ({error}): remove its row"
+        ) from error
+    if not isinstance(found, dict):
+        raise StoreError(f"run {run}: its settings in runs.csv are none: remove its row")
+    return found

@@ -87,7 +87,7 @@ def test_seeds_of_profile_or_command_line_and_times_need_only_one():
 
 def test_auto_takes_the_paper_profile_only_where_everything_is_at_hand(monkeypatch, tmp_path):
     hub = {"model": "blocked", "dataset": "blocked"}
-    monkeypatch.setattr(profile, "_not_at_hand", lambda path, kind: hub[kind])
+    monkeypatch.setattr(profile, "not_at_hand", lambda path, kind: hub[kind])
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
     request = parse(["table=1"])
     assert request.profile.name == "embedded"

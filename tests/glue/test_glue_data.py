@@ -260,3 +260,58 @@ def test_real_files(real):
     for name in partial:
         with pytest.raises(GlueDataError, match=r"data\.train=train_subset"):
             load_task(name, "folder", dir=real)
+
+
+def test_any_damage_of_a_file_is_named_or_harmless(made):
+    folder = made("rte", train=None, validation=None)
+    path = folder / "rte" / "train.parquet"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    named = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        where = int(rng.integers(len(content)))
+        content[where : where + 8] = rng.bytes(min(8, len(content) - where))
+        path.write_bytes(content)
+        try:
+            assert len(load_task("rte", "folder", dir=folder).train) == 2490
+        except GlueDataError as error:
+            named += 1
+            assert str(path) in str(error)
+    assert named >= 5
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[1]", '{"info": 5}', '{"info": {"features": []}}', "[" * 9999]
+)
+def test_broken_metadata_is_no_metadata(made, metadata):
+    folder = made("rte", train=None, validation=None)
+    path = folder / "rte" / "train.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
+    assert load_task("rte", "folder", dir=folder).marks == ()
+
+
+def test_an_infinite_score_is_named(made):
+    folder = made("stsb", train=None, validation=None)
+    path = folder / "stsb" / "train.parquet"
+    frame = pd.read_parquet(path)
+    frame.assign(label=frame["label"].where(frame.index != 3, np.float32("inf"))).to_parquet(path)
+    with pytest.raises(GlueDataError, match=r"labels run from .* to inf, but stsb's run from 0"):
+        load_task("stsb", "folder", dir=folder)
+
+
+def test_splits_and_tasks_that_changed_places_are_named(made):
+    folder = made("rte", train=None, validation=None)
+    made("qnli", train_subset=9, validation=None)
+    train, validation = (folder / "rte" / f"{name}.parquet" for name in ("train", "validation"))
+    contents = train.read_bytes(), validation.read_bytes()
+    train.write_bytes(contents[1])
+    validation.write_bytes(contents[0])
+    with pytest.raises(
+        GlueDataError, match=r"train\.parquet has 277 rows.*2,490: it is cut, mixed"
+    ):
+        load_task("rte", "folder", dir=folder)
+    train.write_bytes((folder / "qnli" / "validation.parquet").read_bytes())
+    with pytest.raises(GlueDataError, match=r"columns of .*qnli: swapped"):
+        load_task("rte", "folder", dir=folder)

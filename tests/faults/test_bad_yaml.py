@@ -1,0 +1,73 @@
+"""A wrong line in any file of a configs folder is refused like a wrong word: by key and value."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora2.experiment import compose, config, request, tableplan
+from tests.faults import bad_yaml, refusals
+from tests.faults.bad_words import Wrong
+from tests.faults.bad_yaml import Broken
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch) -> Path:
+    """A copy of the configs folder that both scripts read instead of the repository's."""
+    folder = tmp_path / "configs"
+    shutil.copytree(compose.CONFIGS, folder)
+    resolve = functools.partial(config.resolve, configs=folder)
+    monkeypatch.setattr(refusals.script("run_glue"), "resolve", resolve)
+    monkeypatch.setattr(tableplan, "resolve", resolve)
+    for name in ("load_table", "load_profile", "options"):
+        original = getattr(request, name)
+        monkeypatch.setattr(request, name, functools.partial(original, configs=folder))
+    monkeypatch.setattr(request, "CONFIGS", folder)
+    monkeypatch.setattr(tableplan, "load_table", request.load_table)
+    monkeypatch.setattr(compose, "_load", _cached_by_content(folder))
+    return folder
+
+
+def _cached_by_content(folder: Path) -> Any:
+    """Return ``compose._load`` with a cache that sees a file change, as a new process would."""
+    load, kept = compose._load.__wrapped__, dict[Any, Any]()
+
+    def cached(group: str, name: str, configs: Path) -> Any:
+        files = [folder / "config.yaml", *([folder / group / f"{name}.yaml"] if group else [])]
+        key = (group, name, *(file.read_bytes() for file in files))
+        if key not in kept:
+            kept[key] = load(group, name, configs)
+        return kept[key]
+
+    return cached
+
+
+def break_file(configs: Path, one: Broken) -> str:
+    """Write the broken file and return what stood there."""
+    path = configs / one.path
+    text = path.read_text()
+    assert one.old in text, one
+    path.write_text(text.replace(one.old, one.new, 1) if one.old else one.new)
+    return text
+
+
+def fault(configs: Path, one: Broken) -> str | None:
+    whole = break_file(configs, one)
+    code, printed, seconds = refusals.call(one.script, one.words)
+    (configs / one.path).write_text(whole)
+    shown = "\n".join(
+        line.replace(f"{configs}/", "").replace(str(configs), "configs")
+        for line in printed.splitlines()
+    )
+    wrong = Wrong((str(one),), one.key, one.value, one.allowed, one.script)
+    return refusals.fault(wrong, code, shown, seconds)
+
+
+@pytest.mark.parametrize("kind", ["NOT_YAML", "METHODS", "REST", "TABLES"])
+def test_what_a_file_says_wrong_is_named_with_what_is_allowed(configs, kind):
+    found = [fault(configs, one) for one in getattr(bad_yaml, kind)]
+    assert not any(found), "\n".join(filter(None, found))
