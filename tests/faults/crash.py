@@ -100,6 +100,7 @@ def _child(
     act: Callable[[], None],
     answer: Connection,
 ) -> None:
+    from lora2.experiment import publish
     from lora2.experiment import run as module
     from lora2.experiment.config import resolve
 
@@ -110,10 +111,12 @@ def _child(
     results.mkdir(parents=True, exist_ok=True)
     watch = Watch(results, at, act)
     watch.install()
-    module._over = lambda work: None  # the last checkpoint stays, to be compared
+    module._over = publish.forget = lambda work: None  # the last checkpoint stays, to be compared
     config = resolve([*words, f"results.dir={results}"]).config
     try:
-        module.run(config, progress=False)
+        with publish.alone(config, wait=False) as held:  # as the commands do
+            assert held
+            module.run(config, progress=False)
     except Exception as error:
         answer.send(f"{type(error).__name__}: {error}")
     else:
@@ -155,8 +158,13 @@ def run_until_full(*words: str, into: Path, at: int, how: str) -> str:
 
 
 def outcome(results: Path) -> dict[str, Any]:
-    """Return all that the one run in ``results`` made, without times, places and commits."""
+    """Return all that the one run in ``results`` made, without times, places and commits.
+
+    Raises:
+        AssertionError, ValueError: something else was left behind.
+    """
     (folder,) = (results / "runs").iterdir()
+    assert [path.name for path in (results / "work").iterdir()] == [folder.name]
     (checkpoint,) = (results / "work" / folder.name).iterdir()
     row = pd.read_csv(folder / "metrics.csv").drop(columns=[*TIMING, "commit", "dirty"])
     found: dict[str, Any] = {"metrics": row.to_csv()}

@@ -100,9 +100,9 @@ def read_until(over: Callable[[], bool], read: Callable[[], pd.DataFrame | None]
     with warnings_of("lora2.report.store") as left_out:
         while not last:
             last = over()  # and once more after that
+            time.sleep(PAUSE)  # or the others would hardly get the lock
             frame = read()
             if frame is None:
-                time.sleep(PAUSE)
                 continue
             frames += 1
             check(frame)

@@ -27,7 +27,7 @@ from tests.faults.compare import differences
 from tests.faults.observe import doing, is_progress, is_table, is_unfinished, seen
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE_4 = ("table=4", "profile=embedded", "train.save_steps=20", "workers=2")
+TABLE_4 = ("table=4", "profile=embedded", "train.save_steps=60", "workers=2")
 MOMENTS = {"start": 2, "work": 4, "write": 3}  # how often each kind is drawn
 MOMENTS_WHEN_DONE = {"start": 1, "tables": 2}
 VICTIMS = {"all": 3, "parent": 1, "worker": 1}
@@ -103,7 +103,7 @@ class Killer:
         if not alive_until(process, changed):
             return False
         # Each kill in the work lets it come a share further; the last quarter finds it done.
-        longest = {"work": 2.5 * self.pace.work / self.kills, "write": 0.03, "tables": 0.3}[kind]
+        longest = {"work": 4 * self.pace.work / self.kills, "write": 0.03, "tables": 0.3}[kind]
         return alive_after(process, self.rng.uniform(0, longest))
 
     def _count(self, victim: str, at: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pandas as pd
@@ -42,10 +43,13 @@ def from_file(folder: Path):
     return read
 
 
-def _watch(folder: Path, which: str) -> None:
-    read = {"collected": collected, "from_file": from_file}[which](folder)
-    frames = crowd.read_until((folder / "over").exists, read)
-    (folder / f"frames-{which}").write_text(str(frames))
+READERS = {"one report": collected, "another": collected, "a reader of runs.csv": from_file}
+
+
+def _watch(folder: Path, name: str, ready: Barrier) -> None:
+    ready.wait()
+    frames = crowd.read_until((folder / "over").exists, READERS[name](folder))
+    (folder / name).write_text(str(frames))
 
 
 def test_a_report_made_while_runs_are_published_reads_whole_rows(tmp_path):
@@ -67,10 +71,11 @@ def test_a_report_made_while_runs_are_published_reads_whole_rows(tmp_path):
 @pytest.mark.slow
 def test_three_sweeps_at_once_do_every_run_once_while_reports_are_made(tmp_path):
     context = multiprocessing.get_context("spawn")
-    readers = [context.Process(target=_watch, args=(tmp_path, "collected")) for _ in range(2)]
-    readers.append(context.Process(target=_watch, args=(tmp_path, "from_file")))
+    ready = context.Barrier(1 + len(READERS))
+    readers = [context.Process(target=_watch, args=(tmp_path, name, ready)) for name in READERS]
     for process in readers:
         process.start()
+    ready.wait()
     for times in (1, 2):  # what failed is repeated by the second round alone
         sweeps = [context.Process(target=crowd.sweep, args=(tmp_path, SEEDS, 2)) for _ in range(3)]
         for process in sweeps:
@@ -83,10 +88,10 @@ def test_three_sweeps_at_once_do_every_run_once_while_reports_are_made(tmp_path)
         (tmp_path / "repaired").touch()
     (tmp_path / "over").touch()
     for process in readers:
-        process.join(timeout=60)
+        process.join(timeout=300)
     assert [process.exitcode for process in readers] == [0, 0, 0]
-    assert int((tmp_path / "frames-collected").read_text()) > 10
-    assert int((tmp_path / "frames-from_file").read_text()) > 10
+    frames = {name: int((tmp_path / name).read_text()) for name in READERS}
+    assert min(frames.values()) > 5, frames
     assert list(store.collect(tmp_path)["status"]) == ["finished"] * len(SEEDS)
     assert not list((tmp_path / "work").iterdir()) and not list((tmp_path / "runs").glob(".*"))
 

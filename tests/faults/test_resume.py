@@ -9,7 +9,7 @@ from tests.faults import crash
 METHODS = {
     "lora2": ("method=lora2", "method.k=2", "method.init_std=0.3"),
     "adalora": ("method=adalora",),
-    "sora": ("method=sora", "method.xi=0.5"),  # so that gates close within few steps
+    "sora": ("method=sora", "method.xi=0.1"),  # half of the gates close within 8 steps
     "full": ("method=full",),
 }
 CHECKPOINT_OF = {
