@@ -103,7 +103,7 @@ class Killer:
         if not alive_until(process, changed):
             return False
         # Each kill in the work lets it come a share further; the last quarter finds it done.
-        longest = {"work": 4 * self.pace.work / self.kills, "write": 0.03, "tables": 0.3}[kind]
+        longest = {"work": 2.5 * self.pace.work / self.kills, "write": 0.03, "tables": 0.3}[kind]
         return alive_after(process, self.rng.uniform(0, longest))
 
     def _count(self, victim: str, at: str) -> None:
