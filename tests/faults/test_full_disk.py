@@ -137,8 +137,8 @@ def _full_then_room(folder: Path, words, at: int, how: str, expected) -> bool:
 
 @pytest.mark.slow
 def test_a_sweep_on_a_full_disk_stops_and_goes_on(tmp_path):
-    words = ["table=4", "tasks=mrpc", "rows=qk,qv,qkv", "profile=embedded", "workers=1"]
-    lengths = ["train.max_steps=40", "train.eval_steps=10", "train.save_steps=10"]
+    words = ["table=4", "tasks=mrpc", "rows=qk,qv", "profile=embedded", "workers=1"]
+    lengths = ["train.max_steps=20", "train.eval_steps=5", "train.save_steps=5"]
     with small_disk(tmp_path / "disk") as disk:
         command = [sys.executable, str(ROOT / "scripts/reproduce.py"), *words, *lengths]
         command += [f"results.dir={disk}"]
@@ -147,15 +147,15 @@ def test_a_sweep_on_a_full_disk_stops_and_goes_on(tmp_path):
             while not list(disk.glob("runs/*/status")) and process.poll() is None:
                 time.sleep(0.05)
             fill(disk)
-            output, errors = process.communicate(timeout=300)
+            output, errors = process.communicate(timeout=1200)
         assert process.returncode == 1, errors
         assert f"no room to write in {disk}" in errors and "Traceback" not in errors
         assert "runs were not begun for want of room" in output
         finished = {path.parent: contents(path.parent) for path in disk.glob("runs/*/status")}
         assert len(finished) == len(list((disk / "runs").iterdir())) == 1
         free(disk)
-        again = subprocess.run(command, timeout=600, **pipe)
+        again = subprocess.run(command, timeout=1200, **pipe)
         assert again.returncode == 0, again.stderr
-        assert "3 runs, 1 finished already" in again.stdout and "| query, key |" in again.stdout
+        assert "2 runs, 1 finished already" in again.stdout and "| query, key |" in again.stdout
         assert all(contents(folder) == before for folder, before in finished.items())
-        assert len(list(disk.glob("runs/*/status"))) == 3
+        assert len(list(disk.glob("runs/*/status"))) == 2
