@@ -4,6 +4,7 @@ SEEDS ?= null
 CLUSTER ?= local
 TABLE ?= 1
 RESULTS ?= results/embedded
+KILLS ?= 50
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -11,8 +12,8 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test coverage test-slow test-slurm test-latex lint plan report audit bench study clean \
-	reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: quickstart test coverage test-slow test-faults test-slurm test-latex lint plan report audit \
+	bench study clean reproduce-all $(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 10 minutes on two cores.
 # The tables go into a folder of their own, so that the committed results stay as they are.
@@ -31,6 +32,11 @@ coverage: $(READY)
 
 test-slow: $(READY)
 	$(PY) -m pytest -m "slow and not latex"
+
+# Kills, full disks, crowds, divergence, want of memory (docs/faults.md). KILLS=5 takes less time.
+test-faults: $(READY)
+	$(PY) -m pytest -m "slow or not slow" tests/faults
+	$(PY) -m tests.faults.kill_sweep --kills $(KILLS)
 
 # A real Slurm on this machine (Debian, as root): installed, started, a job killed and requeued.
 test-slurm: $(READY)

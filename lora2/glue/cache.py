@@ -6,12 +6,11 @@ import hashlib
 import io
 import json
 import logging
-import os
-import uuid
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lora2.files import replacing
 from lora2.glue.data import fingerprint
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
@@ -39,8 +38,9 @@ def tokenize_once(
     """``tokenize``, but a split of at least ``worth_rows`` rows is kept in ``folder``.
 
     The file is named by a hash of rows, tokenizer and length, and ends in the sha256 of what it
-    holds: a file that is cut short or altered is made anew. It is written under another name and
-    renamed, so any number of processes may share ``folder``. A full disk costs the cache only.
+    holds: a file that is cut short or altered is made anew. It is written as by
+    ``lora2.files.replacing``, so any number of processes may share ``folder``, and what a killed
+    one left is overwritten when its run is repeated. A full disk costs the cache only.
 
     Raises:
         ValueError: as ``tokenize``.
@@ -106,14 +106,6 @@ def _write(path: Path, rows: datasets.Dataset) -> None:
     table, buffer = rows.data.table, io.BytesIO()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.write(hashlib.sha256(buffer.getbuffer()).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(buffer.getbuffer())
+        file.write(hashlib.sha256(buffer.getbuffer()).digest())

@@ -141,32 +141,32 @@ def _check(task: Task, predictions: np.ndarray, labels: np.ndarray) -> None:
 
 @cache
 def _scratch() -> tempfile.TemporaryDirectory:
-    """A folder of this process alone, removed at its end."""
+    """A folder of this process alone, removed at its end, unless it is killed."""
     return tempfile.TemporaryDirectory(prefix="lora2-metrics-")
 
 
 @cache
 def _load(task_name: str) -> evaluate.EvaluationModule:
     try:
-        return _evaluate_load(task_name)
+        return _evaluate_load(task_name, None)
     except OSError:
-        # evaluate copies the script into its module cache, which must be writable. Where the home
-        # folder is not, this process gets a cache of its own.
+        # evaluate copies the script into its module cache and makes an empty folder in its cache of
+        # metrics, which must be writable. Where the home folder is not, this process gets its own.
         from evaluate import config
 
         while str(config.HF_MODULES_CACHE) in sys.path:
             sys.path.remove(str(config.HF_MODULES_CACHE))
         config.HF_MODULES_CACHE = Path(_scratch().name)
-        return _evaluate_load(task_name)
+        return _evaluate_load(task_name, _scratch().name)
 
 
-def _evaluate_load(task_name: str) -> evaluate.EvaluationModule:
+def _evaluate_load(task_name: str, cache: str | None) -> evaluate.EvaluationModule:
     import evaluate
 
     return evaluate.load(
         str(SCRIPT),
         config_name=task_name,
         keep_in_memory=True,
-        cache_dir=_scratch().name,
+        cache_dir=cache,
         experiment_id=str(os.getpid()),
     )

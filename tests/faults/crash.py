@@ -1,13 +1,19 @@
-"""One run in a process of its own that dies by SIGKILL at a chosen one of its file operations."""
+"""One run in a process of its own, to which something happens at a chosen file operation.
+
+It dies by SIGKILL, or from then on there is no room to write.
+"""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+
+from tests.faults.disks import fill
 
 # Epochs of 3 steps, the last of 4 rows: checkpoints at 2, 4 (in an epoch) and 6 (at its end).
 TINY = ("task=mrpc", "backbone=embedded", "data.train_rows=20", "train.batch_size=8",
@@ -26,11 +34,11 @@ CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once for al
 CONTEXT.set_forkserver_preload(["lora2.experiment.run", "tests.faults.crash"])
 
 
-class Death:
-    """Counts what a process does to the files under ``root`` and kills it before number ``at``."""
+class Watch:
+    """Counts what a process does to files under ``root``; calls ``act`` before number ``at``."""
 
-    def __init__(self, root: Path, at: int | None):
-        self.root, self.at, self.count = str(root), at, 0
+    def __init__(self, root: Path, at: int | None, act: Callable[[], None]):
+        self.root, self.at, self.act, self.count = str(root), at, act, 0
 
     def install(self) -> None:
         """Watch Python's own file operations, and the libraries that write without Python."""
@@ -43,7 +51,7 @@ class Death:
     def tick(self) -> None:
         self.count += 1
         if self.count == self.at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            self.act()
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
@@ -60,13 +68,14 @@ class Death:
         return isinstance(path, str | os.PathLike) and os.fspath(path).startswith(self.root)
 
     def _tearing(self, write: Callable[..., Any], place: int) -> Callable[..., Any]:
-        """Let ``write`` leave half of its file where the process dies during it."""
+        """Count ``write`` twice; a process that dies at the second leaves half of its file."""
 
         def torn(*args: Any, **kwargs: Any) -> Any:
             self.tick()
             done = write(*args, **kwargs)
             target = args[place]
-            if self.count + 1 == self.at and os.path.isfile(target):
+            dies = self.act is die and self.count + 1 == self.at
+            if dies and os.path.isfile(target):
                 os.truncate(target, os.path.getsize(target) // 2)
             self.tick()
             return done
@@ -74,34 +83,88 @@ class Death:
         return torn
 
 
-def _child(words: tuple[str, ...], results: Path, die_at: int | None) -> None:
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def let_no_file_grow() -> None:
+    """Have every write to a file of the process fail, as over a quota."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+
+
+def _child(
+    words: tuple[str, ...],
+    results: Path,
+    at: int | None,
+    act: Callable[[], None],
+    answer: Connection,
+) -> None:
+    from lora2.experiment import publish
     from lora2.experiment import run as module
     from lora2.experiment.config import resolve
 
+    silence = os.open(os.devnull, os.O_WRONLY)  # the tests' own output may be a file, and limited
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
     torch.set_num_threads(1)
     results.mkdir(parents=True, exist_ok=True)
-    death = Death(results, die_at)
-    death.install()
-    module._over = lambda work: None  # the last checkpoint stays, to be compared
+    watch = Watch(results, at, act)
+    watch.install()
+    module._over = publish.forget = lambda work: None  # the last checkpoint stays, to be compared
     config = resolve([*words, f"results.dir={results}"]).config
-    module.run(config, progress=False)
-    (results / "operations").write_text(str(death.count))
+    try:
+        with publish.alone(config, wait=False) as held:  # as the commands do
+            assert held
+            module.run(config, progress=False)
+    except Exception as error:
+        answer.send(f"{type(error).__name__}: {error}")
+    else:
+        answer.send(watch.count)
 
 
-def run(*words: str, into: Path, die_at: int | None = None) -> int | None:
-    """Do one run; return how many file operations it took, or None if it died before its end."""
-    process = CONTEXT.Process(target=_child, args=((*TINY, *words), into, die_at))
+def _run(words: tuple[str, ...], into: Path, at: int | None, act: Callable[[], None]) -> int | str:
+    """Return the number of file operations, or the error that ended the run; EOFError: it died."""
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_child, args=((*TINY, *words), into, at, act, theirs))
     with pytest.MonkeyPatch.context() as patch:  # for the server, which starts with the first child
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         process.start()
-    process.join()
-    assert process.exitcode in (0, -signal.SIGKILL), process.exitcode
-    return int((into / "operations").read_text()) if process.exitcode == 0 else None
+    theirs.close()
+    try:
+        return ours.recv()
+    finally:
+        process.join()
+
+
+def run(*words: str, into: Path, die_at: int | None = None) -> int | None:
+    """Do one run; return how many file operations it took, or None if it was killed before."""
+    try:
+        operations = _run(words, into, die_at, die)
+    except EOFError:
+        assert die_at is not None
+        return None
+    assert isinstance(operations, int), operations
+    return operations
+
+
+def run_until_full(*words: str, into: Path, at: int, how: str) -> str:
+    """Do one run, without room from file operation ``at`` on; return its error, "" if it ended.
+
+    ``how``: "tmpfs", the disk mounted at ``into`` is filled; "limit", no file may grow.
+    """
+    answer = _run(words, into, at, partial(fill, into) if how == "tmpfs" else let_no_file_grow)
+    return answer if isinstance(answer, str) else ""
 
 
 def outcome(results: Path) -> dict[str, Any]:
-    """Return all that the one run in ``results`` made, without times, places and commits."""
+    """Return all that the one run in ``results`` made, without times, places and commits.
+
+    Raises:
+        AssertionError, ValueError: something else was left behind.
+    """
     (folder,) = (results / "runs").iterdir()
+    assert [path.name for path in (results / "work").iterdir()] == [folder.name]
     (checkpoint,) = (results / "work" / folder.name).iterdir()
     row = pd.read_csv(folder / "metrics.csv").drop(columns=[*TIMING, "commit", "dirty"])
     found: dict[str, Any] = {"metrics": row.to_csv()}

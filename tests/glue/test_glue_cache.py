@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -110,13 +112,13 @@ def test_few_rows_are_not_kept(make):
 def test_writers_at_the_same_time_do_not_meet(make, monkeypatch, caplog):
     plain = make()
     the_file(make.folder).unlink()
-    written, rename = threading.Barrier(4), os.replace
+    tokenised, write = threading.Barrier(4), module._write
 
-    def replace(*paths):
-        written.wait(timeout=20)  # all four have written before one of them renames
-        rename(*paths)
+    def write_together(*arguments):
+        tokenised.wait(timeout=20)  # none of the four finds what another has written
+        write(*arguments)
 
-    monkeypatch.setattr(module.os, "replace", replace)
+    monkeypatch.setattr(module, "_write", write_together)
     threads = [threading.Thread(target=make) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -125,3 +127,13 @@ def test_writers_at_the_same_time_do_not_meet(make, monkeypatch, caplog):
     assert caplog.text == ""
     assert the_file(make.folder).name.endswith(".arrow")
     assert make()[:] == plain[:] and len(make.calls) == 5
+
+
+def test_what_a_killed_writer_left_is_gone_after_the_next(make, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
+        child = multiprocessing.get_context("fork").Process(target=make)
+        child.start()
+        child.join()
+    assert child.exitcode == -signal.SIGKILL and the_file(make.folder).name.startswith(".")
+    assert make()[:] == make()[:] and the_file(make.folder).name.endswith(".arrow")

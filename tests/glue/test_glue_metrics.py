@@ -139,7 +139,8 @@ def test_trainer_metrics_adds_the_score():
 
 
 # One new process, because importing evaluate takes seconds: first four processes that fill one
-# fresh module cache at the same moment, then a cache that nobody can write, all without sockets.
+# fresh cache at the same moment, without a folder that would stay behind were they killed, then a
+# cache that nobody can write, all without sockets.
 CACHES = """
 import multiprocessing, os, socket, sys
 from pathlib import Path
@@ -155,15 +156,16 @@ from lora2.glue.metrics import compute
 def work(barrier, answers):
     barrier.wait(60)
     answers.put(compute("rte", [0, 1, 1, 0], [0, 1, 0, 0])["accuracy"])
+    answers.put(len(list(Path(os.environ["TMPDIR"]).glob("lora2-*"))))
 
 fork = multiprocessing.get_context("fork")
 barrier, answers = fork.Barrier(4), fork.SimpleQueue()
-config.HF_MODULES_CACHE = Path(sys.argv[1])
+config.HF_MODULES_CACHE = config.HF_METRICS_CACHE = Path(sys.argv[1])
 workers = [fork.Process(target=work, args=(barrier, answers)) for _ in range(4)]
 for worker in workers: worker.start()
 for worker in workers: worker.join(60)
-print(*(worker.exitcode for worker in workers), *(answers.get() for _ in workers))
-config.HF_MODULES_CACHE = Path(sys.argv[2])
+print(*(worker.exitcode for worker in workers), *sorted(answers.get() for _ in workers * 2))
+config.HF_MODULES_CACHE = config.HF_METRICS_CACHE = Path(sys.argv[2])
 print(compute("rte", [0, 1, 1, 0], [0, 1, 0, 0])["accuracy"], config.HF_MODULES_CACHE)
 """
 
@@ -183,7 +185,7 @@ def test_module_cache_is_shared_safely_and_can_be_unwritable(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     together, blocked = run.stdout.splitlines()
-    assert together.split() == ["0"] * 4 + ["0.75"] * 4
+    assert together.split() == ["0"] * 4 + ["0"] * 4 + ["0.75"] * 4
     accuracy, cache = blocked.split()
     assert accuracy == "0.75"
     assert cache.startswith(str(scratch / "lora2-metrics-"))
