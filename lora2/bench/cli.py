@@ -140,7 +140,7 @@ def _shape(args: argparse.Namespace, sizes: Sizes, encoder: str) -> Shape:
 def _micro(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
     shape = _shape(args, sizes, ENCODERS[0])
     width, rounds = shape.config().hidden_size, args.rounds or sizes.rounds
-    size = (args.device, width, micro.LAYERS, shape.batch, shape.tokens)
+    size = (args.device, width, micro.DEPTHS, shape.batch, shape.tokens)
     return micro.measure(*size, rounds, args.warm_up)
 
 
