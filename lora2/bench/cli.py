@@ -186,6 +186,7 @@ PARTS: dict[str, Callable[[argparse.Namespace, Sizes], list[Row]]] = {
     "scaling": _scaling,
 }
 RATIOS = ("ratio_to_lora", "ratio_to_adalora")
+MEMORY = ("memory_mib", "memory_ratio_to_lora")
 SHOWN = {
     "micro": ("part", "row", "matrices", "seconds", *RATIOS, "kernels", "syncs"),
     "step": (
@@ -196,8 +197,8 @@ SHOWN = {
         "ratio_to_base",
         "kernels",
         "syncs",
-        "memory_mib",
+        *MEMORY,
     ),
-    "table2": ("task", "row", "tokens", "seconds", *RATIOS, "memory_mib"),
+    "table2": ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
     "scaling": ("axis", "value", "what", "row", "seconds", *RATIOS, "kernels", "syncs"),
 }

@@ -42,6 +42,7 @@ NAMES = {
     "kernels": "Kernels",
     "syncs": "Syncs",
     "memory_mib": "Memory, MiB",
+    "memory_ratio_to_lora": "Memory to LoRA",
 }
 FORMS: Mapping[str, str] = {
     "milliseconds": ".2f",
@@ -49,6 +50,7 @@ FORMS: Mapping[str, str] = {
     "ratio_to_adalora": ".3f",
     "ratio_to_base": ".3f",
     "memory_mib": ",.0f",
+    "memory_ratio_to_lora": ".3f",
     "tokens": ".0f",
 }
 

@@ -80,6 +80,9 @@ def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
             assert (row["layers"], row["width"], row["tokens"]) == ("1", "64", "8")
             if row["phase"] == "train":
                 assert float(row["memory_mib"]) > 0 and int(row["trainable"]) > 0
+                lora = next(one for one in own if one["row"] == "lora-r8")
+                expected = float(row["memory_mib"]) / float(lora["memory_mib"])
+                assert float(row["memory_ratio_to_lora"]) == pytest.approx(expected, rel=1e-4)
             if row["row"] == "lora-r8":
                 assert float(row["ratio_to_lora"]) == 1
         served = {row["row"]: row for row in own if row["phase"] == "inference"}
