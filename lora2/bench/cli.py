@@ -1,8 +1,8 @@
-"""Time the methods on this device: parts, training steps, Table 2, scaling.
+"""Time the methods on this device: parts, training steps, Table 2, scaling, a step's profile.
 
 Every method steps in turn with the others in one process, on random weights of the encoder's
-shape. Writes results/bench/<device>/{micro,step,table2,scaling}.csv. Sizes default to the paper's
-on a GPU, and on a processor to what two cores do in about ten minutes.
+shape. Writes results/bench/<device>/{micro,step,table2,scaling,profile}.csv. Sizes default to the
+paper's on a GPU, and on a processor to what two cores do in about ten minutes.
 
 python scripts/bench.py --only step --rounds 20
 python -m lora2.report.bench results/bench/<device>    # plots and a page of the CSVs
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lora2.bench import glue_times, micro, record, scaling, steps
+from lora2.bench import glue_times, micro, profile, record, scaling, steps
 from lora2.bench.encoders import SHAPES, shaped
 from lora2.bench.lengths import Lengths, known_lengths
 from lora2.bench.methods import METHODS
@@ -29,6 +29,7 @@ from lora2.bench.step import AUTOCAST, release
 
 ENCODERS = ("deberta-v3-base", "roberta-large")
 TABLE2_BATCH = 32  # sequences; the paper's
+PROFILED_STEPS = 7  # of each method, at most: reading what was seen takes longer than the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +180,17 @@ def _scaling(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
     return rows + scaling.over_ranks(shape, args.ranks, rounds, args.warm_up)
 
 
+def _profile(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
+    shape = _shape(args, sizes, (args.encoders or ENCODERS)[0])
+    return profile.measure(shape, min(PROFILED_STEPS, args.rounds or sizes.rounds), args.warm_up)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Sizes], list[Row]]] = {
     "micro": _micro,
     "step": _step,
     "table2": _table2,
     "scaling": _scaling,
+    "profile": _profile,
 }
 RATIOS = ("ratio_to_lora", "ratio_to_adalora")
 MEMORY = ("memory_mib", "memory_ratio_to_lora")
@@ -200,5 +207,6 @@ SHOWN = {
         *MEMORY,
     ),
     "table2": ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
+    "profile": ("row", "kind", "name", "calls", "seconds", "share", "ratio_to_lora"),
     "scaling": ("axis", "value", "what", "row", "seconds", *RATIOS, "kernels", "syncs"),
 }

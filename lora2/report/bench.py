@@ -22,6 +22,7 @@ PARTS = {
     "step": "One training step, and inference",
     "table2": "Table 2: steps on batches as long as GLUE's sentences",
     "scaling": "Scaling over layers, k and r",
+    "profile": "A training step in its parts and dearest operations",
 }
 NAMES = {
     "part": "Part",
@@ -31,6 +32,10 @@ NAMES = {
     "value": "Value",
     "what": "What",
     "label": "Method",
+    "kind": "Kind",
+    "name": "Name",
+    "calls": "Calls",
+    "share": "Share of step",
     "layers": "Layers",
     "width": "Width",
     "batch": "Batch",
@@ -52,6 +57,7 @@ FORMS: Mapping[str, str] = {
     "memory_mib": ",.0f",
     "memory_ratio_to_lora": ".3f",
     "tokens": ".0f",
+    "share": ".1%",
 }
 
 

@@ -53,20 +53,23 @@ def rows(folder: Path, part: str) -> list[dict[str, str]]:
 def test_every_part_is_written_with_where_it_comes_from(tiny):
     assert sorted(path.name for path in tiny.iterdir()) == [
         "micro.csv",
+        "profile.csv",
         "scaling.csv",
         "step.csv",
         "table2.csv",
     ]
     for part in cli.PARTS:
         for row in rows(tiny, part):
-            assert math.isfinite(float(row["seconds"]))
-            by_difference = "regulariser" in (row.get("part"), row.get("what"))
-            assert by_difference or float(row["seconds_q1"]) > 0
-            assert float(row["seconds_q1"]) <= float(row["seconds"]) <= float(row["seconds_q3"])
             assert record.slug(row["device"]) == tiny.name and row["device"].startswith("cpu")
             assert row["commit"] == "abc" and row["dirty"] in ("True", "False")
             for package in record.PACKAGES:
                 assert row[package]
+            if part == "profile":
+                continue
+            assert math.isfinite(float(row["seconds"]))
+            by_difference = "regulariser" in (row.get("part"), row.get("what"))
+            assert by_difference or float(row["seconds_q1"]) > 0
+            assert float(row["seconds_q1"]) <= float(row["seconds"]) <= float(row["seconds_q3"])
 
 
 def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
@@ -115,6 +118,19 @@ def test_table_2_has_real_lengths_and_scaling_its_axes(tiny):
         if (row["what"], row["row"]) == ("allocator", "lora2-k8")
     }
     assert allocator["1"] == allocator["2"]
+
+
+def test_the_profile_divides_a_step_into_its_parts(tiny):
+    found = rows(tiny, "profile")
+    for row, parts in (("lora-r8", 4), ("lora2-k8", 6)):
+        own = {r["name"]: r for r in found if (r["row"], r["kind"]) == (row, "part")}
+        assert len(own) == parts and all(int(part["calls"]) > 0 for part in own.values())
+        assert sum(float(part["share"]) for part in own.values()) == pytest.approx(1, rel=1e-4)
+        operations = [r for r in found if (r["row"], r["kind"]) == (row, "operation")]
+        assert sum(float(one["share"]) for one in operations) <= 1
+        assert operations[-1]["name"] == "others"
+    shares = [float(one["share"]) for one in operations[:-1]]
+    assert shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from lora2.experiment import bench_times, timetable
 from lora2.experiment.profile import load_profile
 from lora2.experiment.provenance import device_name
 from lora2.experiment.tableplan import jobs, load_table, narrow
-from scripts import reproduce
+from tests.experiment.test_sweep_request import script
 
 TASKS, ROWS = ("cola", "rte"), ("lora-r8", "adalora-r8", "lora2-k8")
 ORIGIN = {"device": "cpu x 2", "commit": "abc", "dirty": False, "torch": "2"}
@@ -80,6 +80,7 @@ def test_the_command_takes_no_step_where_a_bench_is(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     bench()
     monkeypatch.setattr(timetable, "measure", lambda *_: pytest.fail("measured anew"))
+    reproduce = script("reproduce")
     words = ["table=2", "profile=paper", "tasks=cola,rte", f"results.dir={tmp_path}"]
     assert reproduce.main(words) == 0
     assert "| LoRA² k=8 | 0.75 | 0.75 |" in capsys.readouterr().out

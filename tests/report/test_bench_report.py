@@ -57,6 +57,16 @@ def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) 
             for _, s, m in own[1:]
             if axis == "layers" or s["method"] in ("lora", "lora2")
         ],
+        "profile": [
+            {**s, **m, "kind": kind, "name": name, "calls": 9, "share": share}
+            for _, s, m in (own[1], own[3])
+            for kind, name, share in (
+                ("part", "encoder", 0.75),
+                ("part", "adapter", 0.25),
+                ("operation", "aten::mm", 0.625),
+                ("operation", "others", 0.375),
+            )
+        ],
     }
     for part in parts:
         write_csv(folder / f"{part}.csv", kinds[part], origin)
@@ -73,6 +83,7 @@ def test_every_part_gets_a_table_and_a_plot(tmp_path):
     assert "| cola | LoRA r=8 |" in text.replace("e | cola", "cola")
     assert "| 11.25 | 1.125 | 0.900 |" in text  # milliseconds, and the two ratios
     assert "1,234" in text and "![" in text
+    assert "| operation | aten::mm | 9 | 62.5% |" in text
     first = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in write(folder)] == first
 
