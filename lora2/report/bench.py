@@ -26,6 +26,7 @@ PARTS = {
 }
 NAMES = {
     "part": "Part",
+    "matrices": "Matrices",
     "encoder": "Encoder",
     "task": "Task",
     "axis": "Axis",

@@ -64,11 +64,13 @@ def _plain(axes: Axes) -> None:
 
 
 def micro(frame: pd.DataFrame) -> Figure:
-    """Time against AdaLoRA's, and kernels, of each part."""
+    """Time against AdaLoRA's, and kernels, of each part; labels with their number of matrices."""
     parts = list(dict.fromkeys(frame["part"]))
     figure = Figure(figsize=(4.2 * len(parts), 4.6), layout="constrained")
     for column, part in enumerate(parts):
         own = frame.loc[frame["part"] == part]
+        if own["matrices"].nunique() > 1:  # else one bar would hide another of the same name
+            own = own.assign(label=own["label"] + ", " + own["matrices"].astype(str))
         top = figure.add_subplot(2, len(parts), column + 1)
         _bars(top, own, "ratio_to_adalora", ".2f")
         top.axvline(1, color="0.6", linewidth=0.8, zorder=0)

@@ -87,6 +87,8 @@ def value_of(target: Target, parts: Parts) -> float:
     if target.column == "more_kernels":
         plain = frame.loc[frame["row"] == "base"].set_index("encoder")["kernels"]
         frame = frame.assign(more_kernels=frame["kernels"] - frame["encoder"].map(plain))
+    if not {*target.where, target.column} <= set(frame.columns):  # an older bench's
+        return math.nan
     for column, value in target.where.items():
         frame = frame.loc[frame[column] == value]
     return float(frame[target.column].max())

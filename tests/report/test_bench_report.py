@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora2.bench.record import write as write_csv
+from lora2.report import bench_figures
 from lora2.report.bench import PARTS, main, read, render, write
 
 ROWS = {
@@ -35,8 +36,8 @@ def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) 
     own = [(i, shape(*pair), measured(1 + i / 8)) for i, pair in enumerate(ROWS.items())]
     kinds = {
         "micro": [
-            {"part": part, **s, **m}
-            for part in ("regulariser", "allocator", "layer")
+            {"part": part, "matrices": matrices, **s, **m}
+            for part, matrices in (("regulariser", 72), ("regulariser", 144), ("layer", 6))
             for _, s, m in own
         ],
         "step": [
@@ -109,3 +110,11 @@ def test_all_folders_are_found_and_what_is_wrong_is_said(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_alone_is_enough(part, tmp_path):
     assert len(write(synthetic(tmp_path, "cpu", (part,)))) == 2
+
+
+def test_every_row_of_a_part_has_a_bar_of_its_own(tmp_path):
+    frame = read(synthetic(tmp_path, "cpu", ("micro",)))["micro"]
+    figure = bench_figures.micro(frame)
+    for axes in figure.axes:
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert len(names) == len(axes.patches) == (8 if "regulariser" in axes.get_title() else 4)
