@@ -70,6 +70,7 @@ report: $(READY)
 bench: $(READY)
 	$(PY) scripts/bench.py $(ARGS)
 	$(PY) -m lora2.report.bench
+	$(PY) -m lora2.report.readme
 
 audit: $(READY)
 	$(PY) -m lora2.report.audit

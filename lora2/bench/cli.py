@@ -1,10 +1,11 @@
-"""Time the methods on this device: parts, training steps, Table 2, scaling.
+"""Time the methods on this device: parts, training steps, Table 2, scaling, a step's profile.
 
 Every method steps in turn with the others in one process, on random weights of the encoder's
-shape. Writes results/bench/<device>/{micro,step,table2,scaling}.csv. Sizes default to the paper's
-on a GPU, and on a processor to what two cores do in about ten minutes.
+shape. Writes results/bench/<device>/{micro,step,table2,scaling,profile}.csv. Sizes default to the
+paper's on a GPU, and on a processor to what two cores do in about ten minutes.
 
 python scripts/bench.py --only step --rounds 20
+python scripts/bench.py --against REVISION             # a step of this code and of that, in turn
 python -m lora2.report.bench results/bench/<device>    # plots and a page of the CSVs
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from lora2.bench import glue_times, micro, record, scaling, steps
+from lora2.bench import against, glue_times, micro, profile, record, scaling, steps
 from lora2.bench.encoders import SHAPES, shaped
 from lora2.bench.lengths import Lengths, known_lengths
 from lora2.bench.methods import METHODS
@@ -29,6 +30,8 @@ from lora2.bench.step import AUTOCAST, release
 
 ENCODERS = ("deberta-v3-base", "roberta-large")
 TABLE2_BATCH = 32  # sequences; the paper's
+AGAINST = "against"  # a part of its own: a file against.csv
+PROFILED_STEPS = 7  # of each method, at most: reading what was seen takes longer than the step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +61,9 @@ def main(argv: Sequence[str]) -> int:
     folder = (args.out or record.RESULTS) / record.slug(str(origin["device"]))
     narrowed = args.methods or args.tasks or args.encoders
     print(f"bench on {origin['device']}, {args.precision}", flush=True)
-    for part in args.only:
+    for part in [AGAINST] if args.against else args.only:
         started = time.perf_counter()
-        rows = PARTS[part](args, SIZES[args.device])
+        rows = {**PARTS, AGAINST: _against}[part](args, SIZES[args.device])
         release()
         print(record.table(rows, SHOWN[part]))
         print(f"{part}: {len(rows)} rows in {time.perf_counter() - started:.0f} s", flush=True)
@@ -83,6 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="parts to run")
+    add("--against", metavar="REVISION", help="of git: time its steps too, and no other part")
     add("--device", choices=tuple(SIZES), help="default: cuda where there is one")
     add("--encoders", nargs="+", choices=tuple(SHAPES), help="of step; table2 takes the first")
     add("--methods", nargs="+", choices=tuple(METHODS), help="rows of step and table2")
@@ -109,6 +113,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             parser.error(f"--glue {args.glue}: no such folder; without it the known lengths do")
         if find_spec("pyarrow") is None:
             parser.error("--glue needs pyarrow; without it the known lengths do")
+    if args.against and not (commit := against.commit_of(args.against)):
+        parser.error(f"--against {args.against}: git knows no such revision with {against.NEEDED}")
+    args.against = commit if args.against else None
     try:
         shaped(ENCODERS[0], width=args.width or None)
     except ValueError as error:
@@ -140,7 +147,7 @@ def _shape(args: argparse.Namespace, sizes: Sizes, encoder: str) -> Shape:
 def _micro(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
     shape = _shape(args, sizes, ENCODERS[0])
     width, rounds = shape.config().hidden_size, args.rounds or sizes.rounds
-    size = (args.device, width, micro.LAYERS, shape.batch, shape.tokens)
+    size = (args.device, width, micro.DEPTHS, shape.batch, shape.tokens)
     return micro.measure(*size, rounds, args.warm_up)
 
 
@@ -179,13 +186,27 @@ def _scaling(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
     return rows + scaling.over_ranks(shape, args.ranks, rounds, args.warm_up)
 
 
+def _profile(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
+    shape = _shape(args, sizes, (args.encoders or ENCODERS)[0])
+    return profile.measure(shape, min(PROFILED_STEPS, args.rounds or sizes.rounds), args.warm_up)
+
+
+def _against(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
+    shape = _shape(args, sizes, (args.encoders or ENCODERS)[0])
+    methods, rounds = args.methods or against.COMPARED, args.rounds or sizes.rounds
+    threads = torch.get_num_threads()
+    return against.measure(shape, args.against, methods, threads, rounds, args.warm_up)
+
+
 PARTS: dict[str, Callable[[argparse.Namespace, Sizes], list[Row]]] = {
     "micro": _micro,
     "step": _step,
     "table2": _table2,
     "scaling": _scaling,
+    "profile": _profile,
 }
 RATIOS = ("ratio_to_lora", "ratio_to_adalora")
+MEMORY = ("memory_mib", "memory_ratio_to_lora")
 SHOWN = {
     "micro": ("part", "row", "matrices", "seconds", *RATIOS, "kernels", "syncs"),
     "step": (
@@ -196,8 +217,10 @@ SHOWN = {
         "ratio_to_base",
         "kernels",
         "syncs",
-        "memory_mib",
+        *MEMORY,
     ),
-    "table2": ("task", "row", "tokens", "seconds", *RATIOS, "memory_mib"),
+    "table2": ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
+    AGAINST: ("code", "row", "seconds", "ratio_to_then", "ratio_to_lora", "kernels", "syncs"),
+    "profile": ("row", "kind", "name", "calls", "seconds", "share", "ratio_to_lora"),
     "scaling": ("axis", "value", "what", "row", "seconds", *RATIOS, "kernels", "syncs"),
 }

@@ -47,8 +47,9 @@ def measure(
         seconds = take_turns(steppers, own, rounds, warm_up)
         widest = own[padded.index(max(padded))]
         where = {"task": task, **shape.columns(), "tokens": sum(padded) / count}
-        for row, stepper in steppers.items():
+        sizes = held(steppers, widest)
+        for row in steppers:
             measured = times(seconds[row], bases(seconds))
-            rows.append({**where, **named(METHODS[row]), **measured, **held(stepper, widest)})
+            rows.append({**where, **named(METHODS[row]), **measured, **sizes[row]})
         release()
     return rows

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +15,35 @@ from lora2.bench.methods import METHODS, STEPS, Method, prepare
 from lora2.bench.record import Row, counted, times
 from lora2.bench.step import interleave, release
 
-LAYERS = 12  # of six matrices: the 72 of DeBERTaV3-base
+DEPTHS = (12, 24)  # layers of six matrices: DeBERTaV3-base's, and twice as many
 ADAPTED = ("lora-r8", "adalora-r8", "lora2-k1", "lora2-k8")
 REGULARIZED = ADAPTED[1:]
+Action = Callable[[int], object]
 
 
 class Matrices(nn.Module):
     """The linear maps of an encoder's layers under their usual names, and nothing between them.
 
-    With ``x`` (..., width) it maps it through each matrix; without, it only has a loss, so that
-    what a method adds to a loss stands alone.
+    Maps ``x`` (..., width) through each matrix to a scalar: ``logits``, and with ``labels`` also
+    ``loss``, the output that a method adds its regulariser to. All layers use the memory of one:
+    what their frozen weights are is of no interest.
     """
 
     def __init__(self, layers: int, width: int) -> None:
         super().__init__()
-        stack = nn.ModuleList(_layer(width) for _ in range(layers))
+        first = _layer(width)
+        stack = nn.ModuleList([first, *(twin(first) for _ in range(layers - 1))])
         self.encoder = nn.ModuleDict({"layer": stack})
         self.classifier = nn.Linear(width, 2)
 
-    def forward(self, x: Tensor | None = None) -> SequenceClassifierOutput:
-        if x is None:
-            return SequenceClassifierOutput(loss=self.classifier.bias.sum())
+    def forward(self, x: Tensor, labels: object = None) -> SequenceClassifierOutput:
         total = x.new_zeros(())
         for part in self.encoder["layer"]:
             attention, wide = part["attention"]["self"], part["intermediate"]["dense"](x)
             outs = [attention[name](x) for name in ("query", "key", "value")]
             outs += [part["attention"]["output"]["dense"](x), part["output"]["dense"](wide)]
             total = total + torch.stack(outs).sum()  # 5 x (..., width) -> scalar
-        return SequenceClassifierOutput(logits=total)
+        return SequenceClassifierOutput(loss=None if labels is None else total, logits=total)
 
 
 def _layer(width: int) -> nn.ModuleDict:
@@ -59,29 +61,47 @@ def _layer(width: int) -> nn.ModuleDict:
     )
 
 
-Action = Callable[[int], object]
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is measured: ``action``, less ``without`` where the part cannot stand alone."""
+
+    action: Action
+    without: Action | None = None
 
 
-def regulariser(base: Matrices, method: Method) -> Action:
-    """Return the forward and backward pass of what ``method`` adds to a loss.
+def regulariser(base: Matrices, method: Method) -> Part:
+    """Return a forward and backward pass with what ``method`` adds to a loss, and one without.
 
-    Gradients are there already, as they are after the backward pass of the loss itself.
+    One row of one token, so that as little as possible is taken away again. The difference is what
+    a training step pays, whatever the regulariser shares with the pass through the matrices.
     """
-    model, _ = prepare(twin(base), method)
-    _fill_gradients(model.train())
-    return lambda _: model.base_model().loss.backward()
+    model = prepare(twin(base), method)[0].train().base_model
+    x = _one_token(base)
+
+    def with_it(_: int) -> None:
+        model(x, labels=True).loss.backward()
+        model.zero_grad()
+
+    def without(_: int) -> None:
+        model(x).logits.backward()
+        model.zero_grad()
+
+    return Part(with_it, without)
 
 
-def allocator(base: Matrices, method: Method) -> Action:
+def allocator(base: Matrices, method: Method) -> Part:
     """Return a step of ``method``'s allocator: scores and masks."""
     model, driver = prepare(twin(base), method)
-    model.train().base_model()  # a loss with the regulariser in it, as allocators expect
-    _fill_gradients(model)
+    # A loss with the regulariser in it, as allocators expect.
+    model.train().base_model(_one_token(base), labels=True)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
     driver.prepare_training(STEPS)
-    return lambda number: driver.after_optimizer_step(number + 1)
+    return Part(lambda number: driver.after_optimizer_step(number + 1))
 
 
-def adapted_layer(base: Matrices, method: Method | None, x: Tensor) -> Action:
+def adapted_layer(base: Matrices, method: Method | None, x: Tensor) -> Part:
     """Return the forward and backward pass of the matrices; ``method`` None: without an adapter."""
     plain = twin(base).requires_grad_(False)
     model = plain if method is None else prepare(plain, method)[0].train().base_model
@@ -91,38 +111,73 @@ def adapted_layer(base: Matrices, method: Method | None, x: Tensor) -> Action:
         model.zero_grad()
         x.grad = None
 
-    return action
+    return Part(action)
 
 
-def _fill_gradients(model: nn.Module) -> None:
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.randn_like(parameter)
+def _one_token(base: Matrices) -> Tensor:
+    weight = base.classifier.weight
+    return weight.new_ones(1, 1, weight.shape[1])
+
+
+def cost(parts: Mapping[str, Part], device: str, rounds: int, warm_up: int) -> dict[str, Row]:
+    """Return the timing and counting columns of each part, all measured in turn.
+
+    What is measured by difference has the differences of each round; where the machine's noise is
+    larger they may be below 0.
+    """
+    # All of them, then all without: each then follows another method, and finds the caches so.
+    actions = {row: part.action for row, part in parts.items()}
+    actions |= {_without(row): part.without for row, part in parts.items() if part.without}
+    seconds = interleave(actions, rounds, warm_up)
+    numbers = {name: _numbers(one, device, warm_up + rounds) for name, one in actions.items()}
+    for row in [row for row in parts if _without(row) in actions]:
+        less, fewer = seconds.pop(_without(row)), numbers.pop(_without(row))
+        seconds[row] = [a - b for a, b in zip(seconds[row], less, strict=True)]
+        numbers[row] = {name: numbers[row][name] - fewer[name] for name in fewer}
+    bases = {"lora": seconds.get("lora-r8"), "adalora": seconds.get("adalora-r8")}
+    alone = not any(part.without for part in parts.values())
+    return {row: {**times(seconds[row], bases, by_round=alone), **numbers[row]} for row in parts}
+
+
+def _without(row: str) -> str:
+    return f"{row}, without"
+
+
+def _numbers(action: Action, device: str, number: int) -> dict[str, int]:
+    with counting(device) as counts:
+        action(number)
+    return counted(counts)
 
 
 def measure(
-    device: str, width: int, layers: int, batch: int, tokens: int, rounds: int, warm_up: int
+    device: str,
+    width: int,
+    depths: Sequence[int],
+    batch: int,
+    tokens: int,
+    rounds: int,
+    warm_up: int,
 ) -> list[Row]:
-    """Return a row for each part and method."""
-    base = Matrices(layers, width).to(device)
+    """Return a row for each part and method; regulariser and allocator at each of ``depths``."""
     single = Matrices(1, width).to(device)
     x = torch.randn(batch, tokens, width, device=device, requires_grad=True)
-    parts: dict[str, tuple[int, dict[str, Action]]] = {
-        "regulariser": (6 * layers, {row: regulariser(base, METHODS[row]) for row in REGULARIZED}),
-        "allocator": (6 * layers, {row: allocator(base, METHODS[row]) for row in REGULARIZED}),
-        "layer": (6, {row: adapted_layer(single, METHODS[row], x) for row in ADAPTED}),
-    }
-    parts["layer"][1]["base"] = adapted_layer(single, None, x)
+    layer = {row: adapted_layer(single, METHODS[row], x) for row in ADAPTED}
+    layer["base"] = adapted_layer(single, None, x)
     rows: list[Row] = []
-    for part, (matrices, actions) in parts.items():
-        seconds = interleave(actions, rounds, warm_up)
-        bases = {"lora": seconds.get("lora-r8"), "adalora": seconds.get("adalora-r8")}
-        for row, action in actions.items():
-            with counting(device) as counts:
-                action(warm_up + rounds)
-            label = METHODS[row].label if row in METHODS else "no adapter"
-            shape: Row = {"part": part, "row": row, "label": label, "matrices": matrices}
-            shape |= {"width": width, "batch": batch, "tokens": tokens}
-            rows.append({**shape, **times(seconds[row], bases), **counted(counts)})
-    release()
-    return rows
+    for depth in depths:
+        base = Matrices(depth, width).to(device)
+        for name, part in (("regulariser", regulariser), ("allocator", allocator)):
+            own = {row: part(base, METHODS[row]) for row in REGULARIZED}
+            where: Row = {"part": name, "matrices": 6 * depth, "width": width}
+            rows += _rows({**where, "batch": "", "tokens": ""}, own, device, rounds, warm_up)
+            release()
+    where = {"part": "layer", "matrices": 6, "width": width, "batch": batch, "tokens": tokens}
+    return rows + _rows(where, layer, device, rounds, warm_up)
+
+
+def _rows(
+    where: Row, parts: Mapping[str, Part], device: str, rounds: int, warm_up: int
+) -> list[Row]:
+    found = cost(parts, device, rounds, warm_up)
+    label = {row: METHODS[row].label if row in METHODS else "no adapter" for row in parts}
+    return [{**where, "row": row, "label": label[row], **found[row]} for row in parts]

@@ -6,6 +6,7 @@ import csv
 import os
 import platform
 import re
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -43,21 +44,33 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def times(seconds: Sequence[float], bases: Mapping[str, Sequence[float] | None]) -> Row:
+def times(
+    seconds: Sequence[float],
+    bases: Mapping[str, Sequence[float] | None],
+    *,
+    by_round: bool = True,
+) -> Row:
     """Return the timing columns of a row: seconds (median and quartiles) and ratios.
 
     ``bases`` gives the seconds of the rows to compare with, by name, of the same rounds; a ratio
-    is the median over the rounds, empty where its base was not measured.
+    is the median over the rounds, empty where its base was not measured. Not ``by_round``, for
+    differences of times: the ratio of the two medians, empty unless both are above 0.
     """
     low, middle, high = quartiles(seconds)
     columns: Row = {"rounds": len(seconds), "seconds": middle, "seconds_q1": low}
     columns["seconds_q3"] = high
     for name, base in bases.items():
-        columns[f"ratio_to_{name}"] = "" if base is None else ratio(seconds, base)
+        told = base is not None and (by_round or min(middle, statistics.median(base)) > 0)
+        of = ratio if by_round else _of_medians
+        columns[f"ratio_to_{name}"] = of(seconds, base) if told else ""
     return columns
 
 
-def counted(counts: Counts) -> Row:
+def _of_medians(seconds: Sequence[float], base: Sequence[float]) -> float:
+    return statistics.median(seconds) / statistics.median(base)
+
+
+def counted(counts: Counts) -> dict[str, int]:
     """Return the counting columns of a row."""
     return {"kernels": len(counts.kernels), "syncs": len(counts.syncs)}
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from lora2.bench.counters import counting
 from lora2.bench.methods import METHODS, Method
-from lora2.bench.micro import REGULARIZED, Matrices, allocator, regulariser
+from lora2.bench.micro import REGULARIZED, Matrices, allocator, cost, regulariser
 from lora2.bench.record import Row, counted, times
 from lora2.bench.shape import Shape
-from lora2.bench.step import build, interleave, release, take_turns
+from lora2.bench.step import build, release, take_turns
 from lora2.bench.steps import bases, named
 
 REFERENCE = METHODS["lora-r8"]
@@ -63,14 +62,10 @@ def _part_rows(shape: Shape, depth: int, rounds: int, warm_up: int) -> list[Row]
     base = Matrices(depth, shape.config().hidden_size).to(shape.device)
     rows = []
     for what, part in (("regulariser", regulariser), ("allocator", allocator)):
-        actions = {row: part(base, METHODS[row]) for row in REGULARIZED}
-        seconds = interleave(actions, rounds, warm_up)
-        for row, action in actions.items():
-            with counting(shape.device) as counts:
-                action(warm_up + rounds)
-            where = _where(shape, "layers", depth, what, "")
-            measured = times(seconds[row], bases(seconds))
-            rows.append({**where, **named(METHODS[row]), **measured, **counted(counts)})
+        parts = {row: part(base, METHODS[row]) for row in REGULARIZED}
+        found = cost(parts, shape.device, rounds, warm_up)
+        where = {**_where(shape, "layers", depth, what, ""), "batch": ""}
+        rows += [{**where, **named(METHODS[row]), **found[row]} for row in REGULARIZED]
     release()
     return rows
 

@@ -50,13 +50,14 @@ def training(
     steppers = {row: build(base, METHODS[row], shape.precision) for row in methods}
     seconds = take_turns(steppers, [batch], rounds, warm_up)
     where = {"phase": "train", **shape.columns(), "tokens": batch["input_ids"].shape[1]}
+    sizes = held(steppers, batch)
     return [
         {
             **where,
             **named(METHODS[row]),
             **times(seconds[row], bases(seconds)),
             **counted(stepper.counts(batch)),
-            **held(stepper, batch),
+            **sizes[row],
         }
         for row, stepper in steppers.items()
     ]
@@ -73,9 +74,18 @@ def bases(seconds: Seconds) -> Mapping[str, list[float] | None]:
     return {"lora": seconds.get("lora-r8"), "adalora": seconds.get("adalora-r8"), "base": None}
 
 
-def held(stepper: Stepper, batch: Batch) -> Row:
-    """Return the columns of size: parameters trained, and peak memory of a step."""
-    return {"trainable": stepper.trainable(), "memory_mib": stepper.memory_mib(batch)}
+def held(steppers: Mapping[str, Stepper], batch: Batch) -> dict[str, Row]:
+    """Return each method's columns of size: parameters trained, and peak memory of a step."""
+    memory = {row: one.memory_mib(batch) for row, one in steppers.items()}
+    lora = memory.get("lora-r8")
+    return {
+        row: {
+            "trainable": one.trainable(),
+            "memory_mib": memory[row],
+            "memory_ratio_to_lora": "" if lora is None else memory[row] / lora,
+        }
+        for row, one in steppers.items()
+    }
 
 
 def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up: int) -> list[Row]:
@@ -93,7 +103,7 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
         label = f"{METHODS[SERVED].label}, {name}" if name != "base" else "no adapter"
         same = {"lora": None, "adalora": None, "base": seconds["base"]}
         named_so = {"row": name, "label": label, "method": "", "r": "", "k": ""}
-        size = {"trainable": "", "memory_mib": ""}
+        size = {"trainable": "", "memory_mib": "", "memory_ratio_to_lora": ""}
         rows.append({**where, **named_so, **times(seconds[name], same), **counted(counts), **size})
     return rows
 

@@ -27,9 +27,9 @@ def known(wanted: Mapping[Key, Job], tell: Callable[[str], None] = print) -> Cos
     """
     folder, costs = RESULTS / slug(device_name()), Costs()
     for name in FILES:
-        lines, before = _lines(folder / name), len(costs)
+        own, before = lines(folder / name), len(costs)
         for key, job in wanted.items():
-            line = None if key in costs else _line_for(job, lines)
+            line = None if key in costs else _line_for(job, own)
             if line is not None:
                 costs[key] = _cost(job, line)
         if len(costs) > before:
@@ -37,7 +37,7 @@ def known(wanted: Mapping[Key, Job], tell: Callable[[str], None] = print) -> Cos
     return costs
 
 
-def _lines(path: Path) -> list[Line]:
+def lines(path: Path) -> list[Line]:
     """Return the training rows of a bench file; none if it is not there."""
     if not path.is_file():
         return []
@@ -45,11 +45,11 @@ def _lines(path: Path) -> list[Line]:
         return [line for line in csv.DictReader(file) if line.get("phase", "train") == "train"]
 
 
-def _line_for(job: Job, lines: list[Line]) -> Line | None:
+def _line_for(job: Job, own: list[Line]) -> Line | None:
     config = job.resolved.config
     if config.backbone.name not in SHAPES or config.data.source == "embedded":
         return None
-    fit = [line for line in lines if _fits(line, config)]
+    fit = [line for line in own if _fits(line, config)]
     return next((line for line in fit if line["row"] == job.row), fit[0] if fit else None)
 
 

@@ -12,7 +12,7 @@ from lora2.bench.step import quartiles, ratio
 from lora2.experiment import timing
 from lora2.experiment.profile import Profile
 from lora2.experiment.provenance import provenance
-from lora2.experiment.tableplan import Job, TablePlan
+from lora2.experiment.tableplan import Job, TablePlan, TableRow
 from lora2.experiment.timing import Measured
 from lora2.report.escape import markdown
 from lora2.report.latex import tex_float
@@ -54,7 +54,7 @@ def _lines(
     plan: TablePlan, task: str, jobs: Sequence[Job], found: dict[str, Measured]
 ) -> list[dict[str, object]]:
     where = {key: value for key, value in provenance().items() if key in IDENTITY}
-    paper = {row.id: _paper(plan, row.paper_row, task) for row in plan.rows}
+    paper = paper_columns(plan, plan.rows, task)
     lines: list[dict[str, object]] = []
     for row, job in zip(plan.rows, jobs, strict=True):
         config, own = job.resolved.config, found[row.id]
@@ -77,12 +77,25 @@ def _lines(
                 "precision": config.train.precision,
                 "against": row.against or "",
                 "ratio": ratio(own.seconds, base.seconds) if base else math.nan,
-                "paper_seconds": paper[row.id],
-                "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
+                **paper[row.id],
                 **where,
             }
         )
     return lines
+
+
+def paper_columns(
+    plan: TablePlan, rows: Sequence[TableRow], task: str
+) -> dict[str, dict[str, float]]:
+    """Return row id -> the paper's seconds and ratio, NaN where it prints none."""
+    paper = {row.id: _paper(plan, row.paper_row, task) for row in rows}
+    return {
+        row.id: {
+            "paper_seconds": paper[row.id],
+            "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
+        }
+        for row in rows
+    }
 
 
 def _paper(plan: TablePlan, row: dict[str, object] | None, task: str) -> float:
@@ -129,11 +142,12 @@ def _about(plan: TablePlan, frame: pd.DataFrame) -> str:
     bases = [labels.get(row.against, row.against) for row in plan.rows if row.against]
     shown = "Milliseconds per optimiser step and, in brackets, their" if _on_gpu(frame) else "The"
     first = frame.iloc[0]
+    size = f", {first['layers']} layers" if "layers" in frame else ""
     return (
         f"{shown} ratio to {', '.join(dict.fromkeys(bases))}: medians of "
         f"{first['steps_measured']} steps, one of each method in turn in one process, on batches "
         "of each task's length and random weights of the encoder's shape "
-        f"({first['backbone']}), {first['precision']}, on {first['device']}."
+        f"({first['backbone']}{size}), {first['precision']}, on {first['device']}."
     )
 
 
@@ -154,6 +168,8 @@ def _grid(plan: TablePlan, frame: pd.DataFrame) -> list[list[str]]:
     cells = frame.set_index(["row", "task"])
     lines = [["Method", *(TASK_NAMES[task] for task in tasks)]]
     for row in plan.rows:
+        if row.id not in set(frame["row"]):  # a bench need not have all
+            continue
         own = [cells.loc[(row.id, task)] for task in tasks]
         found = [_cell(one["seconds"], one["ratio"], _on_gpu(frame)) for one in own]
         lines.append([row.label, *found])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora2.bench.record import RESULTS
-from lora2.report import bench_figures
+from lora2.report import bench_figures, bench_targets
 from lora2.report.escape import markdown
 from lora2.report.store import write_atomically
 
@@ -22,15 +22,21 @@ PARTS = {
     "step": "One training step, and inference",
     "table2": "Table 2: steps on batches as long as GLUE's sentences",
     "scaling": "Scaling over layers, k and r",
+    "profile": "A training step in its parts and dearest operations",
 }
 NAMES = {
     "part": "Part",
+    "matrices": "Matrices",
     "encoder": "Encoder",
     "task": "Task",
     "axis": "Axis",
     "value": "Value",
     "what": "What",
     "label": "Method",
+    "kind": "Kind",
+    "name": "Name",
+    "calls": "Calls",
+    "share": "Share of step",
     "layers": "Layers",
     "width": "Width",
     "batch": "Batch",
@@ -42,6 +48,7 @@ NAMES = {
     "kernels": "Kernels",
     "syncs": "Syncs",
     "memory_mib": "Memory, MiB",
+    "memory_ratio_to_lora": "Memory to LoRA",
 }
 FORMS: Mapping[str, str] = {
     "milliseconds": ".2f",
@@ -49,7 +56,9 @@ FORMS: Mapping[str, str] = {
     "ratio_to_adalora": ".3f",
     "ratio_to_base": ".3f",
     "memory_mib": ",.0f",
+    "memory_ratio_to_lora": ".3f",
     "tokens": ".0f",
+    "share": ".1%",
 }
 
 
@@ -139,12 +148,26 @@ def write(folder: Path) -> list[Path]:
                     for part, frame in parts.items())]  # fmt: skip
 
 
+def measured(results: Path = RESULTS) -> list[Path]:
+    """Return the folders of all devices' benches."""
+    return sorted({path.parent for path in results.glob("*/*.csv") if path.stem in PARTS})
+
+
+def write_targets(results: Path = RESULTS) -> Path:
+    """Write what should be reached beside what all benches in ``results`` reached."""
+    path = results / "targets.md"
+    write_atomically(path, bench_targets.render([read(one) for one in measured(results)]))
+    return path
+
+
 def main(argv: Sequence[str]) -> int:
     """Write the pages of these folders, or of all under results/bench; return the exit code."""
-    folders = [Path(one) for one in argv] or sorted(path.parent for path in RESULTS.glob("*/*.csv"))
+    folders = [Path(one) for one in argv] or measured()
     try:
-        for folder in dict.fromkeys(folders or [RESULTS]):
+        for folder in folders or [RESULTS]:
             print("\n".join(f"wrote {path}" for path in write(folder)))
+        if not argv:
+            print(f"wrote {write_targets()}")
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -28,6 +28,14 @@ COLOURS = {
     "unmerged": "#d55e00",
     "": "#bbbbbb",
 }
+PART_COLOURS = {
+    "encoder": "#bbbbbb",
+    "adapter": "#d55e00",
+    "regulariser": "#e69f00",
+    "allocator": "#56b4e9",
+    "optimiser": "#009e73",
+    "rest": "#000000",
+}
 FAMILIES = {"lora": "LoRA", "lora2": "LoRA²"}
 TITLES = {
     "regulariser": "regulariser",
@@ -56,11 +64,13 @@ def _plain(axes: Axes) -> None:
 
 
 def micro(frame: pd.DataFrame) -> Figure:
-    """Time against AdaLoRA's, and kernels, of each part."""
+    """Time against AdaLoRA's, and kernels, of each part; labels with their number of matrices."""
     parts = list(dict.fromkeys(frame["part"]))
     figure = Figure(figsize=(4.2 * len(parts), 4.6), layout="constrained")
     for column, part in enumerate(parts):
         own = frame.loc[frame["part"] == part]
+        if own["matrices"].nunique() > 1:  # else one bar would hide another of the same name
+            own = own.assign(label=own["label"] + ", " + own["matrices"].astype(str))
         top = figure.add_subplot(2, len(parts), column + 1)
         _bars(top, own, "ratio_to_adalora", ".2f")
         top.axvline(1, color="0.6", linewidth=0.8, zorder=0)
@@ -172,11 +182,41 @@ def _lines(axes: Axes, frame: pd.DataFrame, column: str, by_row: bool) -> None:
     _plain(axes)
 
 
+def profile(frame: pd.DataFrame) -> Figure:
+    """Each method's step in its parts, and the dearest operations of the last method's."""
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    axes = figure.add_subplot(1, 2, 1)
+    parts = frame.loc[frame["kind"] == "part"]
+    labels = list(dict.fromkeys(parts["label"]))[::-1]
+    grid = parts.pivot(index="label", columns="name", values="ratio_to_lora").fillna(0.0)
+    left = np.zeros(len(labels))
+    for name in dict.fromkeys(parts["name"]):
+        widths = grid.loc[labels, name].to_numpy()
+        axes.barh(labels, widths, left=left, color=PART_COLOURS[name], label=name, height=0.6)
+        left += widths
+    for place, whole in enumerate(left):
+        axes.text(whole, place, f" {whole:.2f}", va="center", fontsize=8)
+    axes.margins(x=0.1)
+    axes.set_title("a step's parts: time to the whole step of LoRA", fontsize=9)
+    axes.legend(fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.08), frameon=False)
+    _plain(axes)
+    last = frame["label"].iloc[-1]
+    dearest = frame.loc[(frame["kind"] == "operation") & (frame["label"] == last)].iloc[::-1]
+    axes = figure.add_subplot(1, 2, 2)
+    bars = axes.barh(dearest["name"].str.removeprefix("aten::"), dearest["share"], color="#bbbbbb")
+    axes.bar_label(bars, [f"{share:.1%}" for share in dearest["share"]], padding=3, fontsize=8)
+    axes.margins(x=0.12)
+    axes.set_title(f"{last}: operations, share of the step", fontsize=9)
+    _plain(axes)
+    return figure
+
+
 FIGURES: Mapping[str, Callable[[pd.DataFrame], Figure]] = {
     "micro": micro,
     "step": step,
     "table2": table2,
     "scaling": scaling,
+    "profile": profile,
 }
 
 

@@ -1,4 +1,4 @@
-"""The generated tables in README.md, between markers; ``--check`` tells whether they are stale.
+"""The generated tables in pages, between markers; ``--check`` tells whether they are stale.
 
 python -m lora2.report.readme [--check]
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from lora2.report.store import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "docs/bench.md")
 BLOCK = re.compile(r"(<!-- begin (?P<path>results/\S+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -44,16 +45,17 @@ def first_table(markdown: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rewrite README.md, or with --check exit 1 if that would change it."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = refresh(old)
-    if "--check" in argv:
-        if new != old:
-            print("README.md is stale: run python -m lora2.report.readme", file=sys.stderr)
-        return int(new != old)
-    write_atomically(path, new)
-    return 0
+    """Rewrite the pages, or with --check exit 1 if that would change one."""
+    stale = 0
+    for path in (ROOT / page for page in PAGES):
+        old = path.read_text(encoding="utf-8")
+        new = refresh(old)
+        if "--check" not in argv:
+            write_atomically(path, new)
+        elif new != old:
+            print(f"{path.name} is stale: run python -m lora2.report.readme", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

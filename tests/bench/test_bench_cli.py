@@ -53,18 +53,23 @@ def rows(folder: Path, part: str) -> list[dict[str, str]]:
 def test_every_part_is_written_with_where_it_comes_from(tiny):
     assert sorted(path.name for path in tiny.iterdir()) == [
         "micro.csv",
+        "profile.csv",
         "scaling.csv",
         "step.csv",
         "table2.csv",
     ]
     for part in cli.PARTS:
         for row in rows(tiny, part):
-            assert math.isfinite(float(row["seconds"])) and float(row["seconds"]) > 0
-            assert float(row["seconds_q1"]) <= float(row["seconds"]) <= float(row["seconds_q3"])
             assert record.slug(row["device"]) == tiny.name and row["device"].startswith("cpu")
             assert row["commit"] == "abc" and row["dirty"] in ("True", "False")
             for package in record.PACKAGES:
                 assert row[package]
+            if part == "profile":
+                continue
+            assert math.isfinite(float(row["seconds"]))
+            by_difference = "regulariser" in (row.get("part"), row.get("what"))
+            assert by_difference or float(row["seconds_q1"]) > 0
+            assert float(row["seconds_q1"]) <= float(row["seconds"]) <= float(row["seconds_q3"])
 
 
 def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
@@ -78,6 +83,9 @@ def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
             assert (row["layers"], row["width"], row["tokens"]) == ("1", "64", "8")
             if row["phase"] == "train":
                 assert float(row["memory_mib"]) > 0 and int(row["trainable"]) > 0
+                lora = next(one for one in own if one["row"] == "lora-r8")
+                expected = float(row["memory_mib"]) / float(lora["memory_mib"])
+                assert float(row["memory_ratio_to_lora"]) == pytest.approx(expected, rel=1e-4)
             if row["row"] == "lora-r8":
                 assert float(row["ratio_to_lora"]) == 1
         served = {row["row"]: row for row in own if row["phase"] == "inference"}
@@ -85,16 +93,17 @@ def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
         assert int(served["unmerged"]["kernels"]) > int(served["base"]["kernels"])
 
 
-def test_parts_count_the_seventy_two_matrices(tiny):
-    found = {(row["part"], row["row"]): row for row in rows(tiny, "micro")}
-    assert found["regulariser", "lora2-k8"]["matrices"] == "72"
-    assert found["layer", "lora2-k8"]["matrices"] == "6"
-    assert found["allocator", "adalora-r8"]["syncs"] == "73"
+def test_parts_count_the_seventy_two_matrices_and_twice_as_many_add_no_kernel(tiny):
+    found = {(row["part"], row["row"], row["matrices"]): row for row in rows(tiny, "micro")}
+    assert ("layer", "lora2-k8", "6") in found
+    assert found["allocator", "adalora-r8", "72"]["syncs"] == "73"
     for row in ("lora2-k1", "lora2-k8"):
-        for part in ("regulariser", "allocator"):
-            assert found[part, row]["syncs"] == "0"
-            ours, theirs = int(found[part, row]["kernels"]), found[part, "adalora-r8"]["kernels"]
-            assert 0 < ours < int(theirs) / 4
+        for part, most in (("regulariser", 75), ("allocator", 20)):
+            once, twice = (found[part, row, matrices] for matrices in ("72", "144"))
+            assert once["syncs"] == twice["syncs"] == "0"
+            assert once["kernels"] == twice["kernels"]
+            theirs = int(found[part, "adalora-r8", "72"]["kernels"])
+            assert 0 < int(once["kernels"]) <= min(most, theirs / 4)
 
 
 def test_table_2_has_real_lengths_and_scaling_its_axes(tiny):
@@ -109,6 +118,19 @@ def test_table_2_has_real_lengths_and_scaling_its_axes(tiny):
         if (row["what"], row["row"]) == ("allocator", "lora2-k8")
     }
     assert allocator["1"] == allocator["2"]
+
+
+def test_the_profile_divides_a_step_into_its_parts(tiny):
+    found = rows(tiny, "profile")
+    for row, parts in (("lora-r8", 4), ("lora2-k8", 6)):
+        own = {r["name"]: r for r in found if (r["row"], r["kind"]) == (row, "part")}
+        assert len(own) == parts and all(int(part["calls"]) > 0 for part in own.values())
+        assert sum(float(part["share"]) for part in own.values()) == pytest.approx(1, rel=1e-4)
+        operations = [r for r in found if (r["row"], r["kind"]) == (row, "operation")]
+        assert sum(float(one["share"]) for one in operations) <= 1
+        assert operations[-1]["name"] == "others"
+    shares = [float(one["share"]) for one in operations[:-1]]
+    assert shares == sorted(shares, reverse=True)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from lora2.bench.step import build, held_bytes, interleave, quartiles, ratio, ta
 @pytest.fixture(scope="module")
 def base():
     torch.manual_seed(0)
-    config = shaped("roberta-large", layers=2, width=64)
+    config = shaped("roberta-large", layers=2, width=128)
     config.vocab_size = 200
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     return random_encoder(config)

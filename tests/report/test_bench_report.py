@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lora2.bench.record import write as write_csv
+from lora2.report import bench_figures
 from lora2.report.bench import PARTS, main, read, render, write
 
 ROWS = {
@@ -35,8 +36,8 @@ def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) 
     own = [(i, shape(*pair), measured(1 + i / 8)) for i, pair in enumerate(ROWS.items())]
     kinds = {
         "micro": [
-            {"part": part, **s, **m}
-            for part in ("regulariser", "allocator", "layer")
+            {"part": part, "matrices": matrices, **s, **m}
+            for part, matrices in (("regulariser", 72), ("regulariser", 144), ("layer", 6))
             for _, s, m in own
         ],
         "step": [
@@ -57,6 +58,16 @@ def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) 
             for _, s, m in own[1:]
             if axis == "layers" or s["method"] in ("lora", "lora2")
         ],
+        "profile": [
+            {**s, **m, "kind": kind, "name": name, "calls": 9, "share": share}
+            for _, s, m in (own[1], own[3])
+            for kind, name, share in (
+                ("part", "encoder", 0.75),
+                ("part", "adapter", 0.25),
+                ("operation", "aten::mm", 0.625),
+                ("operation", "others", 0.375),
+            )
+        ],
     }
     for part in parts:
         write_csv(folder / f"{part}.csv", kinds[part], origin)
@@ -73,6 +84,7 @@ def test_every_part_gets_a_table_and_a_plot(tmp_path):
     assert "| cola | LoRA r=8 |" in text.replace("e | cola", "cola")
     assert "| 11.25 | 1.125 | 0.900 |" in text  # milliseconds, and the two ratios
     assert "1,234" in text and "![" in text
+    assert "| operation | aten::mm | 9 | 62.5% |" in text
     first = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in write(folder)] == first
 
@@ -98,3 +110,11 @@ def test_all_folders_are_found_and_what_is_wrong_is_said(tmp_path, monkeypatch, 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_alone_is_enough(part, tmp_path):
     assert len(write(synthetic(tmp_path, "cpu", (part,)))) == 2
+
+
+def test_every_row_of_a_part_has_a_bar_of_its_own(tmp_path):
+    frame = read(synthetic(tmp_path, "cpu", ("micro",)))["micro"]
+    figure = bench_figures.micro(frame)
+    for axes in figure.axes:
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        assert len(names) == len(axes.patches) == (8 if "regulariser" in axes.get_title() else 4)

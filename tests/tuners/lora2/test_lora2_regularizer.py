@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora2.tuners.lora2.config import ORTHOGONALITY
-from lora2.tuners.lora2.regularizer import orthogonality_penalty
+from lora2.tuners.lora2.regularizer import _Gram, orthogonality_penalty
 
 SETTINGS = [pairs for pairs in ORTHOGONALITY if pairs != "none"]
 
@@ -99,3 +99,26 @@ def test_the_penalty_is_float32_at_least_even_under_autocast(dtype):
     torch.testing.assert_close(penalty.double(), exact, rtol=1e-5, atol=1e-5)
     penalty.backward()
     assert factors[0][0].grad.dtype == dtype
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("inner", [False, True])
+def test_the_gradient_of_a_gram_matrix_is_autograds(rows, inner):
+    """x^T S x and x S x^T with symmetric S, against autograd on the same products, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 4, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    d = 5 if rows else 4
+    root = torch.randn(3, d, d, generator=generator, dtype=torch.float64, requires_grad=True)
+    given = [x, root] if inner else [x]
+
+    def symmetric():
+        return root + root.mT if inner else None
+
+    assert torch.autograd.gradcheck(lambda *_: _Gram.apply(x, symmetric(), rows), given)
+    tall = x.mT if rows else x  # (n, d, s)
+    plain = tall.mT @ (symmetric() @ tall if inner else tall)
+    gram = _Gram.apply(x, symmetric(), rows)
+    torch.testing.assert_close(gram, plain, rtol=1e-14, atol=1e-14)
+    weights = torch.randn(plain.shape, generator=generator, dtype=torch.float64)  # not symmetric
+    ours, naive = (torch.autograd.grad((g * weights).sum(), given) for g in (gram, plain))
+    torch.testing.assert_close(ours, naive, rtol=1e-12, atol=1e-12)

@@ -113,6 +113,33 @@ def test_one_layer_equals_the_dense_update_gradients_too():
     torch.testing.assert_close(ours, naive, rtol=1e-9, atol=1e-12)
 
 
+def test_under_autocast_the_pairs_are_rounded_once_and_gradients_stay_float32():
+    model = randomize(adapt("bert"))
+    layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+    seen = {}
+
+    def keep(index, layer):
+        def hook(module, args):
+            seen[index] = layer.handed["default"]
+
+        layer.base_layer.register_forward_pre_hook(hook)
+
+    for index, layer in enumerate(layers):
+        keep(index, layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(**batch()).loss
+    assert len(seen) == len(layers)
+    for index, layer in enumerate(layers):
+        exact = [one.detach() for one in layer.pair("default")]  # in float32, of its own
+        for rounded, full in zip(seen[index], exact, strict=True):
+            assert rounded.dtype == torch.bfloat16
+            # u is a copy; the product is one in float32, rounded at its end.
+            torch.testing.assert_close(rounded.float(), full, rtol=2**-8, atol=1e-6)
+    loss.backward()
+    trained = [p for n, p in model.named_parameters() if "lora2_" in n]
+    assert trained and all(p.grad.dtype == torch.float32 for p in trained)
+
+
 def test_parts_are_taken_back_after_the_forward_and_a_failed_one_leaves_no_stale_ones():
     model = randomize(adapt("bert"))
     layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
