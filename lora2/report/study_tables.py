@@ -1,0 +1,231 @@
+"""The tables of a study's page: protocol, results, significance, time and memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from lora2.glue.tasks import TASKS
+from lora2.report import stats
+from lora2.report.escape import grid as markdown_grid
+from lora2.report.render import METRIC_NAMES, TASK_NAMES, comparison_grid
+from lora2.report.study_data import Results
+
+Grid = list[list[str]]
+DASH = "–"
+IDLE_MARK = " †"
+VERSIONS = ("python", "torch", "transformers", "peft", "datasets", "accelerate")
+
+
+def protocol(results: Results) -> list[str]:
+    """What was run and how, as one table, and the rates tried and chosen as another."""
+    runs = results.runs.loc[results.runs["status"] == "finished"]
+    settings = [json.loads(text) for text in runs["config"]]
+    study = results.study
+    lines: Grid = [["Question", "Answer"]]
+    lines += [
+        ["study", f"{study.name} (configs/study/{study.name}.yaml): {study.note}"],
+        ["encoder", _encoder(runs)],
+        *[[f"data of {TASK_NAMES[task]}", _data(results, task)] for task in study.tasks],
+        *[[f"budget of {TASK_NAMES[task]}", _budget(runs, settings, task)] for task in study.tasks],
+        ["training protocol", f"{study.protocol}: {_values(runs['protocol'])}"],
+        *[[f"seeds of {_title(t)}", _seeds(results, t)] for t in dict.fromkeys(results.runs.table)],
+        ["rates", _selection(results)],
+        ["score", "the best evaluation on the validation split (as the paper reports) and the last"],
+        ["precision", _values(runs["precision"])],
+        ["device", f"{_values(runs['device'])}; torch threads {_values(runs['torch_threads'])}"],
+        ["versions", ", ".join(f"{name} {_values(runs[name])}" for name in VERSIONS)],
+        ["commit", _values(runs["commit"]) + _dirty(runs)],
+    ]
+    return [*markdown_grid(lines), "", *markdown_grid(_rates(results))]
+
+
+def _values(column: pd.Series) -> str:
+    """The distinct values of a column, whole numbers without a point."""
+    texts = [f"{one:g}" if isinstance(one, float) else str(one) for one in column.dropna()]
+    return ", ".join(dict.fromkeys(text for text in texts if text)) or "not recorded"
+
+
+def _title(table: str) -> str:
+    return "Figure 3" if table == "figure3" else f"Table {table}"
+
+
+def _encoder(runs: pd.DataFrame) -> str:
+    sizes = " + head ".join(
+        "/".join(f"{int(n):,}" for n in sorted(set(runs[f"params_{part}"].dropna())))
+        for part in ("encoder", "head")
+    )
+    return (
+        f"{_values(runs['backbone'])}, revision {_values(runs['backbone_revision'])}; "
+        f"parameters: encoder {sizes}"
+    )
+
+
+def _data(results: Results, task: str) -> str:
+    rows = TASKS[task].rows  # type: ignore[index]
+    splits = TASKS[task].validation_splits
+    official = ", ".join(f"{split} {rows[split]:,} rows" for split in ("train", *splits))
+    own = results.runs.loc[results.runs["task"] == task, "data_fingerprint"].dropna()
+    prints = ", ".join(dict.fromkeys(one[:12] for one in own.astype(str) if one))
+    mark = results.mark(task)
+    return f"{official}; fingerprint {prints}" + (f"; note: {mark}" if mark else "")
+
+
+def _budget(runs: pd.DataFrame, settings: Sequence[Mapping[str, Any]], task: str) -> str:
+    own = runs["task"] == task
+    if not own.any():
+        return DASH
+    mine = [one for one, is_own in zip(settings, own, strict=True) if is_own]
+
+    def each(key: str) -> str:
+        return _values(pd.Series([one.get(key) for one in mine], dtype=object))
+
+    return (
+        f"{_values(runs.loc[own, 'steps'])} steps of {_values(runs.loc[own, 'batch_size'])} rows, "
+        f"an evaluation every {each('train.eval_steps')} steps, at most "
+        f"{each('train.max_seq_length')} tokens, schedule {each('train.lr_scheduler')}"
+    )
+
+
+def _seeds(results: Results, table: str) -> str:
+    own = results.runs.loc[results.runs["table"] == table]
+    lost = own.loc[own["status"] != "finished", "status"].value_counts()
+    said = "".join(f"; {n} runs {status}" for status, n in lost.items())
+    return f"{', '.join(str(seed) for seed in sorted(set(own['seed'])))}{said}"
+
+
+def _selection(results: Results) -> str:
+    study = results.study
+    held = ", ".join(f"{rows:,} of {TASK_NAMES[task]}" for task, rows in study.holdout.items())
+    return (
+        f"one for each {study.select.replace('-', ' and ')}, the best holdout score summed over "
+        f"what shares it; rows held out of train: {held}; seed {study.selection_seed}; the "
+        "validation split is not read; every candidate in rates.csv"
+    )
+
+
+def _dirty(runs: pd.DataFrame) -> str:
+    changed = runs["dirty"].astype(str).str.lower().isin(["true", "1"]).sum()
+    return f" ({changed} runs from a tree with changes)" if changed else ""
+
+
+def _rates(results: Results) -> Grid:
+    """One line per group that shares a rate: its grid, its choice, and whether it lies at an end."""
+    frame, study = results.rates, results.study
+    group = [
+        " ".join(study.group(one["method"], one["row"], one["task"]))
+        for one in frame.to_dict("records")
+    ]
+    lines: Grid = [["Rate of", "Chosen on", "Grid", "Sums of best holdout scores", "Chosen"]]
+    for name, own in frame.groupby(pd.Series(group, index=frame.index), sort=False):
+        sums = own.groupby("learning_rate")["sum"].first()
+        chosen = float(own.loc[own["chosen"], "learning_rate"].iloc[0])
+        end = " (an end of the grid)" if chosen in (sums.index.min(), sums.index.max()) else ""
+        runs = dict.fromkeys(f"{one.row} on {TASK_NAMES[one.task]}" for one in own.itertuples())
+        totals = [f"{one:.2f}" if math.isfinite(one) else "diverged" for one in sums]
+        grid = [f"{rate:g}" for rate in sums.index]
+        row = [str(name), ", ".join(runs), ", ".join(grid), ", ".join(totals)]
+        lines.append([*row, f"{chosen:g}{end}"])
+    return lines
+
+
+def scores(results: Results, table: str) -> list[str]:
+    """A table's rows with their sizes, best and last score on each task."""
+    tasks = results.tasks(table)
+    names = [f"{TASK_NAMES[t]} ({_metrics(results, table, t)})" for t in tasks]
+    heads = [f"{name}, {which}" for name in names for which in ("best", "last")]
+    lines: Grid = [["Method", "Trainable", "Kept", *heads]]
+    for row, label in results.rows(table).items():
+        own = [results.cell(table, row, task) for task in tasks]
+        used = pd.concat(own)
+        sizes = [_sizes(used, column) for column in ("params_adapter", "params_kept")]
+        cells = [
+            _score(cell, column) + IDLE_MARK * results.idle(table, row, task)
+            for task, cell in zip(tasks, own, strict=True)
+            for column in ("score_best", "score_last")
+        ]
+        lines.append([label, *sizes, *cells])
+    return markdown_grid(lines)
+
+
+def _metrics(results: Results, table: str, task: str) -> str:
+    return "/".join(METRIC_NAMES.get(one, one) for one in TASKS[task].score_metrics)
+
+
+def _sizes(used: pd.DataFrame, column: str) -> str:
+    """The count, or the range over tasks and seeds."""
+    counts = used[column].dropna().astype(int)
+    ends = dict.fromkeys((counts.min(), counts.max())) if len(counts) else {}
+    return " to ".join(f"{one:,}" for one in ends) or DASH
+
+
+def _score(cell: pd.DataFrame, column: str) -> str:
+    shown = stats.summary(cell[column].astype(float))
+    if not shown.n:
+        return DASH
+    deviation = f" ± {shown.std:.2f}" if math.isfinite(shown.std) else ""
+    return f"{shown.mean:.2f}{deviation} (n={shown.n})"
+
+
+def idle_note(results: Results) -> list[str]:
+    """Which cells never left the commonest label, and which of their seeds did not elsewhere."""
+    lines = []
+    for table in results.tables:
+        for row, label in results.rows(table).items():
+            for task in results.tasks(table):
+                own = results.cell(table, row, task)
+                if stuck := int(own["idle"].sum()):
+                    lines.append([_title(table), label, TASK_NAMES[task], f"{stuck} of {len(own)}"])
+    if not lines:
+        return ["No run of the study stayed at the commonest label."]
+    head = ["Table", "Method", "Task", "Seeds at the commonest label throughout"]
+    about = (
+        "† on every seed all examples were given the commonest label, at the best and at the last "
+        "evaluation: the row did not start within this budget, and its score says nothing else. "
+        "Cells with a seed of that kind:"
+    )
+    return [about, "", *markdown_grid([head, *lines])]
+
+
+def significance(results: Results) -> list[str]:
+    """The paired tests that were made beside each table, by seed and by example."""
+    lines: list[str] = []
+    for table, frame in results.tests.items():
+        grid = comparison_grid(frame)
+        if len(grid) > 1:
+            lines += [f"{_title(table)} ({results.folder}/table{table}_tests.csv):", ""]
+            lines += [*markdown_grid(grid), ""]
+    return lines or ["No tests were made: no row shares a seed with the one it is set against."]
+
+
+def cost(results: Results) -> list[str]:
+    """Time of an optimiser step and peak memory of each row and task of Table 1."""
+    tasks = results.tasks("1")
+    heads = [
+        text
+        for task in tasks
+        for text in (f"{TASK_NAMES[task]}, ms a step", "to LoRA r=8", "peak memory, MB")
+    ]
+    base = {task: _time(results, "lora-r8", task) for task in tasks}
+    lines: Grid = [["Method", *heads]]
+    for row, label in results.rows("1").items():
+        line = [label]
+        for task in tasks:
+            seconds, own = _time(results, row, task), results.cell("1", row, task)
+            line += [_number(1000 * seconds, ",.0f"), _number(seconds / base[task], ".2f")]
+            line.append(_number(own["peak_memory_mb"].astype(float).max(), ",.0f"))
+        lines.append(line)
+    return markdown_grid(lines)
+
+
+def _time(results: Results, row: str, task: str) -> float:
+    """Median over seeds, seconds; NaN where there is no run."""
+    return float(results.cell("1", row, task)["seconds_per_step"].astype(float).median())
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else DASH
