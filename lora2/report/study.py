@@ -37,8 +37,7 @@ def results_part(results: Results) -> list[str]:
     """Scores of every table of the study, and the cells that did not start."""
     lines: list[str] = []
     for table in results.tables:
-        title = f"Table {table}" if table.isdigit() else f"Table “{table}”"
-        lines += [f"### {title}", "", *study_tables.scores(results, table), ""]
+        lines += [f"### {study_tables.title(table)}", "", *study_tables.scores(results, table), ""]
     return [*lines, *study_tables.idle_note(results)]
 
 

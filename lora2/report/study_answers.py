@@ -83,18 +83,32 @@ def sentence(results: Results, line: Gap) -> str:
     if line.idle:
         both = zip(names(results, line.pair), (line.first_idle, line.second_idle), strict=True)
         stuck = " and ".join(label for label, idle in both if idle)
-        more = f"; {stuck} never left the commonest label"
+        more = f"; {stuck} never left the majority class"
     elif line.verdict == UNKNOWN and math.isfinite(line.smallest):
         more = f"; could have seen {line.smallest:.2f}"
     return f"{TASK_NAMES[line.task]}: {line.verdict} ({seen}; n={line.n}{more})"
 
 
-def answer(results: Results, question: Question, lines: Sequence[Gap]) -> str:
+def brief(lines: Sequence[Gap]) -> str:
+    """Lines by verdict, e.g. "larger on CoLA +2.10 (+0.50 to +3.70); cannot tell on ..."."""
+    parts = []
+    for verdict in dict.fromkeys(one.verdict for one in lines):
+        own = [_mean(one) for one in lines if one.verdict == verdict]
+        parts.append(f"{verdict} on {', '.join(own)}")
+    return "; ".join(parts)
+
+
+def _mean(line: Gap) -> str:
+    interval = f" ({points(line.low)} to {points(line.high)})" if math.isfinite(line.low) else ""
+    return f"{TASK_NAMES[line.task]} {points(line.mean)}{interval}"
+
+
+def answer(results: Results, question: Question, lines: Sequence[Gap], short: bool = False) -> str:
     """The plain answer to a question, unescaped."""
     if not lines:
         return "Not run in this study."
     if len(question.pairs) == 1:
-        return "; ".join(sentence(results, one) for one in lines) + "."
+        return (brief(lines) if short else "; ".join(sentence(results, g) for g in lines)) + "."
     judged = [one for pair in question.pairs for one in overall(lines, pair)]
     counts = [(word, sum(one.verdict == word for one in judged)) for word in (LARGER, SMALLER)]
     rest = len(judged) - sum(n for _, n in counts)
@@ -142,14 +156,14 @@ def _rank_one(results: Results) -> list[str]:
     text = (
         f"At k=1 the update u (v diag(λ) U) V is the outer product of u and V times one scalar, "
         f"the sum over i of v_i λ_i U_i: {audited['rank/k=1']} (results/paper/audit.md, rank/k=1), "
-        f"the same functions as LoRA r=1. Trainable parameters: {counts or 'not run'}; those beyond "
-        "LoRA's only parametrise the scalar, and pruning a λ_i drops one term of that sum. A "
+        f"the same functions as LoRA r=1. Trainable parameters: {counts or 'not run'}; those "
+        "beyond LoRA's only parametrise the scalar, and pruning a λ_i drops a term of that sum. A "
         "difference between the two rows therefore comes from how they are trained (start, "
-        "regulariser, pruning, step size), not from what they can represent. Seen: "
+        "regulariser, pruning, step size), not from what they can represent. Seen:"
     )
     said = answer(results, Question("", (K1,)), lines)
     title = "### What does k=1 being a rank-one update times a scalar mean for the claim?"
-    return [title, "", markdown(text) + f"**{markdown(said)}**", ""]
+    return [title, "", f"{markdown(text)} **{markdown(said)}**", ""]
 
 
 def _against_spread(results: Results) -> list[str]:
@@ -179,6 +193,10 @@ def headline(results: Results) -> list[str]:
     """The answers in a few lines, for README."""
     lines = []
     for question in QUESTIONS:
-        said = answer(results, question, gaps(results, question.pairs))
+        said = answer(results, question, gaps(results, question.pairs), short=True)
         lines.append(f"* {markdown(question.text)} {markdown(said)}")
-    return [markdown(f"Study {results.study.name}: {results.study.note}"), "", *lines]
+    about = (
+        f"Study {results.study.name}: {results.study.note} First row minus second in percent "
+        "points (95 % interval), paired by seed:"
+    )
+    return [markdown(about), "", *lines]

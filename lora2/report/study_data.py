@@ -17,10 +17,10 @@ from lora2.report.store import StoreError
 
 WHERE = ["table", "row", "label", "task", "seed"]
 SCORES = ["score_best", "score_last"]
-# Right answers of a model that always gives the commonest label of GLUE's official validation
-# split, counted from its labels; MNLI's two splits have the same commonest label.
-COMMONEST = {
-    "mrpc": {"accuracy": 279 / 408},
+# What a model that always gives the majority class of GLUE's official validation split is scored,
+# counted from its labels; MNLI's two splits have the same majority class.
+MAJORITY = {
+    "mrpc": {"accuracy": 279 / 408, "f1": 2 * 279 / (279 + 408)},
     "sst2": {"accuracy": 444 / 872},
     "rte": {"accuracy": 146 / 277},
     "qnli": {"accuracy": 2761 / 5463},
@@ -37,9 +37,9 @@ class Results:
     """What a study left in its folder.
 
     ``runs`` has one line per planned run of each table: ``WHERE``, ``status`` ("missing" where it
-    was not run), the columns of runs.csv, ``score_first`` (its first evaluation) and ``idle``:
-    best and last evaluation gave the commonest label to all. ``overlap``: the encoder was trained on
-    the task's data or on data like it. Scores in percent points.
+    was not run), the columns of runs.csv, ``score_first`` (its first evaluation), ``idle`` (its
+    best and its last evaluation gave the majority class to all) and ``overlap`` (the encoder was
+    trained on the task's data or on data like it). Scores in percent points.
     """
 
     name: str  # of the folder: results/<name>
@@ -88,7 +88,7 @@ class Results:
         return runs.loc[own & (runs["status"] == "finished")].set_index("seed").sort_index()
 
     def idle(self, table: str, row: str, task: str) -> bool:
-        """Whether no seed of a cell left the commonest label."""
+        """Whether no seed of a cell left the majority class."""
         own = self.cell(table, row, task)
         return len(own) > 0 and bool(own["idle"].all())
 
@@ -165,12 +165,12 @@ def _of(job: Job, run: Mapping[str, object]) -> dict[str, object]:
 
 
 def _idle(job: Job, run: Mapping[str, object]) -> bool:
-    """Whether best and last evaluation are those of the commonest label."""
+    """Whether best and last evaluation are those of the majority class."""
     embedded = "embedded" in str(run.get("data_marks"))
     official = not embedded and job.resolved.config.data.validation is None
-    expected = COMMONEST[job.task]
+    expected = MAJORITY[job.task]
     if not official and any(expected.values()):
-        return False  # other rows, of which the commonest label is not known here
+        return False  # other rows, of which the majority class is not known here
     return all(
         abs(float(run.get(f"{which}_{metric}", 1.0)) - value) < 1e-9  # type: ignore[arg-type]
         for metric, value in expected.items()

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
+from scipy.optimize import isotonic_regression
 
 from lora2.glue.tasks import TASKS
 from lora2.report.render import METRIC_NAMES, TASK_NAMES
-from lora2.report.study_data import COMMONEST, Results
+from lora2.report.study_data import MAJORITY, Results
 
 # Okabe and Ito's colours by method, told apart without colour vision too; the smaller of a
 # method's two rows is drawn hollow and dashed.
@@ -24,7 +26,10 @@ COLOURS = {"full": "#000000", "bitfit": "#777777", "lora": "#0072b2", "adalora":
            "sora": "#56b4e9", "lora2": "#d55e00", "lora_xs": "#009e73"}  # fmt: skip
 SMALL = ("-r1", "-r2", "-k1")
 FONT = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
-NEAREST = 7  # points from a mark to its label
+NEAREST = 8  # points from a mark to its label
+DISTANCES = (NEAREST, 14, 22, 32, 44, 58, 74, 92)
+ANGLES = (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)  # degrees
+LAST = (DISTANCES[-1], ANGLES[-1])
 
 
 def _style(results: Results, row: str) -> dict[str, object]:
@@ -55,11 +60,10 @@ def _metrics(task: str) -> str:
     return "/".join(METRIC_NAMES.get(one, one) for one in TASKS[task].score_metrics)
 
 
-def _commonest(task: str) -> float | None:
-    """The score of giving every example the commonest label; None where it is not known."""
-    if set(COMMONEST[task]) != set(TASKS[task].score_metrics):
-        return None
-    return 100 * float(np.mean(list(COMMONEST[task].values())))
+def _majority(task: str) -> float | None:
+    """The score of giving every example the majority class; None where it is not known."""
+    values = [MAJORITY[task].get(metric) for metric in TASKS[task].score_metrics]
+    return None if None in values else 100 * float(np.mean(values))
 
 
 def parameters(results: Results) -> Figure:
@@ -78,22 +82,25 @@ def parameters(results: Results) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("trainable parameters of the adapter (the head not counted)")
         axes.set_ylabel("best score, percent points")
-        axes.margins(x=0.16, y=0.12)
+        axes.margins(x=0.2, y=0.12)
         axes.grid(axis="y", color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
     figure.canvas.draw()
+    figure.set_layout_engine("none")  # the labels below must not move the panels they are in
     for task, axes in panels:
         _place(axes, _points(results, task))
     return figure
 
 
-def _points(results: Results, task: str) -> list[tuple[tuple[float, float], str, str]]:
-    """Place, label and colour of each row's mean."""
+def _points(results: Results, task: str) -> list[tuple[tuple[float, float, float], str, str]]:
+    """Place and deviation of each row's mean, its label and its colour."""
     found = []
     for row, label in results.rows("1").items():
         own = results.cell("1", row, task)
         if len(own):
-            place = float(own["params_adapter"].mean()), float(own["score_best"].mean())
+            scores = own["score_best"].astype(float)
+            error = float(scores.std()) if len(scores) > 1 else 0.0
+            place = float(own["params_adapter"].mean()), float(scores.mean()), error
             found.append((place, _short(label), str(_style(results, row)["color"])))
     return found
 
@@ -102,36 +109,36 @@ def _short(label: str) -> str:
     return label.removesuffix(" (ours, not in the paper)")
 
 
-def _place(axes: Axes, points: Sequence[tuple[tuple[float, float], str, str]]) -> None:
-    """Label each point beside it, at the nearest place that covers no mark and no other label."""
-    pixels = axes.transData.transform([place for place, _, _ in points])
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in pixels]
-    for place, label, colour in points:
-        for distance in (NEAREST, 16, 26, 38, 52, 70):
-            made = [_label(axes, place, label, colour, distance, angle) for angle in _angles()]
-            boxes = [one.get_window_extent() for one in made]
-            free = [i for i, box in enumerate(boxes) if not box.count_overlaps(taken)]
-            keep = free[0] if free else 0
-            for i, one in enumerate(made):
-                if i != keep or not free and distance != 70:
-                    one.remove()
-            if free or distance == 70:
-                taken.append(boxes[keep])
+def _place(axes: Axes, points: Sequence[tuple[tuple[float, float, float], str, str]]) -> None:
+    """Label each point at the nearest place that covers no mark, no bar and no other label."""
+    taken = [_bar(axes, *place) for place, _, _ in points]
+    for (x, y, _), label, colour in points:
+        for distance, angle in itertools.product(DISTANCES, ANGLES):
+            made = _label(axes, (x, y), label, colour, distance, math.radians(angle))
+            box = made.get_window_extent()
+            inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
+            if (inside and not box.count_overlaps(taken)) or (distance, angle) == LAST:
+                taken.append(box)
                 break
+            made.remove()
 
 
-def _angles() -> list[float]:
-    return [math.radians(one) for one in (0, 45, -45, 90, -90, 135, -135, 180)]
+def _bar(axes: Axes, x: float, y: float, error: float) -> Bbox:
+    """The pixels of a mark and its error bar."""
+    (left, low), (_, high) = axes.transData.transform([(x, y - error), (x, y + error)])
+    return Bbox.from_extents(left - 6, low - 6, left + 6, high + 6)
 
 
-def _label(axes: Axes, place, label: str, colour: str, distance: float, angle: float):  # noqa: ANN001, ANN202
+def _label(
+    axes: Axes, place: tuple[float, float], label: str, colour: str, distance: float, angle: float
+) -> Annotation:
     across, up = math.cos(angle), math.sin(angle)
-    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4}
+    side = "left" if across > 0.1 else "right" if across < -0.1 else "center"
+    line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 4,
+            "relpos": ({"left": 0, "right": 1, "center": 0.5}[side], 0.5)}  # fmt: skip
     return axes.annotate(
-        label, place, (distance * across, distance * up), textcoords="offset points",
-        ha="left" if across > 0.1 else "right" if across < -0.1 else "center",
-        va="center" if abs(up) < 0.1 else "bottom" if up > 0 else "top",
-        fontsize=8, color="0.15", arrowprops=line if distance > NEAREST else None,
+        label, place, (distance * across, distance * up), textcoords="offset points", ha=side,
+        va="center", fontsize=8, color="0.15", arrowprops=line if distance > NEAREST else None,
     )  # fmt: skip
 
 
@@ -159,9 +166,7 @@ def curves(results: Results) -> Figure:
     return figure
 
 
-def _name_ends(
-    axes: Axes, results: Results, ends: Sequence[tuple[float, float, str, str]]
-) -> None:
+def _name_ends(axes: Axes, results: Results, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names right of the panel, as near to the height of their line's end as they fit."""
     if not ends:
         return
@@ -176,20 +181,16 @@ def _name_ends(
             label, (step, value), (last + 0.07 * (last - first), height), fontsize=8,
             color="0.15", va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1,
-                        "shrinkB": 3},
+                        "shrinkB": 3, "relpos": (0, 0.5)},
         )  # fmt: skip
 
 
 def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """``values``, ascending, moved apart to at least ``gap`` and kept within low and high."""
-    placed: list[float] = []
-    for value in values:
-        placed.append(max(value, placed[-1] + gap if placed else low))
-    top = high
-    for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], top)
-        top = placed[i] - gap
-    return placed
+    """Ascending ``values`` moved as little as keeps them ``gap`` apart, and within low and high."""
+    steps = gap * np.arange(len(values))
+    # Gaps taken off, what is left must only not fall: least squares under that order.
+    placed = isotonic_regression(np.asarray(values) - steps).x
+    return (np.clip(placed, low, max(low, high - steps[-1])) + steps).tolist()
 
 
 def seeds(results: Results) -> Figure:
@@ -213,9 +214,11 @@ def seeds(results: Results) -> Figure:
         axes.set_xlabel("score, percent points; filled best, hollow last, bar mean of the best")
         axes.grid(axis="x", color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
-        if (constant := _commonest(task)) is not None:
+        left, right = axes.get_xlim()
+        constant = _majority(task)
+        if constant is not None and constant > left - (right - left) / 2:  # else far from all dots
             axes.axvline(constant, color="0.45", linewidth=0.9, linestyle=":", zorder=0)
-            axes.text(constant, len(rows) - 0.45, " commonest label", fontsize=8, color="0.35",
+            axes.text(constant, len(rows) - 0.45, " majority class", fontsize=8, color="0.35",
                       va="top")  # fmt: skip
     return figure
 

@@ -22,7 +22,7 @@ RULE = (
     "the seeds that both have; the interval is the 95 % t-interval of the differences paired by "
     "seed, p the paired t-test's, corrected by Holm's rule over the lines of one question. "
     "*Larger* or *smaller*: corrected p below 5 %. *Cannot tell*: any other. *Did not start*: on "
-    "every seed one of the two rows gave all examples the commonest label, at its best and at its "
+    "every seed one of the two rows gave all examples the majority class, at its best and at its "
     "last evaluation; such a score says nothing about a method but that it did not start within "
     "this budget. *Could have seen*: the smallest true difference that a two-sided t-test at 5 % "
     "finds in 80 % of studies with this many seeds and this spread of differences (noncentral t). "
@@ -45,7 +45,7 @@ class Gap:
 
     ``smallest``: what this many seeds could have seen; ``spread``: the standard deviation over
     seeds within a row, pooled over the two; ``first_idle`` and ``second_idle``: the row never left
-    the commonest label. Percent points; NaN where there are too few seeds.
+    the majority class. Percent points; NaN where there are too few seeds.
     """
 
     pair: Pair
@@ -121,10 +121,13 @@ def gaps(results: Results, pairs: Sequence[Pair], score: str = "score_best") -> 
         if len(clean) > 1:
             mean = pd.DataFrame({task: columns[task] for task in clean}).mean(axis=1, skipna=False)
             lines.append(_gap(results, pair, AVERAGE, clean, mean.dropna()))
-    corrected = stats.holm([math.nan if one.idle else one.p for one in lines])
-    return [
-        dataclasses.replace(one, p_holm=p) for one, p in zip(lines, corrected, strict=True)
-    ]
+    return corrected(lines)
+
+
+def corrected(lines: Sequence[Gap]) -> list[Gap]:
+    """The lines with p corrected by Holm's rule over them, those that did not start left out."""
+    p_values = stats.holm([math.nan if one.idle else one.p for one in lines])
+    return [dataclasses.replace(one, p_holm=p) for one, p in zip(lines, p_values, strict=True)]
 
 
 def _tasks(results: Results, pair: Pair) -> list[str]:
@@ -146,9 +149,7 @@ def differences(results: Results, pair: Pair, task: str, score: str = "score_bes
     return (first - second).dropna()
 
 
-def _gap(
-    results: Results, pair: Pair, task: str, tasks: Sequence[str], column: pd.Series
-) -> Gap:
+def _gap(results: Results, pair: Pair, task: str, tasks: Sequence[str], column: pd.Series) -> Gap:
     shown = stats.summary(column.to_numpy())
     equal = shown.n > 1 and float(np.ptp(column)) == 0
     p = math.nan

@@ -32,10 +32,13 @@ def protocol(results: Results) -> list[str]:
         ["encoder", _encoder(runs)],
         *[[f"data of {TASK_NAMES[task]}", _data(results, task)] for task in study.tasks],
         *[[f"budget of {TASK_NAMES[task]}", _budget(runs, settings, task)] for task in study.tasks],
-        ["training protocol", f"{study.protocol}: {_values(runs['protocol'])}"],
-        *[[f"seeds of {_title(t)}", _seeds(results, t)] for t in dict.fromkeys(results.runs.table)],
+        ["training protocol", _values(runs["protocol"])],
+        *[[f"seeds of {title(t)}", _seeds(results, t)] for t in dict.fromkeys(results.runs.table)],
         ["rates", _selection(results)],
-        ["score", "the best evaluation on the validation split (as the paper reports) and the last"],
+        [
+            "score",
+            "the best evaluation on the validation split (as in the paper), and the last",
+        ],
         ["precision", _values(runs["precision"])],
         ["device", f"{_values(runs['device'])}; torch threads {_values(runs['torch_threads'])}"],
         ["versions", ", ".join(f"{name} {_values(runs[name])}" for name in VERSIONS)],
@@ -50,8 +53,11 @@ def _values(column: pd.Series) -> str:
     return ", ".join(dict.fromkeys(text for text in texts if text)) or "not recorded"
 
 
-def _title(table: str) -> str:
-    return "Figure 3" if table == "figure3" else f"Table {table}"
+def title(table: str) -> str:
+    """What a reader calls a table."""
+    if table == "figure3":
+        return "Figure 3"
+    return f"Table {table}" if table.isdigit() else f"Table “{table}”"
 
 
 def _encoder(runs: pd.DataFrame) -> str:
@@ -114,7 +120,7 @@ def _dirty(runs: pd.DataFrame) -> str:
 
 
 def _rates(results: Results) -> Grid:
-    """One line per group that shares a rate: its grid, its choice, and whether it lies at an end."""
+    """A line per group that shares a rate: its grid, its choice, whether that lies at an end."""
     frame, study = results.rates, results.study
     group = [
         " ".join(study.group(one["method"], one["row"], one["task"]))
@@ -172,19 +178,19 @@ def _score(cell: pd.DataFrame, column: str) -> str:
 
 
 def idle_note(results: Results) -> list[str]:
-    """Which cells never left the commonest label, and which of their seeds did not elsewhere."""
+    """Which cells never left the majority class, and which of their seeds did not elsewhere."""
     lines = []
     for table in results.tables:
         for row, label in results.rows(table).items():
             for task in results.tasks(table):
                 own = results.cell(table, row, task)
                 if stuck := int(own["idle"].sum()):
-                    lines.append([_title(table), label, TASK_NAMES[task], f"{stuck} of {len(own)}"])
+                    lines.append([title(table), label, TASK_NAMES[task], f"{stuck} of {len(own)}"])
     if not lines:
-        return ["No run of the study stayed at the commonest label."]
-    head = ["Table", "Method", "Task", "Seeds at the commonest label throughout"]
+        return ["No run of the study stayed at the majority class."]
+    head = ["Table", "Method", "Task", "Seeds at the majority class throughout"]
     about = (
-        "† on every seed all examples were given the commonest label, at the best and at the last "
+        "† on every seed all examples were given the majority class, at the best and at the last "
         "evaluation: the row did not start within this budget, and its score says nothing else. "
         "Cells with a seed of that kind:"
     )
@@ -197,7 +203,7 @@ def significance(results: Results) -> list[str]:
     for table, frame in results.tests.items():
         grid = comparison_grid(frame)
         if len(grid) > 1:
-            lines += [f"{_title(table)} ({results.folder}/table{table}_tests.csv):", ""]
+            lines += [f"{title(table)} ({results.folder}/table{table}_tests.csv):", ""]
             lines += [*markdown_grid(grid), ""]
     return lines or ["No tests were made: no row shares a seed with the one it is set against."]
 
