@@ -4,6 +4,7 @@ SEEDS ?= null
 CLUSTER ?= local
 TABLE ?= 1
 RESULTS ?= results/embedded
+STUDY ?= results/small
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -11,8 +12,8 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test test-slow test-slurm test-latex lint plan report audit bench study clean \
-	reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: quickstart test test-slow test-slurm test-latex lint plan report report-study audit bench \
+	study clean reproduce-all $(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 10 minutes on two cores.
 # The tables go into a folder of their own, so that the committed results stay as they are.
@@ -53,6 +54,10 @@ study: $(READY)
 report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)
 	$(PY) -m lora2.report.readme
+
+# docs/study.md, its figures and README's lines on it, from the CSVs in $(STUDY) alone.
+report-study: $(READY)
+	$(PY) -m lora2.report.study $(STUDY)
 
 # Times the methods on this device; ARGS="--only step --rounds 20" for a part.
 bench: $(READY)

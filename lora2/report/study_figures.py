@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
@@ -28,7 +28,8 @@ SMALL = ("-r1", "-r2", "-k1")
 FONT = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
 NEAREST = 8  # points from a mark to its label
 DISTANCES = (NEAREST, 14, 22, 32, 44, 58, 74, 92)
-ANGLES = (0, 180, 30, -30, 150, -150, 60, -60, 120, -120, 90, -90)  # degrees
+# Degrees; not straight up or down, where a line to the label would lengthen the error bar.
+ANGLES = (0, 180, 30, -30, 150, -150, 60, -60, 120, -120)
 LAST = (DISTANCES[-1], ANGLES[-1])
 
 
@@ -115,7 +116,8 @@ def _place(axes: Axes, points: Sequence[tuple[tuple[float, float, float], str, s
     for (x, y, _), label, colour in points:
         for distance, angle in itertools.product(DISTANCES, ANGLES):
             made = _label(axes, (x, y), label, colour, distance, math.radians(angle))
-            box = made.get_window_extent()
+            made.update_positions(axes.figure.canvas.get_renderer())
+            box = Text.get_window_extent(made)  # without its line, which ends at its own mark
             inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1
             if (inside and not box.count_overlaps(taken)) or (distance, angle) == LAST:
                 taken.append(box)

@@ -91,16 +91,16 @@ class Gap:
 def smallest(std: float, n: int, alpha: float = ALPHA, power: float = POWER) -> float:
     """The smallest true mean that a two-sided one-sample t-test finds with probability ``power``.
 
-    ``std`` is the standard deviation of the n values, in whose unit the answer is. The test's
-    statistic follows a noncentral t; its far tail is counted too. NaN for fewer than two values.
+    ``std`` is the standard deviation of the n values, in whose unit the answer is. The statistic
+    follows a noncentral t, its square the noncentral F that is used here: both tails at once. NaN
+    for fewer than two values.
     """
     if n < 2 or not math.isfinite(std):
         return math.nan
     edge = float(scipy_stats.t.ppf(1 - alpha / 2, n - 1))
 
     def short(shift: float) -> float:
-        far = float(scipy_stats.nct.cdf(-edge, n - 1, shift))
-        return 1 - float(scipy_stats.nct.cdf(edge, n - 1, shift)) + far - power
+        return float(scipy_stats.ncf.sf(edge**2, 1, n - 1, shift**2)) - power
 
     return std / math.sqrt(n) * float(optimize.brentq(short, 0, 2 * edge + 5))
 
