@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -81,11 +82,18 @@ class Results:
         own = self.runs.loc[self.runs["task"] == task]
         return "; ".join(dict.fromkeys(one for one in own["data_marks"] if one))
 
+    @functools.cached_property
+    def _cells(self) -> dict[tuple[str, str, str], pd.DataFrame]:
+        done = self.runs.loc[self.runs["status"] == "finished"]
+        return {
+            key: own.set_index("seed").sort_index()  # type: ignore[misc]
+            for key, own in done.groupby(["table", "row", "task"], sort=False)
+        }
+
     def cell(self, table: str, row: str, task: str) -> pd.DataFrame:
         """The finished runs of a cell by seed."""
-        runs = self.runs
-        own = (runs["table"] == table) & (runs["row"] == row) & (runs["task"] == task)
-        return runs.loc[own & (runs["status"] == "finished")].set_index("seed").sort_index()
+        empty = self.runs.iloc[:0].set_index("seed")
+        return self._cells.get((table, row, task), empty)
 
     def idle(self, table: str, row: str, task: str) -> bool:
         """Whether no seed of a cell left the majority class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import pandas as pd
 
 from lora2.report import paper_tables, store
 from lora2.report.audit import audit
+from lora2.report.finding import Finding
 from lora2.report.study_answers import NO_PRUNING, brief, names
 from lora2.report.study_data import Results
 from lora2.report.study_gaps import LARGER, SMALLER, Gap, Pair, corrected, gaps, overall
@@ -107,12 +109,16 @@ def comparable(*pairs: Pair) -> Judge:
     return judge
 
 
+@functools.cache
+def _findings() -> dict[str, Finding]:
+    return {one.id: one for one in audit()}
+
+
 def audited(*ids: str) -> Judge:
     """The paper's own numbers agree with it."""
 
     def judge(results: Results) -> Judged:
-        found = {one.id: one for one in audit()}
-        own = [found[name] for name in ids]
+        own = [_findings()[name] for name in ids]
         verdict = YES if all(one.verdict == "agrees" for one in own) else NO
         why = "; ".join(f"printed {one.printed}, recomputed {one.recomputed}" for one in own)
         return Judged(verdict, why, f"{AUDIT}: {', '.join(ids)}")
