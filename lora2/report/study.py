@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lora2.experiment.problems import ConfigError
-from lora2.report import study_figures, study_tables
+from lora2.report import study_figures, study_protocol, study_tables
 from lora2.report.store import StoreError, write_atomically
 from lora2.report.study_answers import answers, headline
 from lora2.report.study_claims import claims
@@ -42,7 +42,7 @@ def results_part(results: Results) -> list[str]:
 
 
 BLOCKS: Mapping[str, Callable[[Results], list[str]]] = {
-    "protocol": study_tables.protocol,
+    "protocol": study_protocol.protocol,
     "results": results_part,
     "significance": study_tables.significance,
     "cost": study_tables.cost,

@@ -20,6 +20,7 @@ from lora2.report.study_gaps import (
     gaps,
     overall,
 )
+from lora2.report.study_tables import idle_count
 
 K1 = Pair("1", "lora2-k1", "lora-r1")
 K8 = Pair("1", "lora2-k8", "lora-r8")
@@ -197,6 +198,6 @@ def headline(results: Results) -> list[str]:
         lines.append(f"* {markdown(question.text)} {markdown(said)}")
     about = (
         f"Study {results.study.name}: {results.study.note} First row minus second in percent "
-        "points (95 % interval), paired by seed:"
+        f"points (95 % interval), paired by seed. {idle_count(results)}"
     )
     return [markdown(about), "", *lines]

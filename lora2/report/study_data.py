@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from lora2.experiment.reporting import matching
 from lora2.experiment.study import Study, load_study
 from lora2.experiment.studyruns import Part, Rates, final_parts
 from lora2.experiment.tableplan import Job
+from lora2.glue.tasks import TASKS
 from lora2.report import store
 from lora2.report.store import StoreError
 
 WHERE = ["table", "row", "label", "task", "seed"]
-SCORES = ["score_best", "score_last"]
+ADDED = ["score_first", "constant", "idle", "overlap"]
 # What a model that always gives the majority class of GLUE's official validation split is scored,
 # counted from its labels; MNLI's two splits have the same majority class.
 MAJORITY = {
@@ -38,9 +40,10 @@ class Results:
     """What a study left in its folder.
 
     ``runs`` has one line per planned run of each table: ``WHERE``, ``status`` ("missing" where it
-    was not run), the columns of runs.csv, ``score_first`` (its first evaluation), ``idle`` (its
-    best and its last evaluation gave the majority class to all) and ``overlap`` (the encoder was
-    trained on the task's data or on data like it). Scores in percent points.
+    was not run), the columns of runs.csv, ``score_first`` (its first evaluation), ``constant`` (its
+    best and its last evaluation gave one class to all), ``idle`` (that, or its best score is at
+    most one standard error above the majority class's) and ``overlap`` (the encoder was trained on
+    the task's data or on data like it). Scores in percent points.
     """
 
     name: str  # of the folder: results/<name>
@@ -92,11 +95,11 @@ class Results:
 
     def cell(self, table: str, row: str, task: str) -> pd.DataFrame:
         """The finished runs of a cell by seed."""
-        empty = self.runs.iloc[:0].set_index("seed")
-        return self._cells.get((table, row, task), empty)
+        found = self._cells.get((table, row, task))
+        return self.runs.iloc[:0].set_index("seed") if found is None else found
 
     def idle(self, table: str, row: str, task: str) -> bool:
-        """Whether no seed of a cell left the majority class."""
+        """Whether no seed of a cell rose above the majority class."""
         own = self.cell(table, row, task)
         return len(own) > 0 and bool(own["idle"].all())
 
@@ -158,7 +161,9 @@ def _lines(parts: list[Part], runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Da
             where = {"table": part.plan.name, "row": job.row, "label": labels[job.row]}
             lines.append({**run, **where, **_of(job, run), "score_first": first.get(run["run"])})
     frame = pd.DataFrame(lines).reindex(
-        columns=list(dict.fromkeys([*WHERE, *runs.columns, "score_first", "idle", "overlap"]))
+        columns=list(
+            dict.fromkeys([*WHERE, *runs.columns, "score_first", "constant", "idle", "overlap"])
+        )
     )
     return frame.assign(data_marks=frame["data_marks"].fillna(""))
 
@@ -168,19 +173,48 @@ def _of(job: Job, run: Mapping[str, object]) -> dict[str, object]:
         "task": job.task,
         "seed": job.resolved.config.seed,
         "overlap": job.task in (job.resolved.config.backbone.overlap or ()),
-        "idle": run["status"] == "finished" and _idle(job, run),
+        "constant": _constant(job, run),
+        "idle": _constant(job, run) or _low(job, run),
     }
 
 
-def _idle(job: Job, run: Mapping[str, object]) -> bool:
-    """Whether best and last evaluation are those of the majority class."""
-    embedded = "embedded" in str(run.get("data_marks"))
-    official = not embedded and job.resolved.config.data.validation is None
+def _constant(job: Job, run: Mapping[str, object]) -> bool:
+    """Whether best and last evaluation are those of one class for all examples."""
     expected = MAJORITY[job.task]
-    if not official and any(expected.values()):
+    if not _official(job, run) and any(expected.values()):
         return False  # other rows, of which the majority class is not known here
-    return all(
+    return run["status"] == "finished" and all(
         abs(float(run.get(f"{which}_{metric}", 1.0)) - value) < 1e-9  # type: ignore[arg-type]
         for metric, value in expected.items()
         for which in ("best", "last")
     )
+
+
+def _low(job: Job, run: Mapping[str, object]) -> bool:
+    """Whether the best score is at most one standard error above the majority class's."""
+    base = majority(job.task)
+    if run["status"] != "finished" or base is None or not _official(job, run):
+        return False
+    return float(run["score_best"]) <= base + standard_error(job.task, base)  # type: ignore[arg-type]
+
+
+def _official(job: Job, run: Mapping[str, object]) -> bool:
+    embedded = "embedded" in str(run.get("data_marks"))
+    return not embedded and job.resolved.config.data.validation is None
+
+
+def majority(task: str) -> float | None:
+    """The score of the majority class for all examples, percent points; None if not known here."""
+    values = [MAJORITY[task].get(metric) for metric in TASKS[task].score_metrics]
+    known = [value for value in values if value is not None]
+    return 100 * sum(known) / len(known) if len(known) == len(values) else None
+
+
+def standard_error(task: str, base: float) -> float:
+    """That of ``base``, the majority's score, over the official validation rows, percent points.
+
+    Of an accuracy the binomial one; of a correlation that of unrelated answers, 1 / sqrt(n).
+    """
+    rows = sum(TASKS[task].rows[split] for split in TASKS[task].validation_splits)
+    share = base / 100  # a correlation's is 0, and the variance of unrelated answers 1 / n
+    return 100 * math.sqrt((share * (1 - share) or 1) / rows)

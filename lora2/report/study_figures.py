@@ -18,7 +18,7 @@ from scipy.optimize import isotonic_regression
 
 from lora2.glue.tasks import TASKS
 from lora2.report.render import METRIC_NAMES, TASK_NAMES
-from lora2.report.study_data import MAJORITY, Results
+from lora2.report.study_data import Results, majority
 
 # Okabe and Ito's colours by method, told apart without colour vision too; the smaller of a
 # method's two rows is drawn hollow and dashed.
@@ -59,12 +59,6 @@ def _panels(results: Results, height: float) -> tuple[Figure, list[tuple[str, Ax
 
 def _metrics(task: str) -> str:
     return "/".join(METRIC_NAMES.get(one, one) for one in TASKS[task].score_metrics)
-
-
-def _majority(task: str) -> float | None:
-    """The score of giving every example the majority class; None where it is not known."""
-    values = [MAJORITY[task].get(metric) for metric in TASKS[task].score_metrics]
-    return None if None in values else 100 * float(np.mean(values))
 
 
 def parameters(results: Results) -> Figure:
@@ -217,7 +211,7 @@ def seeds(results: Results) -> Figure:
         axes.grid(axis="x", color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
         left, right = axes.get_xlim()
-        constant = _majority(task)
+        constant = majority(task)
         if constant is not None and constant > left - (right - left) / 2:  # else far from all dots
             axes.axvline(constant, color="0.45", linewidth=0.9, linestyle=":", zorder=0)
             axes.text(constant, len(rows) - 0.45, " majority class", fontsize=8, color="0.35",

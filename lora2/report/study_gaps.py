@@ -21,12 +21,13 @@ RULE = (
     "The difference is the first row's score minus the second's, in percent points, its mean over "
     "the seeds that both have; the interval is the 95 % t-interval of the differences paired by "
     "seed, p the paired t-test's, corrected by Holm's rule over the lines of one question. "
-    "*Larger* or *smaller*: corrected p below 5 %. *Cannot tell*: any other. *Did not start*: on "
-    "every seed one of the two rows gave all examples the majority class, at its best and at its "
-    "last evaluation; such a score says nothing about a method but that it did not start within "
-    "this budget. *Could have seen*: the smallest true difference that a two-sided t-test at 5 % "
-    "finds in 80 % of studies with this many seeds and this spread of differences (noncentral t). "
-    "Average: over the tasks whose data the encoder was not trained on."
+    "*Larger* or *smaller*: corrected p below 5 %. *Cannot tell*: any other. *Did not start*: one "
+    "of the two rows never left the majority class: on every seed its best score is at most one "
+    "standard error (over validation rows) above the score of giving all examples that class; it "
+    "says nothing about a method but that it did not start within this budget. *Could have seen*: "
+    "the smallest true difference that a two-sided t-test at 5 % finds in 80 % of studies with "
+    "this many seeds and this spread of differences (noncentral t). Average: over the tasks whose "
+    "data the encoder was not trained on."
 )
 
 

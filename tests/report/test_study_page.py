@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shutil
 from pathlib import Path
@@ -16,12 +17,12 @@ from lora2.report.store import StoreError
 from lora2.report.study import BLOCK, PAGE, README, ROOT, fill, main, pages
 from lora2.report.study_answers import QUESTIONS, answer, headline
 from lora2.report.study_claims import JUDGES, claims
-from lora2.report.study_data import read
+from lora2.report.study_data import majority, read, standard_error
 from lora2.report.study_figures import FIGURES, spread
 from lora2.report.study_gaps import gaps
 from lora2.report.study_judges import NO, UNTESTED, YES
 
-BASE = {"full": 60.0, "lora2-k1": 66.0, "lora2-k8": 72.0, "all": 66.0}
+BASE = {"full": 78.0, "lora2-k1": 81.0, "lora2-k8": 87.0, "all": 81.0}
 
 
 def telling(row: str, task: str, seed: int) -> float:
@@ -29,7 +30,7 @@ def telling(row: str, task: str, seed: int) -> float:
     if task == "mrpc" and row == "bitfit":
         return MRPC_MAJORITY
     tiny = noisy(row, task, seed) / 1000
-    return BASE.get(row, 80.0 if row == "eq8" else 50.0) + seed + tiny
+    return BASE.get(row, 90.0 if row == "eq8" else 75.0) + seed + tiny
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +46,6 @@ def found(folder):
 @pytest.fixture(scope="module")
 def page(found):
     return fill(PAGE.read_text(encoding="utf-8"), found, "small")
-
-
-def verdicts(results) -> dict[str, str]:
-    return {name: judge(results).verdict for name, judge in JUDGES.items()}
 
 
 def test_the_committed_page_and_readme_are_those_of_the_results():
@@ -77,15 +74,11 @@ def test_every_block_is_filled_and_filling_again_changes_nothing(found, page):
 
 def test_a_bar_or_tag_in_the_data_stays_in_its_cell(page):
     assert "cpu \\| &lt;b&gt;two&lt;/b&gt;" in page and "<b>" not in page
-    for line in page.splitlines():
-        if line.startswith("|---"):
-            width = line.count("|")
-        elif line.startswith("|") and "Question" not in line and "width" in locals():
-            cells = len(re.findall(r"(?<!\\)\|", line))
-            assert cells == width or "First" in line or line.startswith(HEADS), line
-
-
-HEADS = ("| Rate of", "| Method", "| Table", "| Claim", "| Row")
+    grids = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
+    assert len(grids) > 10
+    for grid in grids:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in grid.splitlines()}
+        assert len(widths) == 1, grid
 
 
 def test_scores_sizes_and_deviations_are_those_of_the_runs(found, page):
@@ -99,18 +92,21 @@ def test_the_answers_follow_from_the_scores(found):
     said = [answer(found, one, gaps(found, one.pairs)) for one in QUESTIONS]
     for text, words in zip(
         said,
-        ["CoLA: larger (+15.99", "CoLA: larger (+22.0", "Of 5 comparisons larger in 1, smaller in 0"
-         ", cannot tell in 4.", "CoLA: larger (+22.0", "CoLA: smaller (-8.0",
+        ["CoLA: larger (+5.99", "CoLA: larger (+12.0", "Of 5 comparisons larger in 1, smaller in 0"
+         ", cannot tell in 4.", "CoLA: larger (+12.0", "CoLA: smaller (-3.0",
          "CoLA: larger (+6.0"],
         strict=True,
     ):  # fmt: skip
         assert text.startswith(words), text
-    assert any("larger on CoLA +15.99" in line for line in headline(found))
+    assert any("larger on CoLA +5.99" in line for line in headline(found))
 
 
 def test_a_row_at_the_majority_class_is_called_so(found, page):
     assert found.idle("1", "bitfit", "mrpc") and not found.idle("1", "bitfit", "cola")
-    assert f"{MRPC_MAJORITY:.2f} ± 0.00 (n=3) †" in page and "| BitFit | MRPC | 3 of 3 |" in page
+    assert (
+        f"{MRPC_MAJORITY:.2f} ± 0.00 (n=3) †" in page
+        and "| BitFit | MRPC | 3 of 3 | 3 of 3 |" in page
+    )
     lead = gaps(found, [dataclasses.replace(QUESTIONS[1].pairs[0], second="bitfit")])
     assert [one.verdict for one in lead] == ["larger", "did not start", "did not start"]
 
@@ -119,11 +115,31 @@ def test_the_majority_class_is_that_of_the_official_validation_rows_only(folder,
     copy = shutil.copytree(folder, tmp_path / "small")
     runs = pd.read_csv(copy / "runs.csv")
     stuck = (runs["method"] == "bitfit") & (runs["task"] == "mrpc")
-    by_chance = runs.assign(best_f1=runs["best_f1"].where(~stuck, 0.7))
-    made = runs.assign(data_marks=runs["data_marks"].where(~stuck, "embedded data"))
-    for changed in (by_chance, made):
-        changed.to_csv(copy / "runs.csv", index=False)
-        assert not read(copy).idle("1", "bitfit", "mrpc")
+    runs["data_marks"] = runs["data_marks"].where(~stuck, "embedded data")
+    runs.to_csv(copy / "runs.csv", index=False)
+    assert not read(copy).idle("1", "bitfit", "mrpc")
+
+
+@pytest.mark.parametrize(("above", "idle"), [(-5.0, True), (2.29, True), (2.32, False)])
+def test_a_best_score_within_a_standard_error_of_the_majority_did_not_start(
+    folder, tmp_path, above, idle
+):
+    copy = shutil.copytree(folder, tmp_path / "small")
+    runs = pd.read_csv(copy / "runs.csv")
+    stuck = (runs["method"] == "bitfit") & (runs["task"] == "mrpc")
+    runs["score_best"] = runs["score_best"].where(~stuck, MRPC_MAJORITY + above)
+    runs["best_f1"] = runs["best_f1"].where(~stuck, 0.7)  # two classes were given
+    runs.to_csv(copy / "runs.csv", index=False)
+    found = read(copy)
+    assert found.idle("1", "bitfit", "mrpc") == idle
+    assert not found.cell("1", "bitfit", "mrpc")["constant"].any()
+
+
+def test_the_majority_and_its_standard_error_are_counted_from_glue():
+    assert majority("mrpc") == pytest.approx(68.38, abs=0.01) and majority("cola") == 0
+    assert standard_error("mrpc", majority("mrpc")) == pytest.approx(2.302, abs=0.001)
+    assert standard_error("cola", 0.0) == pytest.approx(100 / math.sqrt(1043))
+    assert majority("qqp") is None
 
 
 def test_every_claim_has_one_judge_and_a_line(found):
@@ -133,7 +149,7 @@ def test_every_claim_has_one_judge_and_a_line(found):
 
 
 def test_claims_are_judged_by_the_scores(found):
-    judged = verdicts(found)
+    judged = {name: judge(found).verdict for name, judge in JUDGES.items()}
     for name in ("over-lora-1", "over-sora-8", "best-average", "most-tasks", "k1-over-r8",
                  "comparable-k1", "half-the-ranks", "convergence", "scores", "share"):  # fmt: skip
         assert judged[name] == YES, name
@@ -147,12 +163,12 @@ def test_a_claim_is_turned_by_its_scores(found):
     runs = found.runs.copy()
     ours, theirs = runs["row"].isin(["lora2-k1", "lora2-k8"]), runs["row"].eq("lora-r1")
     swapped = dataclasses.replace(
-        found, runs=runs.assign(score_best=runs["score_best"].where(~ours, 30 + runs["seed"]))
+        found, runs=runs.assign(score_best=runs["score_best"].where(~ours, 73 + runs["seed"]))
     )
     assert "the opposite was seen" in JUDGES["over-lora-1"](swapped).why
-    assert verdicts(swapped)["over-lora-1"] == verdicts(swapped)["best-average"] == NO
+    assert JUDGES["over-lora-1"](swapped).verdict == JUDGES["best-average"](swapped).verdict == NO
     asleep = dataclasses.replace(found, runs=runs.assign(idle=runs["idle"] | theirs))
-    assert verdicts(asleep)["over-lora-1"] == UNTESTED
+    assert JUDGES["over-lora-1"](asleep).verdict == UNTESTED
 
 
 def test_the_claim_on_time_takes_the_papers_ratio(found):
