@@ -132,19 +132,19 @@ def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
 
     for plan in request.plans:
         jobs = found[plan.name]
-        if plan.kind == "times":
-            steps = timetable.ROUNDS * len(jobs)
-            print(f"table {plan.name}: trains nothing, takes {steps} steps to time them")
-            continue
         print(
             f"table {plan.name}, profile {request.profile.name}: measuring a few steps", flush=True
         )
-        left = unfinished(jobs)
+        timed = plan.kind == "times"
+        left = jobs if timed else unfinished(jobs)
         measured = costs.measure(left, tell=lambda line: print(line, flush=True))
-        table = costs.render(
-            costs.lines(jobs, measured), len(jobs), costs.checkpoint_mb(left, measured)
-        )
-        print(table, flush=True)
+        if timed:
+            rows = costs.timing_lines(jobs, measured, timetable.STEPS)
+            print(costs.render(rows, len(jobs), 0.0), flush=True)
+            print("times only: nothing is trained", flush=True)
+            continue
+        checkpoints = costs.checkpoint_mb(left, measured)
+        print(costs.render(costs.lines(jobs, measured), len(jobs), checkpoints), flush=True)
     return 0
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lora2.bench.encoders import SHAPES, shaped
 from lora2.bench.record import RESULTS, slug
-from lora2.experiment import timing
-from lora2.experiment.plan import Cost, Costs, Key
+from lora2.experiment.plan import Cost, Costs, Key, batch_tokens
 from lora2.experiment.provenance import device_name
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.tableplan import Job
@@ -18,7 +16,6 @@ from lora2.experiment.tableplan import Job
 Line = dict[str, str]
 FILES = ("table2.csv", "step.csv")  # the first that holds a run's encoder and method is taken
 NEAR = 1.25  # a batch of so many times more or fewer tokens counts as measured
-BATCHES = 8  # over which a run's padded length is averaged
 
 
 def known(wanted: Mapping[Key, Job], tell: Callable[[str], None] = print) -> Costs:
@@ -68,9 +65,7 @@ def _fits(line: Line, config: RunConfig) -> bool:
 
 
 def _cost(job: Job, line: Line) -> Cost:
-    own = timing.batches(job.resolved.config, BATCHES)
-    tokens = statistics.mean(batch["input_ids"].numel() for batch in own)
-    ratio = tokens / (float(line["tokens"]) * int(line["batch"]))
+    ratio = batch_tokens(job) / (float(line["tokens"]) * int(line["batch"]))
     return Cost(
         float(line["seconds"]) * ratio,
         int(line["trainable"]),

@@ -48,7 +48,8 @@ def _precision(config: RunConfig) -> Iterator[Problem]:
     train, device = config.train, device_name()
     if train.precision == "bf16" and not _has_bf16():
         allowed = (
-            f"fp32 here: bf16 needs a GPU with bfloat16 (NVIDIA: Ampere or newer), not {device}"
+            f"fp32 here: bf16 needs a GPU with bfloat16 (NVIDIA: Ampere or newer) or a processor "
+            f"with AVX512-BF16, not {device}"
         )
         yield Problem("train.precision", "bf16", allowed)
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -65,7 +66,9 @@ def _precision(config: RunConfig) -> Iterator[Problem]:
 def _has_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(is_torch_bf16_gpu_available())
+    # Other processors emulate it, which is slower than fp32.
+    processor = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return bool(is_torch_bf16_gpu_available()) or processor
 
 
 def _attention(config: RunConfig) -> Iterator[Problem]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from lora2.experiment.paths import status_of
 from lora2.experiment.profile import gpu_count
@@ -15,6 +17,8 @@ from lora2.experiment.tableplan import Job
 from lora2.glue.tasks import TASKS
 
 BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured
+PATIENCE = 3.0  # times the budget, for rows of which nothing is measured yet
+BATCHES = 8  # over which a run's padded length is averaged
 FORWARD_SHARE = 1 / 3  # of a training step: an evaluation batch needs no backward pass
 BYTES = 4  # of a float32 parameter
 SMALL_FILES = 0.3e6  # bytes of a run folder beside the weights: predictions, history, ranks
@@ -28,6 +32,7 @@ class Cost:
     trainable: int
     peak_memory_mb: float
     measured: bool
+    held_mb: float = 0.0  # of the memory, what does not grow with the batch
 
 
 Key = tuple[str, str, int]
@@ -95,50 +100,89 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
     return evaluations * rows / config.train.batch_size * FORWARD_SHARE
 
 
+def timing_lines(jobs: Sequence[Job], costs: Costs, steps: int) -> list[Line]:
+    """Sum up each row of a table that is timed: ``steps`` of every task, nothing kept."""
+    found: dict[str, Line] = {}
+    for job in jobs:
+        cost, line = costs[key_of(job)], found.setdefault(job.row, Line(job.row))
+        line.runs, line.steps = line.runs + 1, line.steps + steps
+        line.hours += cost.seconds * steps / 3600
+        line.memory_mb = max(line.memory_mb, cost.peak_memory_mb)
+        line.measured = line.measured and cost.measured
+    for line in found.values():
+        line.seconds_per_step = 3600 * line.hours / line.steps
+    return list(found.values())
+
+
 def measure(
     jobs: Sequence[Job], budget: float = BUDGET, tell: Callable[[str], None] = print
 ) -> Costs:
     """Return what a step costs for each row, task and length that is left to do.
 
-    From the bench of this device where it holds them; the others take a few steps here, the
-    shortest first. After ``budget`` seconds no new measurement starts: what is left is scaled by
-    tokens from the same row, or from the first row where even that was not reached.
+    From the bench of this device where it holds them; the others take a few steps here, first
+    the shortest of every row. After ``budget`` seconds only rows without any measurement are
+    still measured, after three times as long none: the rest is scaled by tokens, from the same
+    row where possible.
     """
     from lora2.experiment import bench_costs, timing
 
     wanted = {key_of(job): job for job in jobs}
     costs = bench_costs.known(wanted, tell)
-    left = sorted(wanted.keys() - costs.keys(), key=lambda key: (key[2], key))
     started = time.monotonic()
-    for key in left:
-        if costs and time.monotonic() - started > budget:
-            break
+    for key in _order(wanted.keys() - costs.keys()):
+        spent = time.monotonic() - started
+        patience = budget if any(known[0] == key[0] for known in costs) else PATIENCE * budget
+        if costs and spent > patience:
+            continue
         resolved = wanted[key].resolved
         runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
         batches = timing.batches(resolved.config, 3)
         found = timing.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
-        costs[key] = Cost(found.median, found.trainable, found.peak_memory_mb, True)
-        tell(f"  {key[0]}, {key[1]}, {found.tokens:.0f} tokens: {found.median:.3f} s per step")
-    return costs | {key: _scaled(key, costs) for key in wanted if key not in costs}
+        costs[key] = Cost(
+            found.median, found.trainable, found.peak_memory_mb, True, found.held_memory_mb
+        )
+        size = resolved.config.train.batch_size
+        tell(f"  {key[0]}, {key[1]}, {size} x {found.tokens:.0f} tokens: {found.median:.3f} s/step")
+    missing = wanted.keys() - costs.keys()
+    sizes = {key: batch_tokens(job) for key, job in wanted.items()} if missing else {}
+    return costs | {key: _scaled(key, costs, sizes) for key in missing}
 
 
-def _scaled(key: Key, costs: Costs) -> Cost:
-    row, _, tokens = key
-    own = [known for known in costs if known[0] == row] or list(costs)
-    nearest = min(own, key=lambda known: abs(known[2] - tokens))
-    ratio, cost = tokens / nearest[2], costs[nearest]
-    return Cost(cost.seconds * ratio, cost.trainable, cost.peak_memory_mb * max(1.0, ratio), False)
+def _order(keys: Iterable[Key]) -> list[Key]:
+    """Return every row's shortest batch, then every row's next, and so on."""
+    places: Counter[str] = Counter()
+    order: list[tuple[int, int, Key]] = []
+    for key in sorted(keys, key=lambda key: (key[2], key)):
+        order.append((places[key[0]], key[2], key))
+        places[key[0]] += 1
+    return [key for *_, key in sorted(order)]
+
+
+def batch_tokens(job: Job) -> float:
+    """Return the tokens of a batch of the run, padding included, as a mean over some."""
+    from lora2.experiment import timing
+
+    drawn = timing.batches(job.resolved.config, BATCHES)
+    return statistics.mean(batch["input_ids"].numel() for batch in drawn)
+
+
+def _scaled(key: Key, costs: Costs, sizes: Mapping[Key, float]) -> Cost:
+    own = [known for known in costs if known[0] == key[0]] or list(costs)
+    nearest = min(own, key=lambda known: abs(math.log(sizes[known] / sizes[key])))
+    ratio, cost = sizes[key] / sizes[nearest], costs[nearest]
+    memory = cost.held_mb + (cost.peak_memory_mb - cost.held_mb) * max(1.0, ratio)
+    return Cost(cost.seconds * ratio, cost.trainable, memory, False, cost.held_mb)
 
 
 def render(found: Sequence[Line], distinct_runs: int, checkpoints_mb: float) -> str:
     """Return the plan as a text table with what it rests on."""
     head = (
-        f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>9}{'MiB':>8}"
-        f"{'disk MiB':>10}"
+        f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
+        f"{'memory MiB':>12}{'disk MiB':>10}"
     )
     body = [
         f"{one.row:<12}{one.runs:>6}{one.done:>6}{one.steps:>12,}{one.seconds_per_step:>9.3f}"
-        f"{duration(3600 * one.hours):>9}{one.memory_mb:>8,.0f}{one.disk_mb:>10,.1f}"
+        f"{duration(3600 * one.hours):>11}{one.memory_mb:>12,.0f}{one.disk_mb:>10,.1f}"
         f"{'' if one.measured else '  ~'}"
         for one in found
     ]

@@ -14,6 +14,7 @@ from lora2.experiment.tableplan import Job, TablePlan, jobs, load_table
 from lora2.report import figures, render, store, tables
 from lora2.report import plan as report_plan
 from lora2.report.compare import compare
+from lora2.report.notes import flags
 
 # Where something lies, and how a batch is split, is no part of what was run.
 PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
@@ -60,7 +61,7 @@ def print_table(
     """
     runs = store.collect(folder)
     shown, _ = _match(plan, profile, folder, seeds, extra, runs)
-    cells, notes = tables.build(shown, runs), tables.flags(shown, runs)
+    cells, notes = tables.build(shown, runs), flags(shown, runs)
     return render.markdown(shown, cells, notes, profile.name, compare(shown, runs, folder))
 
 

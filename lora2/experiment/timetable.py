@@ -15,12 +15,14 @@ from lora2.experiment.provenance import provenance
 from lora2.experiment.tableplan import Job, TablePlan
 from lora2.experiment.timing import Measured
 from lora2.report.escape import markdown
+from lora2.report.latex import tex_float
 from lora2.report.paper_tables import printed_values
-from lora2.report.render import TASK_NAMES, tex_float
+from lora2.report.render import TASK_NAMES
 from lora2.report.store import write_atomically
 
 ROUNDS = 9
 BATCHES = 3  # of each task, taken in turn
+STEPS = BATCHES + ROUNDS  # that each method takes of each task, warming up included
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 
@@ -89,8 +91,6 @@ def _paper(plan: TablePlan, row: dict[str, object] | None, task: str) -> float:
 def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
     """Return the table as Markdown: milliseconds and ratio per cell, the paper's ratio below."""
     head, *rows = [[markdown(text) for text in line] for line in _grid(plan, frame)]
-    tokens = frame.drop_duplicates("task")
-    lengths = [f"{TASK_NAMES[one.task]} {one.tokens:.0f}" for one in tokens.itertuples()]
     return "\n".join(
         [
             f"# {markdown(_title(plan, profile))}",
@@ -103,17 +103,17 @@ def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
             "|" + "---|" * len(head),
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            f"Tokens per example, padding included: {', '.join(lengths)}.",
+            *(f"- {markdown(note)}" for note in _notes(frame)),
             "",
         ]
     )
 
 
 def latex(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
-    """Return the table as a LaTeX float (needs booktabs and graphicx)."""
+    """Return the table as a LaTeX float; ``tex_float`` says what that needs."""
     warning = f"Profile {profile.name}: {profile.note}"
     about = f"{_title(plan, profile)}. {warning} {_about(plan, frame)}"
-    return tex_float(plan.table, about, _grid(plan, frame))
+    return tex_float(plan.table, about, _grid(plan, frame), _notes(frame))
 
 
 def _title(plan: TablePlan, profile: Profile) -> str:
@@ -132,6 +132,16 @@ def _about(plan: TablePlan, frame: pd.DataFrame) -> str:
         "of each task's length and random weights of the encoder's shape "
         f"({first['backbone']}), {first['precision']}, on {first['device']}."
     )
+
+
+def _notes(frame: pd.DataFrame) -> list[str]:
+    """What stands under the table: lengths, and code that no commit holds."""
+    tokens = frame.drop_duplicates("task")
+    lengths = [f"{TASK_NAMES[one.task]} {one.tokens:.0f}" for one in tokens.itertuples()]
+    notes = [f"Tokens per example, padding included: {', '.join(lengths)}."]
+    if (frame["dirty"].astype(str) == "True").any():
+        notes.append("Measured with uncommitted changes in the tree.")
+    return notes
 
 
 def _grid(plan: TablePlan, frame: pd.DataFrame) -> list[list[str]]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, set_seed
 
 from lora2.bench.encoders import longest
 from lora2.bench.lengths import draw, known_lengths, padded_batch
-from lora2.bench.step import Batch, Stepper, release, take_turns
+from lora2.bench.step import Batch, Stepper, held_bytes, release, take_turns
 from lora2.experiment.methods import prepare
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.shapes import encoder_config, random_encoder
@@ -28,6 +28,7 @@ class Measured:
     tokens: float  # per example, padding included; mean over the batches
     trainable: int  # parameters, head included
     peak_memory_mb: float  # MiB: weights, optimiser state, and the most made in a step
+    held_memory_mb: float  # MiB: of that, weights and optimiser state
 
     @property
     def median(self) -> float:
@@ -118,7 +119,11 @@ def measure(
     widest = moved[lengths.index(max(lengths))]
     found = {
         name: Measured(
-            seconds[name], statistics.mean(lengths), one.trainable(), one.memory_mib(widest)
+            seconds[name],
+            statistics.mean(lengths),
+            one.trainable(),
+            one.memory_mib(widest),
+            held_bytes(one) / 2**20,
         )
         for name, one in steppers.items()
     }

@@ -105,8 +105,9 @@ def training_arguments(
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Without it transformers looks for GPUs only and leaves the processes unconnected.
-        use_cpu=processes > 1 and not torch.cuda.is_available(),
+        # Without it transformers looks for GPUs only: it leaves processes unconnected, and refuses
+        # bfloat16 on a processor that has it.
+        use_cpu=(processes > 1 or train.precision == "bf16") and not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
 

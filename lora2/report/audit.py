@@ -26,6 +26,7 @@ def audit() -> list[Finding]:
         audit_claims.rte_lead,
         audit_claims.tasks_won,
         audit_claims.ablations,
+        audit_claims.method_section,
         audit_tables.times,
         audit_tables.same_run_twice,
         audit_counts.parameters,

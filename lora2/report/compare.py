@@ -49,14 +49,17 @@ def by_example(
     """
     if profile_dir is None:
         return stats.Outcome("none", math.nan)
-    values = []
+    values, absent = [], False
     for ours, theirs in pairs:
         frames = [read_predictions(profile_dir, run, metric) for run in (ours, theirs)]
-        if frames[0] is not None and frames[1] is not None:
+        if frames[0] is None or frames[1] is None:
+            absent = True
+        else:
             values.append(_example_p(metric, frames[0], frames[1]))
     values = [value for value in values if not math.isnan(value)]
     if not values:
-        return stats.Outcome("none (no common predictions)", math.nan)
+        why = "their run folders are not here" if absent else "no common predictions"
+        return stats.Outcome(f"none ({why})", math.nan)
     name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
     return stats.Outcome(
         f"{name} ({len(values)} seed{'s' * (len(values) > 1)})", stats.merge(values)

@@ -20,7 +20,7 @@ def refresh(text: str, root: Path = ROOT) -> str:
     """Return ``text`` with every block replaced by the first table of the file it names.
 
     A block stands between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``. What a
-    table says before its first grid (title, warnings, how to read it) comes along.
+    table says before its first grid (title, warnings, how to read it) and under it comes along.
 
     Raises:
         FileNotFoundError: a block names a table that is not there.
@@ -34,10 +34,10 @@ def refresh(text: str, root: Path = ROOT) -> str:
 
 
 def first_table(markdown: str) -> str:
-    """Return a table file from its title to the end of its first grid, headings made smaller."""
+    """Return a table file to the end of its first table's notes, headings made smaller."""
     lines: list[str] = []
     for line in markdown.splitlines():
-        if lines and lines[-1].startswith("|") and not line.startswith("|"):
+        if line.startswith("#") and any(one.startswith("|") for one in lines):
             break
         lines.append(f"##{line}" if line.startswith("#") else line)
     return "\n".join(lines).strip()

@@ -10,6 +10,8 @@ import pandas as pd
 
 from lora2.report import escape, paper_tables, tables
 from lora2.report.compare import compare
+from lora2.report.latex import tex_float
+from lora2.report.notes import flags
 from lora2.report.plan import Plan
 from lora2.report.store import write_atomically
 
@@ -32,25 +34,27 @@ PROFILES = {
 Escape = Callable[[object], str]
 
 
-def _lost(group: pd.DataFrame) -> str:
-    """What of the plan is not in a cell: "(3/5; 1 diverged, 1 missing)", or nothing."""
+def _lost(group: pd.DataFrame, most: int) -> str:
+    """What is not in a cell: "(3/5; 1 diverged, 1 missing)" of the plan, "(n=2)" of ``most``."""
     first = group.iloc[0]
     lost = [f"{int(first[k])} {k}" for k in ("failed", "diverged", "ambiguous", "missing")
             if first[k]]  # fmt: skip
-    return f" ({int(first['n'])}/{int(first['planned'])}; {', '.join(lost)})" if lost else ""
+    if lost:
+        return f" ({int(first['n'])}/{int(first['planned'])}; {', '.join(lost)})"
+    return f" (n={int(first['n'])})" if 0 < first["n"] < most else ""
 
 
-def _cell(group: pd.DataFrame, mean: str, std: str) -> str:
+def _cell(group: pd.DataFrame, mean: str, std: str, most: int) -> str:
     """Mean and deviation of a task's metrics, e.g. "91.62/88.05 ± 0.10/0.08 (2/3; 1 failed)"."""
     if group.empty:
         return "–"
     means, deviations = group[mean].tolist(), group[std].tolist()
     if not all(map(math.isfinite, means)):
-        return "–" + _lost(group)
+        return "–" + _lost(group, most)
     text = "/".join(f"{value:.2f}" for value in means)
     if all(map(math.isfinite, deviations)):
         text += " ± " + "/".join(f"{value:.2f}" for value in deviations)
-    return text + _lost(group)
+    return text + _lost(group, most)
 
 
 def _plain(group: pd.DataFrame, column: str, form: str) -> str:
@@ -85,16 +89,16 @@ def grid(plan: Plan, cells: pd.DataFrame, profile: str, which: str = "best") -> 
     The difference is shown for the ``paper`` profile alone: elsewhere encoder and data differ.
     """
     mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
-    lines = [_head(plan)]
+    lines, most = [_head(plan)], int(cells["n"].max())
     for row in plan.rows:
         own = cells.loc[cells["label"] == row.label]
         groups = [own.loc[own["task"] == task] for task in (*plan.tasks, tables.AVERAGE)]
         sizes = [_share(own.iloc[0]), _count(float(own["params_kept"].iloc[0]))]
-        lines.append([row.label, *sizes, *(_cell(group, mean, std) for group in groups)])
+        lines.append([row.label, *sizes, *(_cell(group, mean, std, most) for group in groups)])
         if which == "best" and row.paper_row:
             shown = [_plain(group, "paper", ".2f") for group in groups[:-1]]
             average = tables.paper_average(plan, row)
-            shown.append(f"{average:.2f}" if math.isfinite(average) else "–")
+            shown.append(tables.as_printed(average) if math.isfinite(average) else "–")
             lines.append(
                 ["(paper)", paper_tables.printed_size(plan.table, row.paper_row), "", *shown]
             )
@@ -115,11 +119,15 @@ def _conditions(plan: Plan) -> str:
     return "".join(f", {name} {value}" for name, value in plan.conditions.items())
 
 
-def caption(plan: Plan) -> str:
+def caption(plan: Plan, cells: pd.DataFrame) -> str:
     """How to read a cell."""
-    seeds = f" {', '.join(map(str, plan.seeds))}" if plan.seeds is not None else ""
+    found = {int(seed) for text in cells["seeds"] for seed in text.split()}
+    seeds = sorted(found if plan.seeds is None else set(plan.seeds))
+    most = int(cells["n"].max()) if plan.seeds is None else len(seeds)
+    named = f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})" * bool(seeds)
+    runs = f"mean ± standard deviation of n = {most} runs a cell" if most > 1 else "one run a cell"
     return (
-        f"Percent, mean ± standard deviation over seeds{seeds}. (n/planned; why) marks a cell that "
+        f"Percent, {runs}{named}. (n/planned; why) marks a cell that "
         "lacks runs; failed and diverged runs are never averaged in. Parameters: those of the "
         "adapter at the start, without the head, and their share of encoder and head; kept: those "
         "left after pruning."
@@ -158,7 +166,7 @@ def markdown(
     lines = [f"# {escape.markdown(title)}", ""]
     lines += [text for w in warning for text in (f"**{escape.markdown(w)}**", "")]
     lines += ["## Best validation score seen, as the paper reports", ""]
-    lines += [caption(plan), "", *_markdown_grid(grid(plan, cells, profile)), ""]
+    lines += [caption(plan, cells), "", *_markdown_grid(grid(plan, cells, profile)), ""]
     lines += [text for note in notes for text in (f"- {escape.markdown(note)}",)]
     lines += [""] if notes else []
     lines += ["## Score after the last step", ""]
@@ -169,6 +177,7 @@ def markdown(
             "## Differences", "",
             "Best scores over common seeds, the row subtracted from the one it is set against. "
             "By seed: could the two recipes be equal? By example: could these trained models be? "
+            "Several seeds' p by example are one by Rüger's rule for dependent tests. "
             "Holm's correction over this table, for each kind of test.", "",
             *_markdown_grid(made), "",
         ]  # fmt: skip
@@ -176,36 +185,10 @@ def markdown(
 
 
 def latex(plan: Plan, cells: pd.DataFrame, notes: Sequence[str], profile: str) -> str:
-    """The table of best scores as a LaTeX float (needs booktabs and graphicx)."""
+    """The table of best scores as a LaTeX float; ``latex.tex_float`` says what that needs."""
     title, *warning = heading(plan, profile)
-    below = " ".join([*warning, caption(plan), *notes])
-    return tex_float(plan.table, f"{title}. {below}", grid(plan, cells, profile))
-
-
-def tex_float(table: int | str, about: str, lines: Sequence[Sequence[str]]) -> str:
-    """A LaTeX float of unescaped text, shrunk to the line's width: a caption, a head and rows.
-
-    LaTeX writes the number itself. The document needs the booktabs and graphicx packages.
-    """
-    head, *rows = lines
-    body = [" & ".join(escape.tex(text) for text in row) + r" \\" for row in rows]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{escape.tex(about.removeprefix(f'Table {table}: '))}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
-            r"\toprule",
-            " & ".join(escape.tex(text) for text in head) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
-        ]
-    )
+    about = " ".join([f"{title}.", *warning, caption(plan, cells)])
+    return tex_float(plan.table, about, grid(plan, cells, profile), notes)
 
 
 def write(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str, profile: str) -> list[Path]:
@@ -214,7 +197,7 @@ def write(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str, profile: str)
     Returns their paths. Each file is replaced in one step.
     """
     folder = Path(profile_dir)
-    cells, notes = tables.build(plan, runs), tables.flags(plan, runs)
+    cells, notes = tables.build(plan, runs), flags(plan, runs)
     tests = compare(plan, runs, folder)
     texts = {
         ".csv": cells.to_csv(index=False, lineterminator="\n"),

@@ -1,36 +1,22 @@
-"""A table of the paper rebuilt from runs: cells, averages, and what to say below it."""
+"""A table of the paper rebuilt from runs: cells and averages."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import pandas as pd
 
-from lora2.report import paper_tables, stats, store
+from lora2.report import paper_tables, stats
+from lora2.report.finding import exact, rounded
 from lora2.report.plan import Cell, Plan, Row, cells
 
 AVERAGE = "average"
-MIXED = {
-    "commit": "commits",
-    "backbone": "encoders",
-    "backbone_revision": "encoder revisions",
-    "protocol": "training protocols",
-    "device": "devices",
-    "precision": "precisions",
-    "python": "Python versions",
-    "torch": "torch versions",
-    "transformers": "transformers versions",
-    "peft": "peft versions",
-    "datasets": "datasets versions",
-    "accelerate": "accelerate versions",
-}
-
 Printed = Mapping[tuple[str, str], float]
 
 
-def _printed(plan: Plan, row: Row) -> Printed:
+def printed(plan: Plan, row: Row) -> Printed:
+    """The paper's numbers of a row by task and metric; none where it has no such row."""
     return paper_tables.printed_values(plan.table, row.paper_row) if row.paper_row else {}
 
 
@@ -61,7 +47,7 @@ def _counts(found: Cell) -> dict[str, int]:
 def _task_records(plan: Plan, row: Row, found: Cell, task: str) -> list[dict]:
     best = _scores(plan, found, task, "best")
     last = _scores(plan, found, task, "last")
-    printed = _printed(plan, row)
+    paper = printed(plan, row)
     return [
         {
             "task": task,
@@ -70,7 +56,7 @@ def _task_records(plan: Plan, row: Row, found: Cell, task: str) -> list[dict]:
             **_record(
                 best[metric].tolist(),
                 last[metric].dropna().tolist(),
-                printed.get((task, metric), math.nan),
+                paper.get((task, metric), math.nan),
             ),
             **_counts(found),
         }
@@ -83,11 +69,16 @@ def paper_average(plan: Plan, row: Row) -> float:
 
     Recomputed, because two of the printed averages are not the mean of their row (see audit).
     """
-    printed = _printed(plan, row)
+    paper = printed(plan, row)
     keys = [(task, metric) for task in plan.tasks for metric in plan.metrics_of(task)]
-    if not all(key in printed for key in keys):
+    if not all(key in paper for key in keys):
         return math.nan
-    return paper_tables.glue_average({key: printed[key] for key in keys}, plan.tasks)
+    return paper_tables.glue_average({key: paper[key] for key in keys}, plan.tasks)
+
+
+def as_printed(average: float) -> str:
+    """A mean of printed numbers with two decimals, ties away from zero: 84.475 -> "84.48"."""
+    return rounded(exact(round(average, 6)))
 
 
 def _average_record(plan: Plan, row: Row, row_cells: Mapping[str, Cell]) -> dict | None:
@@ -145,104 +136,3 @@ def build(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
         average = _average_record(plan, row, own)
         lines += [{**identity, **r, **sizes} for r in [*records, *([average] if average else [])]]
     return pd.DataFrame(lines)
-
-
-def _used(table: Mapping[str, Mapping[str, Cell]]) -> pd.DataFrame:
-    """The finished runs that any cell averages, each once for every row ("label") it is in."""
-    found = [
-        one.finished.reset_index().assign(label=label)
-        for label, own in table.items()
-        for one in own.values()
-    ]
-    return pd.concat(found)
-
-
-def flags(plan: Plan, runs: pd.DataFrame) -> list[str]:
-    """Sentences to print under the table: mixed conditions, uneven selection, lost runs, slips."""
-    table = cells(plan, runs)
-    shown, notes = _used(table), list(plan.notes)
-    used = shown.drop_duplicates("run")
-    for column, name in MIXED.items():
-        values = sorted({str(v) for v in used.get(column, pd.Series(dtype=str)).dropna()} - {""})
-        if len(values) > 1:
-            notes.append(f"Runs of {len(values)} {name} are mixed: {', '.join(values)}.")
-    dirty = used.get("dirty", pd.Series(dtype=str)).astype(str).str.lower().isin(["true", "1"])
-    if dirty.any():
-        notes.append(
-            f"{dirty.sum()} of {len(used)} runs come from a tree with uncommitted changes."
-        )
-    marks = used.get("data_marks", pd.Series("", index=used.index)).fillna("").astype(str)
-    for task, group in used.assign(data_marks=marks).groupby("task", sort=False):
-        prints = set(group.get("data_fingerprint", pd.Series(dtype=str)).dropna())
-        if len(prints) > 1:
-            notes.append(
-                f"Runs of {task} on {len(prints)} different versions of its data are mixed."
-            )
-        seen = sorted(set(group["data_marks"]) - {""})
-        notes += [f"Data of {task}: {', '.join(seen)}."] if seen else []
-    return notes + _evaluation_notes(shown) + _early_notes(shown) + _row_notes(plan, table)
-
-
-def _evaluation_notes(shown: pd.DataFrame) -> list[str]:
-    """Tasks in which one row's best score was picked from more evaluations than another's."""
-    notes = []
-    counts = shown.reindex(columns=["task", "label", "evaluations"]).dropna().drop_duplicates()
-    for task, group in counts.groupby("task", sort=False):
-        parts = [
-            f"{number:.0f} ({' / '.join(part['label'])})"
-            for number, part in group.groupby("evaluations")
-        ]
-        if len(parts) > 1:
-            notes.append(
-                f"{task}: the best score is of a different number of evaluations: "
-                f"{', '.join(parts)}; more of them favour a row."
-            )
-    return notes
-
-
-def _early_notes(shown: pd.DataFrame) -> list[str]:
-    """Rows and tasks with a best score that was taken before the ranks kept were final."""
-    steps = shown.reindex(columns=["steps", "step_best"]).astype(float)
-    settings = store.settings(shown)
-    final = [_ranks_final(one, n) for one, n in zip(settings, steps["steps"], strict=True)]
-    early = shown.loc[steps["step_best"] < final]
-    rows = [
-        f"{label} ({', '.join(group['task'].unique())})"
-        for label, group in early.groupby("label", sort=False)
-    ]
-    return [
-        f"Best scores of a step at which the ranks were not final yet: {'; '.join(rows)}. The "
-        "ranks kept are those of the last step."
-    ] * bool(rows)
-
-
-def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:
-    """The optimiser step from which a run's ranks stay as they are; 0 where nothing is pruned.
-
-    SoRA's gates move until the last step, budgets (LoRA2, AdaLoRA) are reached at steps - tfinal.
-    """
-    if settings.get("method.xi") or settings.get("method.xi_max"):
-        return steps
-    target = settings.get("method.target_r")
-    start = settings.get("method.init_r", settings.get("method.r"))
-    return 0.0 if target is None or target == start else steps - settings["method.tfinal"]
-
-
-def _row_notes(plan: Plan, table: Mapping[str, Mapping[str, Cell]]) -> list[str]:
-    notes = []
-    for row in plan.rows:
-        for task, found in table[row.label].items():
-            if found.ambiguous:
-                notes.append(
-                    f"{row.label}, {task}: {found.ambiguous} seed(s) have several runs and are "
-                    f"not averaged ({', '.join(found.repeated)}): remove those out of date."
-                )
-        printed = _printed(plan, row).get((AVERAGE, AVERAGE), math.nan)
-        recomputed = paper_average(plan, row)
-        whole = len(plan.tasks) == len({task for task, _ in _printed(plan, row)} - {AVERAGE})
-        if whole and abs(printed - recomputed) > 0.0051:
-            notes.append(
-                f"{row.label}: the paper prints an average of {printed:.2f}, its cells give "
-                f"{recomputed:.2f}, which is used here."
-            )
-    return notes

@@ -26,6 +26,7 @@ WORDS = ("task=rte", "method=lora2")
 def no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,13 @@ def test_tf32_is_on_the_row(tmp_path):
     config = resolve([*TINY, *WORDS, "train.tf32=true", f"results.dir={tmp_path}"]).config
     record_failure(config, run_dir(config), "failed", OSError("away"))
     assert bool(pd.read_csv(run_dir(config) / "metrics.csv")["tf32"][0])
+
+
+@pytest.mark.parametrize(("has", "refused"), [(True, 0), (False, 1)])
+def test_bf16_on_a_processor_needs_its_instructions(no_gpu, monkeypatch, has, refused):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
+    config = resolve([*TINY, *WORDS, "train.precision=bf16"]).config
+    assert len(list(device._precision(config))) == refused
 
 
 def test_bf16_by_emulation_does_not_count(monkeypatch):

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
 
-from lora2.experiment.backbone import load_backbone
-from lora2.experiment.compose import options
+from lora2.experiment.compose import CONFIGS, options
 from lora2.experiment.config import resolve
 from lora2.experiment.counting import count_encoder, count_kept, count_start
 from lora2.experiment.methods import in_head, prepare
+from lora2.experiment.profile import load_profile
 from lora2.experiment.reload import load_run, read_config
-from lora2.experiment.shapes import encoder_config
+from lora2.experiment.schema import RunConfig
+from lora2.experiment.shapes import random_encoder
+from lora2.experiment.study import load_study
+from lora2.experiment.studyruns import candidates
+from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
 from lora2.tuners.lora2.layer import Lora2Linear
 
+YAMLS = sorted(CONFIGS.rglob("*.y*ml"))
 METHODS = {
     "full": (),
     "bitfit": (),
@@ -42,11 +50,31 @@ MARKS = {  # what a trained parameter's name holds outside the head
 }
 
 
+class Trained(NamedTuple):
+    """A short run of a method: its folder, and the parameters as they were at its start."""
+
+    method: str
+    folder: Path
+    start: dict[str, torch.Tensor]
+    trainable: set[str]
+
+
 @pytest.fixture(scope="module", params=METHODS, name="case")
 def trained(request, do_run):
-    method = request.param
+    method, start, trainable = request.param, {}, set[str]()
+
+    def recording(*args):
+        model, driver = prepare(*args)
+        for name, parameter in model.named_parameters():
+            start[name] = parameter.detach().clone()
+            trainable.update([name] * parameter.requires_grad)
+        return model, driver
+
     words = (f"method={method}", *METHODS[method], "train.learning_rate=5e-3")
-    return method, do_run("task=mrpc", *words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lora2.experiment.run.prepare", recording)
+        folder = do_run("task=mrpc", *words)
+    return Trained(method, folder, start, trainable)
 
 
 def predict(tokenizer, model) -> np.ndarray:
@@ -61,19 +89,18 @@ def predict(tokenizer, model) -> np.ndarray:
 
 
 def test_reloaded_model_predicts_what_the_run_recorded(case):
-    _, folder = case
+    folder = case.folder
     outputs = predict(*load_run(folder))
     recorded = pd.read_parquet(folder / "predictions.parquet")["last"].to_numpy()
     assert (outputs.argmax(1) == recorded).mean() > 0.995  # a tie may fall otherwise when padded
 
 
 def test_merging_changes_no_prediction(case):
-    method, folder = case
-    if method in ("full", "bitfit"):
+    if case.method in ("full", "bitfit"):
         pytest.skip("nothing to merge")
-    if method == "vera":
+    if case.method == "vera":
         pytest.skip("PEFT's VeRA cannot merge beside a head in modules_to_save")
-    tokenizer, model = load_run(folder)
+    tokenizer, model = load_run(case.folder)
     assert isinstance(model, PeftModel)
     before = predict(tokenizer, model)
     after = predict(tokenizer, model.merge_and_unload())
@@ -81,53 +108,79 @@ def test_merging_changes_no_prediction(case):
 
 
 def test_exactly_the_intended_parameters_moved(case):
-    method, folder = case
-    config = read_config(folder)
-    _, base = load_backbone(config.backbone, TASKS["mrpc"], None)
-    frozen = dict(base.named_parameters())
-    _, model = load_run(folder)
-    moved, still = set(), set()
-    for name, parameter in model.named_parameters():
-        original = name.removeprefix("base_model.model.").replace(".base_layer", "")
-        if original in frozen and not in_head(original, config.backbone.head_modules):
-            same = torch.equal(parameter, frozen[original])
-            (still if same else moved).add(original)
-    if method == "full":
-        assert len(moved) > 0.9 * len(moved | still)  # an embedding of an unused row may rest
-    elif method == "bitfit":
-        assert moved and all(name.endswith("bias") for name in moved)
-    else:
-        assert not moved and still
-
-
-def test_trainable_parameters_are_the_method_s(case):
-    method, folder = case
-    config = read_config(folder)
-    _, base = load_backbone(config.backbone, TASKS["mrpc"], None)
-    model, _ = prepare(base, config, 6)
-    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    outside = [name for name in trainable if not in_head(name, config.backbone.head_modules)]
-    assert outside and all(any(mark in name for mark in MARKS[method]) for name in outside)
-    head = [name for name in trainable if in_head(name, config.backbone.head_modules)]
+    """All that were to be trained, the head's four among them, and nothing else."""
+    head_modules = read_config(case.folder).backbone.head_modules
+    head = {name for name in case.trainable if in_head(name, head_modules)}
+    own = case.trainable - head
+    marks = MARKS[case.method]
+    assert all(any(mark in name for mark in marks) for name in own)
+    assert all(any(mark in name for name in own) for mark in marks)
     assert len(head) == 4  # pooler and classifier, weight and bias each
+    _, model = load_run(case.folder)
+    end = dict(model.named_parameters())
+    assert end.keys() == case.start.keys()
+    moved = {name for name in end if not torch.equal(end[name], case.start[name])}
+    # A matrix of which nothing is kept has singular values of zero again, as at the start.
+    pruned = {name for name in end if "lora2_lambda" in name and not end[name].any()}
+    assert moved == case.trainable - pruned
+    assert len(pruned) < 12
 
 
-def test_the_head_moved_and_so_did_the_adapter(case):
-    _, folder = case
-    row = pd.read_csv(folder / "metrics.csv").iloc[0]
+def test_the_counts_are_of_what_was_trained(case):
+    row = pd.read_csv(case.folder / "metrics.csv").iloc[0]
+    sizes = {name: case.start[name].numel() for name in case.trainable}
     assert row["params_head"] == 64 * 64 + 64 + 2 * 64 + 2
+    assert row["params_adapter"] == sum(sizes.values()) - row["params_head"]
     assert row["params_adapter"] >= row["params_kept"] > 0
     assert row["params_encoder"] > 100_000
 
 
 def meta_counts(name: str, *words: str):
     """Counts of a method on an encoder's shape, built without memory for its weights."""
-    run = resolve(["task=rte", f"backbone={name}", *words]).config
+    return meta_built(resolve(["task=rte", f"backbone={name}", *words]).config)
+
+
+def meta_built(run: RunConfig):
     with torch.device("meta"):
-        base = AutoModelForSequenceClassification.from_config(encoder_config(run.backbone))
+        base = random_encoder(run.backbone, TASKS[run.task])
         encoder = count_encoder(base, run.backbone)
         model, _ = prepare(base, run, 3900)
     return run, count_start(model, run.backbone, encoder), base
+
+
+def test_there_are_as_many_configuration_files_as_are_tested():
+    found = Counter(path.parent.name for path in YAMLS)
+    groups = {"task": 8, "method": 9, "backbone": 5, "profile": 3, "table": 7, "study": 3}
+    assert found == {"configs": 1, **groups}
+
+
+def runs_of(path: Path) -> list[RunConfig]:
+    """Some runs that a configuration file has a part in: all rows of a table, one of any other."""
+    words = {"task": "rte", "method": "lora2", "backbone": "embedded"}
+    if path.parent.name == "table":
+        plan = load_table(path.stem)
+        cells = jobs(narrow(plan, plan.tasks[:1], None), load_profile("embedded"), [1])
+        return [cell.resolved.config for cell in cells]
+    if path.parent.name == "study":
+        found = candidates(load_study(path.stem))
+        return list({one.method: one.job.resolved.config for one in found}.values())
+    if path.parent.name == "profile":
+        profile = load_profile(path.stem)
+        encoders = [name for name in profile.encoders.values() if name is not None]
+        lines = [(f"backbone={encoder}", *profile.overrides) for encoder in encoders]
+        return [resolve(["task=rte", "method=lora2", *line]).config for line in lines]
+    words |= {path.parent.name: path.stem} if path.parent.name in words else {}
+    return [resolve([f"{group}={name}" for group, name in words.items()]).config]
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_yaml_composes_validates_and_builds_its_model(path):
+    runs = runs_of(path)
+    assert runs
+    for run in runs:
+        _, counts, base = meta_built(run)
+        assert counts.adapter > 0 and counts.head > 0 and counts.encoder > 100_000
+        assert base.num_labels == TASKS[run.task].num_labels
 
 
 @pytest.mark.parametrize("method", [*METHODS, "peft"])

@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import yaml
 
+import lora2.tuners
 from lora2.experiment.compose import CONFIGS
 from lora2.experiment.config import resolve
+from lora2.experiment.run import run
 from tests.experiment.conftest import TINY
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "new-method.md").read_text()
@@ -31,7 +33,19 @@ def configs(tmp_path):
     return copy
 
 
-def test_one_yaml_for_a_method_that_peft_has():
+def test_one_yaml_for_a_method_that_peft_has(configs, tmp_path):
+    shown = block("`configs/method/vera.yaml`", "yaml")
+    (configs / "method" / "mine.yaml").write_text(shown.replace("name: vera", "name: mine"))
+    (words,) = re.findall(r"run_glue.py (task=rte method=vera .*)", PAGE)
+    words = [*words.replace("=vera", "=mine").split(), *TINY, f"results.dir={tmp_path / 'results'}"]
+    done = run(resolve(words, configs).config, progress=False)
+    row = pd.read_csv(done / "metrics.csv").iloc[0]
+    assert (row["status"], row["method"]) == ("finished", "mine")
+    # In each of 2 layers: b is as long as what a matrix gives, d as r, in six matrices.
+    assert row["params_adapter"] == 2 * (5 * 64 + 384 + 6 * 64)
+
+
+def test_the_example_of_one_yaml_is_the_file_that_is_shipped():
     shown = yaml.safe_load(block("`configs/method/vera.yaml`", "yaml"))
     shipped = yaml.safe_load((CONFIGS / "method" / "vera.yaml").read_text())
     for key in ("name", "type", "target_modules", "args"):
@@ -40,9 +54,6 @@ def test_one_yaml_for_a_method_that_peft_has():
 
 
 def test_one_folder_and_one_yaml(configs, tmp_path, monkeypatch):
-    import lora2.tuners
-    from lora2.experiment.run import run
-
     folder = tmp_path / "tuners" / "diag"
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(block("lora2/tuners/diag/__init__.py", "python"))

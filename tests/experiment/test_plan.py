@@ -10,6 +10,7 @@ from lora2.experiment import plan as costs
 from lora2.experiment import timing as costs_timing
 from lora2.experiment.plan import Cost, evaluation_steps, key_of, lines, render
 from lora2.experiment.profile import load_profile
+from lora2.experiment.progress import duration
 from lora2.experiment.provenance import device_name
 from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.experiment.timing import Measured
@@ -45,9 +46,39 @@ def test_a_row_adds_up_what_is_left_to_do(tmp_path):
 
 
 def test_what_was_not_measured_is_scaled_from_the_nearest_length():
-    found = {("a", "", 64): Cost(1.0, 5, 10.0, True), ("a", "", 256): Cost(6.0, 5, 20.0, True)}
-    assert costs._scaled(("a", "", 320), found) == Cost(6.0 * 320 / 256, 5, 25.0, False)
-    assert costs._scaled(("b", "", 128), found) == Cost(2.0, 5, 20.0, False)
+    short, long = ("a", "", 64), ("a", "", 256)
+    found = {short: Cost(1.0, 5, 10.0, True), long: Cost(6.0, 5, 20.0, True, held_mb=8.0)}
+    # By the tokens that a batch has, not by the most it could have.
+    sizes = {short: 40.0, long: 200.0, ("a", "", 320): 300.0, ("b", "", 128): 50.0}
+    assert costs._scaled(("a", "", 320), found, sizes) == Cost(9.0, 5, 26.0, False, 8.0)
+    assert costs._scaled(("b", "", 128), found, sizes) == Cost(1.25, 5, 12.5, False)
+
+
+def test_every_row_is_measured_before_any_is_measured_twice(monkeypatch):
+    own, measured, clock = Measured([2.0], 10.0, 7, 8.0, 3.0), [], [0.0]
+
+    def measure(runs, *_, **__):
+        measured.extend((row, config.task) for row, (config, _) in runs.items())
+        clock[0] += 40.0
+        return dict.fromkeys(runs, own)
+
+    monkeypatch.setattr(costs_timing, "measure", measure)
+    monkeypatch.setattr(costs.time, "monotonic", lambda: clock[0])
+    plan = narrow(load_table("1"), ["cola", "mnli"], ["lora-r8", "full"])
+    left = jobs(plan, load_profile("paper"), None)
+    told: list[str] = []
+    found = costs.measure(left, budget=30.0, tell=told.append)  # spent by the first row
+    assert measured == [("lora-r8", "cola"), ("full", "cola")]
+    assert told[0] == "  lora-r8, cola, 8 x 10 tokens: 2.000 s/step"
+    assert {key[:2]: cost.measured for key, cost in found.items()} == {
+        (row, task): task == "cola" for row in ("lora-r8", "full") for task in ("cola", "mnli")
+    }
+    measured.clear()
+    costs.measure(left, budget=1e9, tell=told.append)
+    assert [row for row, _ in measured] == ["lora-r8", "full"] * 2
+    measured.clear()
+    costs.measure(left, budget=10.0, tell=told.append)  # there is an end to patience
+    assert measured == [("lora-r8", "cola")]
 
 
 def test_checkpoints_hold_the_trained_and_two_moments(tmp_path):
@@ -72,6 +103,29 @@ def test_plan_measures_a_real_step_and_writes_nothing(tmp_path, monkeypatch, cap
     row = next(line for line in shown.splitlines() if line.startswith("lora2-k1 "))
     assert 0 < float(row.split()[4]) < 30  # seconds per step
     assert 0 < int(row.split()[-2].replace(",", "")) < 10_000  # MiB
+
+
+def test_plan_of_a_timed_table_says_what_its_steps_cost(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        costs, "measure", lambda jobs, tell: {key_of(one): Cost(5.0, 1, 9.0, True) for one in jobs}
+    )
+    words = ["table=2", "profile=embedded", "tasks=rte,mrpc", "rows=lora-r8,full", "plan=true"]
+    assert script("reproduce").main(words) == 0
+    shown = capsys.readouterr().out
+    # 3 to warm up and 9 that count, of 2 rows x 2 tasks, 5 s each
+    assert "4 of 4 runs to do, 48 steps: 4 min" in shown and "nothing is trained" in shown
+    row = next(line for line in shown.splitlines() if line.startswith("full "))
+    assert row.split()[1:] == ["2", "0", "24", "5.000", "2", "min", "9", "0.0"]
+    assert snapshot(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(89, "89 s"), (91, "2 min"), (5400, "1.5 h"), (359_999, "100.0 h"), (864_000, "10 days")],
+)
+def test_times_are_said_as_people_do(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_plan_trains_nothing_when_a_sweep_would(tmp_path, monkeypatch, capsys):
@@ -155,7 +209,7 @@ def test_plan_prefers_the_bench_of_this_device(tmp_path, monkeypatch):
 def test_plan_measures_what_the_bench_does_not_tell(line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bench(tmp_path, "step.csv", line)
-    own = Measured([2.0], 100.0, 7, 8.0)
+    own = Measured([2.0], 100.0, 7, 8.0, 3.0)
     monkeypatch.setattr(costs_timing, "measure", lambda runs, *_, **__: dict.fromkeys(runs, own))
     (cost,) = costs.measure(paper_jobs("lora-r8"), tell=lambda _: None).values()
-    assert cost == Cost(2.0, 7, 8.0, True)
+    assert cost == Cost(2.0, 7, 8.0, True, 3.0)

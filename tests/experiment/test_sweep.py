@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lora2.experiment import sweep, worker
@@ -21,6 +22,8 @@ from lora2.files import hold
 from lora2.report import store
 from tests.experiment import sweep_fakes as fakes
 from tests.experiment.sweep_fakes import job
+
+TIMING = ["seconds_per_step", "train_seconds", "peak_memory_mb"]
 
 
 def one_sweep(jobs, workers: int = 1):
@@ -195,25 +198,53 @@ def test_a_worker_ends_when_its_parent_is_gone(tmp_path):
     assert fakes.ran(tmp_path) == [1]
 
 
-@pytest.mark.slow
-def test_ctrl_c_is_clean_and_the_same_command_goes_on(tmp_path):
+def _reproduce(results: Path, **how: object) -> subprocess.Popen[str]:
+    """Start a small Table 3 by one worker; its runs save a checkpoint every four steps."""
     script = Path(__file__).parents[2] / "scripts" / "reproduce.py"
-    words = ["table=3", "profile=embedded", "tasks=mrpc", "rows=uv,UV,PQ", "train.max_steps=4"]
-    command = [sys.executable, str(script), *words, "workers=1", f"results.dir={tmp_path}"]
+    words = ["table=3", "profile=embedded", "tasks=mrpc", "rows=uv,UV,PQ", "train.max_steps=16",
+             "train.eval_steps=4", "train.save_steps=4"]  # fmt: skip
+    command = [sys.executable, str(script), *words, "workers=1", f"results.dir={results}"]
     pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    process = subprocess.Popen(command, start_new_session=True, **pipe)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/*/status")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    return subprocess.Popen(command, **pipe, **how)
+
+
+def _wait_for_second_run(results: Path) -> None:
+    """Wait until one run is finished and another has a whole checkpoint."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        done = {path.parent.name for path in results.glob("runs/mrpc-*/status")}
+        last_files = results.glob("work/*/checkpoint-*/recorder.npz")  # of each checkpoint
+        if done and {path.parents[1].name for path in last_files} - done:
+            return
+        time.sleep(0.02)
+    raise AssertionError("no second run in time")
+
+
+def _runs_without_times(results: Path) -> pd.DataFrame:
+    frame = store.collect(results).drop(columns=["config", *TIMING])
+    return frame.sort_values("run", ignore_index=True)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_stopped_half_way_ends_with_the_same_runs_csv(tmp_path):
+    """Ctrl-C, as a terminal sends it to workers too, in the middle of the second of three runs."""
+    whole, halted = tmp_path / "whole", tmp_path / "halted"
+    straight = _reproduce(whole)
+    said, _ = straight.communicate(timeout=400)
+    assert straight.returncode == 0, said
+    process = _reproduce(halted, start_new_session=True)
+    _wait_for_second_run(halted)
+    os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in output, output
     assert "the same command goes on" in output
-    done = len(list(tmp_path.glob("runs/*/status")))
-    again = subprocess.run(command, timeout=240, **pipe)
-    assert f"3 runs, {done} finished already" in again.stdout and 1 <= done < 3
-    assert again.returncode == 0, again.stdout
-    states = [path.read_text() for path in tmp_path.glob("runs/*/status")]
-    assert states == ["finished\n"] * 3
-    third = subprocess.run(command, timeout=240, **pipe)
-    assert "3 runs, 3 finished already" in third.stdout and third.returncode == 0
+    assert len(list(halted.glob("runs/mrpc-*/status"))) == 1
+    again = _reproduce(halted)
+    said, _ = again.communicate(timeout=400)
+    assert "3 runs, 1 finished already" in said and again.returncode == 0, said
+    logs = "".join(path.read_text() for path in halted.glob("logs/*.log"))
+    assert logs.count("goes on from") == 1
+    pd.testing.assert_frame_equal(_runs_without_times(halted), _runs_without_times(whole))
+    third = _reproduce(halted)
+    said, _ = third.communicate(timeout=400)
+    assert "3 runs, 3 finished already" in said and third.returncode == 0

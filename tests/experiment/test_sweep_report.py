@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from lora2.experiment import reporting
 from lora2.experiment.profile import load_profile
+from lora2.experiment.sweep import Sweep
 from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.report import figures, render, store
 from tests.experiment import sweep_fakes as fakes
@@ -123,3 +125,27 @@ def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys):
     assert reporting.is_official(plan, ["results.dir=x", "data.dir=y"])
     assert not reporting.is_official(plan, ["train.max_steps=9"])
     assert not reporting.is_official(narrow(plan, ["rte"], None), [])
+
+
+def test_failures_are_named_with_their_logs_at_the_end_and_the_exit_is_1(
+    tmp_path, capsys, monkeypatch
+):
+    reproduce = script("reproduce")
+    fake = Sweep(1, [{}], run=fakes.run, record=fakes.record)
+    monkeypatch.setattr(reproduce, "plan_workers", lambda *_: fake)
+    seeds = f"seeds=1,{fakes.FAILS},{fakes.DIES}"
+    words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8", seeds]
+    words += [f"results.dir={tmp_path}"]
+    assert reproduce.main(words) == 1
+    shown = capsys.readouterr()
+    assert "3 runs, 0 finished already" in shown.out
+    assert "(1/3; 1 failed, 1 missing)" in shown.out  # the table is there all the same
+    *_, first, second, last = shown.err.splitlines()
+    assert first.startswith(f"failed: rte-lora-s{fakes.FAILS}-") and "no such luck" in first
+    assert second.startswith(f"failed: rte-lora-s{fakes.DIES}-") and "signal 9" in second
+    logs = [line.rpartition("(")[2].rstrip(")") for line in (first, second)]
+    assert "this is run 103" in Path(logs[0]).read_text()
+    assert last == "2 runs failed; the same command tries them again"
+    (tmp_path / "repaired").touch()
+    assert reproduce.main(words) == 0
+    assert "3 runs, 1 finished already" in capsys.readouterr().out

@@ -99,11 +99,11 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     def fake(runs, batches, rounds, warm_up):
         assert list(runs) == ["adalora-r8", "lora2-k8", "full"]
         own = dict(zip(runs, seconds.values(), strict=True))
-        return {row: Measured([s] * rounds, 64.0, 1, 1.0) for row, s in own.items()}
+        return {row: Measured([s] * rounds, 64.0, 1, 1.0, 1.0) for row, s in own.items()}
 
     monkeypatch.setattr(timetable.timing, "measure", fake)
     frame = timetable.measure(plan, jobs(plan, profile, [1]), 3, tell=lambda _: None)
-    frame["device"] = "some GPU"
+    frame = frame.assign(device="some GPU", dirty=False)
     row = frame.set_index(["row", "task"])
     assert row.loc[("lora2-k8", "rte"), "ratio"] == pytest.approx(1.5)
     assert row.loc[("lora2-k8", "rte"), "paper_ratio"] == pytest.approx(1.65 / 1.44)
@@ -128,3 +128,8 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     assert paths[2].read_text() == tex
     frame["device"] = "cpu x86_64 2 threads"  # whose seconds tell a reader nothing
     assert "| LoRA² k=8 | 1.50 | 1.50 |" in timetable.render(plan, frame, profile)
+    dirty = "Measured with uncommitted changes in the tree."
+    assert dirty not in text and "- Tokens per example" in text and "Tokens per example" in tex
+    timetable.write(plan, frame.assign(dirty=True), profile, tmp_path)
+    timetable.rewrite(plan, profile, tmp_path)
+    assert dirty in paths[1].read_text() and dirty in paths[2].read_text()

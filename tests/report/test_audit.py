@@ -43,6 +43,8 @@ EXPECTED = {
     "text/orth-lead": ("0.32 over uv, 0.34 over UV, 0.16 over uv+UV, 0.34 over PQ", "differs"),
     "text/orth-worst": ("lowest average: UV and PQ, 90.2925", "differs"),
     "text/modules-lead": ("1.22 over the next best", "agrees"),
+    "text/appendix": ("0 of 19 settings; its columns: train, valid, test, labels", "differs"),
+    "text/selection": ("the best of 11 (mrpc) to 75 (qqp) evaluations", "note"),
     "table2/ratio": ("1.148 = 1.433 / 1.249 s", "note"),
     "table2/caption": ("7 datasets, seconds per iteration", "differs"),
     "repeated/table3": ("4 of 4 equal to Table 1, LoRA2 k=1", "agrees"),

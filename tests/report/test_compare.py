@@ -35,7 +35,7 @@ def test_paired_by_seed_over_common_seeds_only(tmp_path: Path) -> None:
     assert line["difference"] == pytest.approx(2.0)
     assert line["seed_p"] == pytest.approx(stats.by_seed([3.0, 1.0, 2.0]).p)
     assert line["seed_p_holm"] == line["seed_p"]  # a family of one
-    assert math.isnan(line["example_p"]) and "no common predictions" in line["example_test"]
+    assert math.isnan(line["example_p"]) and "not here" in line["example_test"]
 
 
 def test_paired_by_example_merges_seeds(tmp_path: Path) -> None:
@@ -62,6 +62,7 @@ def test_different_examples_are_not_compared(tmp_path: Path) -> None:
     make_run(tmp_path, "t", method="lora", guesses=predictions(label[:3], label[:3]))
     line = compared(tmp_path).iloc[0]
     assert math.isnan(line["example_p"])
+    assert line["example_test"] == "none (no common predictions)"
 
 
 def test_mnli_splits_are_tested_apart(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("[utf8]{inputenc}", "[T1]{fontenc}", "{textcomp}", "{booktabs}", "{graphicx}")
+PACKAGES = ("[utf8]{inputenc}", "[T1]{fontenc}", "{textcomp}", "{booktabs}", "{graphicx}",
+            "{rotating}")  # fmt: skip
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.latex,

@@ -20,7 +20,7 @@ def test_tables_are_not_stale():
 
 def test_a_changed_table_is_noticed(tmp_path):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "t.md").write_text("# T\n\n| a |\n|---|\n| 1 |\n\nrest\n")
+    (tmp_path / "results" / "t.md").write_text("# T\n\n| a |\n|---|\n| 1 |\n\n## U\n\nrest\n")
     text = "x\n<!-- begin results/t.md -->\nold\n<!-- end -->\ny\n"
     fresh = refresh(text, tmp_path)
     assert "### T" in fresh and "| 1 |" in fresh and "old" not in fresh and "rest" not in fresh
@@ -32,11 +32,10 @@ def test_a_missing_table_is_an_error(tmp_path):
         refresh("<!-- begin results/none.md -->\n<!-- end -->", tmp_path)
 
 
-def test_only_the_first_grid_is_taken():
-    assert (
-        first_table("# A\n\nwords\n\n| x |\n|---|\n\n# B\n\n| y |")
-        == "### A\n\nwords\n\n| x |\n|---|"
-    )
+def test_the_first_table_is_taken_with_the_notes_under_it():
+    whole = "# A\n\n## best\n\n| x |\n|---|\n\n- Runs of 2 commits are mixed.\n\n## B\n\n| y |"
+    first = "### A\n\n#### best\n\n| x |\n|---|\n\n- Runs of 2 commits are mixed."
+    assert first_table(whole) == first
 
 
 def test_links_and_make_targets_exist():

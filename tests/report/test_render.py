@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from synthetic import make_plan, make_run
 
 from lora2.report import escape, render, store
+from lora2.report.latex import tex_float
 
 LABEL = "A_B|C & 50% *x* <k> $1$"
 ROWS = [{"label": LABEL, "method": "lora", "paper_row": {"method": "lora", "rank": 1},
@@ -20,7 +21,7 @@ ROWS = [{"label": LABEL, "method": "lora", "paper_row": {"method": "lora", "rank
          "paper_row": {"method": "lora2", "rank": 1}}]  # fmt: skip
 
 
-def written(folder: Path, profile: str, seeds: tuple[int, ...] = (0, 1)) -> dict[str, str]:
+def written(folder: Path, profile: str, seeds: tuple[int, ...] | None = (0, 1)) -> dict[str, str]:
     runs = store.read(folder)
     the_plan = make_plan(runs, ROWS, ["rte", "qqp"], seeds=seeds, title="GLUE")
     paths = render.write(the_plan, runs, folder, profile)
@@ -66,6 +67,17 @@ def test_other_profiles_say_so_and_give_no_difference(
     assert words not in written(folder, "paper")["table1.md"]
 
 
+def test_a_reader_learns_how_many_runs_a_cell_has(folder: Path) -> None:
+    text = written(folder, "paper")["table1.md"]
+    assert "mean ± standard deviation of n = 2 runs a cell (seeds 0, 1)" in text
+    assert "one run a cell (seed 0)" in written(folder, "paper", (0,))["table1.md"]
+    make_run(folder, "o2", seed=7, score=0.82)
+    text = written(folder, "paper", None)["table1.md"]  # whatever seeds were run, none missing
+    assert "n = 3 runs a cell (seeds 0, 1, 7)" in text
+    ours = next(line for line in text.splitlines() if line.startswith("| LoRA2 (k=1)"))
+    assert "81.00 ± 1.00 |" in ours and "90.00/86.00 ± 0.00/0.00 (n=2) |" in ours
+
+
 def test_every_markdown_row_has_the_columns_of_its_head(folder: Path) -> None:
     text = written(folder, "paper")["table1.md"]
     for block in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
@@ -83,6 +95,15 @@ def test_latex_is_escaped_and_rectangular(folder: Path) -> None:
     assert r"A\_B\textbar{}C \& 50\% *x* \textless{}k\textgreater{} \$1\$" in text
     assert r"80.50 $\pm$ 0.71" in text and "±" not in text
     assert r"\caption{GLUE (profile paper). Percent" in text  # LaTeX counts tables itself
+
+
+@pytest.mark.parametrize(("columns", "kind"), [(9, "table"), (10, "sidewaystable")])
+def test_a_wide_latex_table_is_turned_and_its_notes_stand_below(columns: int, kind: str) -> None:
+    text = tex_float(1, "Table 1: a_b", [["x"] * columns] * 2, ["50% lost.", "Two."])
+    assert text.startswith(rf"\begin{{{kind}}}") and text.endswith(f"\\end{{{kind}}}\n")
+    below = text.split(r"\end{tabular}")[1]
+    assert r"50\% lost. Two." in below and r"\caption{a\_b}" in text
+    assert "footnotesize" not in tex_float(1, "x", [["x"], ["y"]])
 
 
 def test_notes_stand_under_the_table(folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from synthetic import make_plan, make_run
 
 from lora2.report import paper_tables, plan, store, tables
+from lora2.report.notes import flags
 
 ROWS = [
     {"label": "LoRA (r=8)", "method": "lora", "paper_row": {"method": "lora", "rank": 8},
@@ -26,7 +27,7 @@ def built(
     """The cells of Table 1 from the runs in ``folder``, and what is said under it."""
     runs = store.read(folder)
     the_plan = make_plan(runs, ROWS, tasks, seeds=seeds)
-    return tables.build(the_plan, runs), tables.flags(the_plan, runs)
+    return tables.build(the_plan, runs), flags(the_plan, runs)
 
 
 def cell_of(frame: pd.DataFrame, label: str, task: str, metric: str | None = None) -> pd.Series:
@@ -131,11 +132,38 @@ def test_a_best_score_of_more_evaluations_is_flagged(tmp_path: Path) -> None:
     make_run(tmp_path, "d", task="mrpc", method="lora", evaluations=9)
     make_run(tmp_path, "e", task="mrpc", settings={"k": 8}, evaluations=9)
     make_run(tmp_path, "f", task="mrpc", settings={"k": 1}, status="failed", evaluations=2)
-    flags = [note for note in built(tmp_path, ["rte", "mrpc"])[1] if "evaluations" in note]
+    for name, number in (("lora", 31), ("lora2", 12)):
+        k = {"k": 1} if name == "lora2" else None
+        make_run(tmp_path, f"g{name}", task="qnli", method=name, settings=k, evaluations=number)
+        k = {"k": 8} if name == "lora2" else None
+        make_run(tmp_path, f"h{name}", task="sst2", method=name, settings=k, evaluations=number)
+        make_run(tmp_path, f"i{name}", task="cola", method=name, settings=k, evaluations=number)
+    tasks = ["rte", "mrpc", "qnli", "sst2", "cola"]
+    flags = [note for note in built(tmp_path, tasks)[1] if "evaluations" in note]
+    start = "the best score is of a different number of evaluations: 12"
+    end = "31 (LoRA (r=8)); more of them favour a row."
     assert flags == [
-        "rte: the best score is of a different number of evaluations: 12 (LoRA2 (k=1) / "
-        "LoRA2 (k=8)), 31 (LoRA (r=8)); more of them favour a row."
+        f"rte: {start} (LoRA2 (k=1) / LoRA2 (k=8)), {end}",
+        f"qnli: {start} (LoRA2 (k=1)), {end}",
+        f"sst2, cola: {start} (LoRA2 (k=8)), {end}",
     ]
+
+
+def test_what_is_said_of_the_data_of_several_tasks_is_said_once(tmp_path: Path) -> None:
+    for task, marks in (("rte", "made up"), ("mrpc", "made up"), ("cola", "")):
+        make_run(tmp_path, task, task=task, settings={"k": 8}, data_marks=marks)
+    assert [n for n in built(tmp_path, ["rte", "mrpc", "cola"])[1] if "Data" in n] == [
+        "Data of rte, mrpc: made up."
+    ]
+    assert [n for n in built(tmp_path, ["rte", "mrpc"])[1] if "Data" in n] == [
+        "Data of all tasks: made up."
+    ]
+
+
+def test_means_of_printed_numbers_are_rounded_as_on_paper() -> None:
+    q_and_k = sum((68.66, 89.46, 91.69, 88.09)) / 4  # 84.475, a little less as a binary number
+    assert f"{q_and_k:.2f}" == "84.47" and tables.as_printed(q_and_k) == "84.48"
+    assert tables.as_printed(84.4749) == "84.47"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
 # A real Slurm of one node on this machine, and the tests that need one. For a machine of your own
 # or a container, as root on Debian or Ubuntu: it installs slurm-wlm and munge if they are missing.
+# PY=/path/to/python names another interpreter than .venv's.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ -x .venv/bin/python ] && python=.venv/bin/python || python=python3
+python=${PY:-.venv/bin/python}
+if ! "$python" -c "import lora2" 2>/dev/null; then
+  echo "$python cannot import lora2: run make test-slurm, or name another with PY=" >&2
+  exit 2
+fi
 
 if [ "$(id -u)" != 0 ]; then
   echo "tests/slurm/run.sh starts Slurm's daemons and needs root: run it in a container" >&2
   exit 2
 fi
-if ! command -v slurmctld slurmd munged >/dev/null; then
+if ! { command -v slurmctld && command -v slurmd && command -v munged; } >/dev/null; then
   apt-get update -qq
   DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge
 fi
@@ -32,6 +37,7 @@ if ! munge -n >/dev/null 2>&1; then
   started+=($!)
 fi
 # cred_expire: a requeued job waits that long before it starts again (two minutes by default).
+# KillWait: SIGKILL as soon after SIGTERM as Slurm can, not half a minute later.
 cat >"$here/slurm.conf" <<EOF
 ClusterName=test
 SlurmctldHost=$node(127.0.0.1)
@@ -54,6 +60,7 @@ SelectTypeParameters=CR_Core
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
+KillWait=1
 NodeName=$node NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000
 PartitionName=test Nodes=$node Default=YES MaxTime=60 State=UP
 EOF

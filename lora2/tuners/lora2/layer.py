@@ -143,10 +143,10 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             self.get_base_layer().weight.data -= delta
 
     def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """u (d_in, k) and s * v diag(lambda) U V (k, d_out): the update as two products."""
+        """u^T (k, d_in) and s * v diag(lambda) U V (k, d_out): the update as two products."""
         if adapter_name in self.handed:
             return self.handed[adapter_name]
-        return self.lora2_u[adapter_name], self.core(adapter_name) @ self.lora2_V[adapter_name]
+        return self.lora2_u[adapter_name].T, self.core(adapter_name) @ self.lora2_V[adapter_name]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
@@ -175,7 +175,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
         first, second = self.pair(name)
         hidden = self.lora2_dropout[name](self._cast_input_dtype(x, first.dtype))
-        return hidden @ first, second
+        return nn.functional.linear(hidden, first), second
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the update is added to the weight (see ``to_lora`` for an exact conversion)."""

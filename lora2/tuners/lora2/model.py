@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,11 +11,11 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from lora2.tuners.lora2.adapted import Adapted
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
-from lora2.tuners.lora2.layer import Factors, Lora2Linear, factors_of
+from lora2.tuners.lora2.layer import Lora2Linear
 from lora2.tuners.lora2.regularizer import stacked_penalty
-from lora2.tuners.lora2.stacks import Groups, Stacks, by_shape, stack_groups, thin_pairs
 from lora2.tuners.replace import base_linear, replace_module
 
 
@@ -40,7 +39,6 @@ class Lora2Model(BaseTuner):
         self.allocator: Allocator | None = None
         self._allocated_adapter = ""
         self._penalized = False
-        self._gathered: dict[str, Stacks] = {}  # of the forward pass under way
         self._hook_forward()
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -54,16 +52,12 @@ class Lora2Model(BaseTuner):
         self._look_up_layers()
 
     def _look_up_layers(self) -> None:
-        """Find each adapter's layers by module name, and those of one shape."""
+        """Find each adapter's layers by module name."""
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, Lora2Linear)}
-        self._layers: dict[str, dict[str, Lora2Linear]] = {
-            adapter: {name: layer for name, layer in layers.items() if adapter in layer.lora2_u}
+        self._adapters = {
+            adapter: Adapted(adapter, {n: m for n, m in layers.items() if adapter in m.lora2_u})
             for adapter in self.peft_config
         }
-        self._groups: dict[str, Groups] = {}
-        for adapter in self.peft_config:
-            factors = self._factors(adapter)
-            self._groups[adapter] = by_shape(factors.u, factors.V)
 
     def _create_and_replace(
         self,
@@ -110,7 +104,7 @@ class Lora2Model(BaseTuner):
         """
         adapter, config = self._trained()
         self._penalized = True
-        stacks = self._gathered.get(adapter) or self._stack(adapter)
+        stacks = self._adapters[adapter].stacks()
         if not config.regularizes:
             return stacks.lam.new_zeros(())
         penalty = stacked_penalty(stacks, pairs=config.orthogonality, squared=config.orth_squared)
@@ -129,22 +123,15 @@ class Lora2Model(BaseTuner):
         ]
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Stack the factors once and hand each layer its part.
+        """Have the active adapters' parameters stacked once for all layers.
 
-        Layers that are left to themselves compute the same from their own parameters. That is how
-        a layer is recomputed under gradient checkpointing, after the parts were taken back.
+        Not under gradient checkpointing, where a layer is recomputed after its part was taken back.
         """
         self._take_back()
-        if module is not self.model or _is_checkpointing(module):
-            return
-        for adapter in self.active_adapters:
-            layers = list(self._adapted(adapter).values())
-            if not _alike(layers, adapter) or layers[0].disable_adapters or layers[0].merged:
-                continue
-            stacks = self._gathered[adapter] = self._stack(adapter)
-            pairs = thin_pairs(stacks, self._groups[adapter], layers[0].scaling[adapter])
-            for layer, pair in zip(layers, pairs, strict=True):
-                layer.handed[adapter] = pair
+        if module is self.model and not _is_checkpointing(module):
+            for name in self.active_adapters:
+                if name in self._adapters:
+                    self._adapters[name].hand_out()
 
     def _after_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -154,10 +141,8 @@ class Lora2Model(BaseTuner):
         return output
 
     def _take_back(self) -> None:
-        for adapter in self._gathered:
-            for layer in self._adapted(adapter).values():
-                layer.handed.clear()
-        self._gathered.clear()
+        for adapted in self._adapters.values():
+            adapted.take_back()
 
     def _add_penalty(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
         if not (module.training and self._is_training()):
@@ -192,8 +177,8 @@ class Lora2Model(BaseTuner):
                 f"optimiser steps: set Lora2Config(total_step=...), or train with a transformers "
                 f"Trainer and callbacks=[Lora2Callback()], which knows it"
             )
-        self.allocator = Allocator(config, self._factors(adapter), total_step)
-        for mask in self._masks(adapter):
+        self.allocator = Allocator(config, self._adapters[adapter].factors(), total_step)
+        for mask in self._adapters[adapter].masks():
             mask.fill_(True)
 
     def after_optimizer_step(self, step: int) -> None:
@@ -222,7 +207,8 @@ class Lora2Model(BaseTuner):
                 f"adapter {adapter!r} is active, but the ranks of {self._allocated_adapter!r} are "
                 f"being allocated: call prepare_training(total_step) to start on {adapter!r}"
             )
-        self.allocator.step(step, self._factors(adapter), self._masks(adapter))
+        adapted = self._adapters[adapter]
+        self.allocator.step(step, adapted.factors(), adapted.masks())
 
     def update_and_allocate(self, step: int) -> None:
         """``after_optimizer_step`` under the name that PEFT's AdaLoRA gave it."""
@@ -249,7 +235,7 @@ class Lora2Model(BaseTuner):
                 )
             return
         self.allocator.load_state_dict(state)
-        torch._foreach_copy_(self._masks(adapter), list(self.allocator.mask.unbind()))
+        torch._foreach_copy_(self._adapters[adapter].masks(), list(self.allocator.mask.unbind()))
 
     def finish_training(self) -> None:
         """Check that the ranks are what the schedule promised.
@@ -267,9 +253,8 @@ class Lora2Model(BaseTuner):
                 f"every rank is still {config.r}: train with callbacks=[Lora2Callback()], or call "
                 f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
             )
-        self.allocator.check_finished(
-            self._factors(self._allocated_adapter), self._masks(self._allocated_adapter)
-        )
+        adapted = self._adapters[self._allocated_adapter]
+        self.allocator.check_finished(adapted.factors(), adapted.masks())
 
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Module name -> which of its r singular values survive, for the active adapter."""
@@ -299,31 +284,11 @@ class Lora2Model(BaseTuner):
 
     def _is_training(self) -> bool:
         """Whether a forward now goes through an adapter that is trained."""
-        layers = [layer for name in self._trainable() for layer in self._adapted(name).values()]
-        return bool(layers) and not (layers[0].disable_adapters or layers[0].merged)
+        return any(self._adapters[name].is_on() for name in self._trainable())
 
     def _adapted(self, adapter: str) -> dict[str, Lora2Linear]:
         """Module name -> its layer, for every module that ``adapter`` adapts."""
-        return self._layers.get(adapter, {})
-
-    def _factors(self, adapter: str) -> Factors:
-        return factors_of(self._adapted(adapter).values(), adapter)
-
-    def _stack(self, adapter: str) -> Stacks:
-        return stack_groups(self._groups[adapter], *self._factors(adapter))
-
-    def _masks(self, adapter: str) -> list[Tensor]:
-        return [layer.lora2_mask[adapter] for layer in self._adapted(adapter).values()]
-
-
-def _alike(layers: Sequence[Lora2Linear], adapter: str) -> bool:
-    """Whether the layers' parameters can be stacked: one device, dtype and scaling."""
-    kinds = {
-        (u.device, u.dtype, layer.scaling[adapter])
-        for layer in layers
-        for u in (layer.lora2_u[adapter],)
-    }
-    return len(kinds) == 1
+        return self._adapters[adapter].layers
 
 
 def _is_checkpointing(module: nn.Module) -> bool:

@@ -1,0 +1,63 @@
+"""All matrices that one adapter adapts, and the stacks that serve them during a forward pass."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lora2.tuners.lora2.layer import Factors, Lora2Linear, factors_of
+from lora2.tuners.lora2.stacks import Stacks, by_shape, stack_groups, thin_pairs
+
+
+class Adapted:
+    """The layers of ``adapter`` by module name, in the model's order."""
+
+    def __init__(self, adapter: str, layers: dict[str, Lora2Linear]) -> None:
+        self.adapter, self.layers = adapter, layers
+        factors = self.factors()
+        self._groups = by_shape(factors.u, factors.V)
+        self._stacks: Stacks | None = None  # of the forward pass under way
+
+    def factors(self) -> Factors:
+        """The parameters of every layer."""
+        return factors_of(self.layers.values(), self.adapter)
+
+    def masks(self) -> list[Tensor]:
+        """Which singular values are kept, (r,) for each layer."""
+        return [layer.lora2_mask[self.adapter] for layer in self.layers.values()]
+
+    def stacks(self) -> Stacks:
+        """The parameters stacked: those handed out, or new ones."""
+        return self._stacks or stack_groups(self._groups, *self.factors())
+
+    def is_on(self) -> bool:
+        """Whether a forward pass goes through these layers, with the adapter beside the weights."""
+        first = next(iter(self.layers.values()), None)
+        return first is not None and not (first.disable_adapters or first.merged)
+
+    def hand_out(self) -> None:
+        """Stack the parameters once and hand each layer its pair, if it is on.
+
+        A layer that is handed nothing computes the same from its own parameters.
+        """
+        if not (self.is_on() and self._alike()):
+            return
+        self._stacks = stack_groups(self._groups, *self.factors())
+        layers = list(self.layers.values())
+        pairs = thin_pairs(self._stacks, self._groups, layers[0].scaling[self.adapter])
+        for layer, pair in zip(layers, pairs, strict=True):
+            layer.handed[self.adapter] = pair
+
+    def take_back(self) -> None:
+        """Forget what was handed out."""
+        if self._stacks is not None:
+            self._stacks = None
+            for layer in self.layers.values():
+                layer.handed.pop(self.adapter, None)
+
+    def _alike(self) -> bool:
+        """Whether the parameters can be stacked: one device, dtype and scaling."""
+        kinds = set()
+        for layer in self.layers.values():
+            u = layer.lora2_u[self.adapter]
+            kinds.add((u.device, u.dtype, layer.scaling[self.adapter]))
+        return len(kinds) == 1
