@@ -90,7 +90,7 @@ def _budget(runs: pd.DataFrame, settings: Sequence[Mapping[str, Any]], task: str
 def _seeds(results: Results, table: str) -> str:
     own = results.runs.loc[results.runs["table"] == table]
     lost = own.loc[own["status"] != "finished", "status"].value_counts()
-    said = "".join(f"; {n} runs {status}" for status, n in lost.items())
+    said = "".join(f"; {n} {status}" for status, n in lost.items())
     return f"{', '.join(str(seed) for seed in sorted(set(own['seed'])))}{said}"
 
 
