@@ -100,8 +100,11 @@ def brief(lines: Sequence[Gap]) -> str:
 
 
 def _mean(line: Gap) -> str:
-    interval = f" ({points(line.low)} to {points(line.high)})" if math.isfinite(line.low) else ""
-    return f"{TASK_NAMES[line.task]} {points(line.mean)}{interval}"
+    said = f"{TASK_NAMES[line.task]} {points(line.mean)}"
+    if not math.isfinite(line.low):
+        return said
+    seen = f"; could have seen {line.smallest:.2f}" * (line.verdict == UNKNOWN)
+    return f"{said} ({points(line.low)} to {points(line.high)}{seen})"
 
 
 def answer(results: Results, question: Question, lines: Sequence[Gap], short: bool = False) -> str:
@@ -195,9 +198,10 @@ def headline(results: Results) -> list[str]:
     lines = []
     for question in QUESTIONS:
         said = answer(results, question, gaps(results, question.pairs), short=True)
-        lines.append(f"* {markdown(question.text)} {markdown(said)}")
+        lines.append(f"* **{markdown(question.text)}** {markdown(said)}")
     about = (
         f"Study {results.study.name}: {results.study.note} First row minus second in percent "
-        f"points (95 % interval), paired by seed. {idle_count(results)}"
+        "points (95 % interval; the smallest difference that these seeds could have seen), paired "
+        f"by seed. {idle_count(results)}"
     )
     return [markdown(about), "", *lines]

@@ -81,7 +81,7 @@ JUDGES: dict[str, Judge] = {
     "roberta-saving": audited("parameters/roberta-saving"),
     "half-the-ranks": half_the_ranks,
     "layers": reasoned(
-        UNTESTED, "the ranks of each matrix are drawn, not tested, and of one seed", "Figure 3"
+        UNTESTED, "the ranks of each matrix are drawn, not tested, and of one seed", "figure3.png"
     ),
     "task-ranks": reasoned(
         UNTESTED, "how many ranks are kept in all is a setting (target_r), not a finding",
