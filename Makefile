@@ -5,6 +5,7 @@ CLUSTER ?= local
 TABLE ?= 1
 RESULTS ?= results/embedded
 KILLS ?= 50
+STUDY ?= results/small
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -12,8 +13,8 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test coverage test-slow test-faults test-slurm test-latex lint plan report audit \
-	bench study clean reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: quickstart test coverage test-slow test-faults test-slurm test-latex lint plan report \
+	report-study audit bench study clean reproduce-all $(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 10 minutes on two cores.
 # The tables go into a folder of their own, so that the committed results stay as they are.
@@ -65,6 +66,10 @@ study: $(READY)
 report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)
 	$(PY) -m lora2.report.readme
+
+# docs/study.md, its figures and README's lines on it, from the CSVs in $(STUDY) alone.
+report-study: $(READY)
+	$(PY) -m lora2.report.study $(STUDY)
 
 # Times the methods on this device; ARGS="--only step --rounds 20" for a part.
 bench: $(READY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~$])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -38,6 +39,12 @@ def markdown(text: object) -> str:
     flat = one_line(text)
     flat = "".join(_HTML.get(character, character) for character in flat)
     return _MARKDOWN.sub(r"\\\1", flat)
+
+
+def grid(lines: Sequence[Sequence[object]]) -> list[str]:
+    """The lines of a Markdown table from unescaped cells, the head first."""
+    rows = ["| " + " | ".join(markdown(text) for text in line) + " |" for line in lines]
+    return [rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]
 
 
 def tex(text: object) -> str:

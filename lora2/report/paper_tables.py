@@ -57,6 +57,11 @@ def claims() -> pd.DataFrame:
     return _read("claims.csv").set_index("id")
 
 
+def statements() -> pd.DataFrame:
+    """The claims of the paper that a study is held against, indexed by a short name."""
+    return _read("statements.csv").set_index("id")
+
+
 def glue_average(values: Mapping[tuple[str, str], Number], tasks: Sequence[str]) -> Number:
     """Mean over ``tasks``, each first averaged over its own metrics found in ``values``.
 

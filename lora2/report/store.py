@@ -57,7 +57,11 @@ def _is_local(value: object) -> bool:
     )
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def read_csv(path: Path) -> pd.DataFrame:
+    """The runs of one CSV alone, whatever folders lie beside it.
+
+    Raises StoreError if it is no table of runs, SchemaError if another version wrote it.
+    """
     try:
         # Only an empty field is no value: a run may be called nan.
         frame = pd.read_csv(
@@ -107,7 +111,7 @@ def read_run(folder: Path) -> pd.DataFrame:
             f"{folder}: {link} is a link, and a run's files lie in its folder: copy it"
         )
     try:
-        frame = _read_csv(folder / "metrics.csv")
+        frame = read_csv(folder / "metrics.csv")
         status = (folder / "status").read_text(encoding="utf-8").strip()
         settings = safe_yaml.load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
@@ -184,7 +188,7 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
     profile_dir = Path(profile_dir)
     fresh = _whole_runs(profile_dir)
     csv = profile_dir / "runs.csv"
-    old = [_read_csv(csv)] if csv.is_file() else []
+    old = [read_csv(csv)] if csv.is_file() else []
     if not fresh and not old:
         raise StoreError(
             f"no runs in {profile_dir}: run `make reproduce-table1 PROFILE={profile_dir.name}`, "
