@@ -134,11 +134,6 @@ def caption(plan: Plan, cells: pd.DataFrame) -> str:
     )
 
 
-def _markdown_grid(lines: Sequence[Sequence[str]]) -> list[str]:
-    rows = ["| " + " | ".join(escape.markdown(text) for text in line) + " |" for line in lines]
-    return [rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]
-
-
 def _p(value: float) -> str:
     if not math.isfinite(value):
         return "–"
@@ -166,11 +161,11 @@ def markdown(
     lines = [f"# {escape.markdown(title)}", ""]
     lines += [text for w in warning for text in (f"**{escape.markdown(w)}**", "")]
     lines += ["## Best validation score seen, as the paper reports", ""]
-    lines += [caption(plan, cells), "", *_markdown_grid(grid(plan, cells, profile)), ""]
+    lines += [caption(plan, cells), "", *escape.grid(grid(plan, cells, profile)), ""]
     lines += [text for note in notes for text in (f"- {escape.markdown(note)}",)]
     lines += [""] if notes else []
     lines += ["## Score after the last step", ""]
-    lines += [*_markdown_grid(grid(plan, cells, profile, "last")), ""]
+    lines += [*escape.grid(grid(plan, cells, profile, "last")), ""]
     made = comparison_grid(tests)
     if len(made) > 1:
         lines += [
@@ -179,7 +174,7 @@ def markdown(
             "By seed: could the two recipes be equal? By example: could these trained models be? "
             "Several seeds' p by example are one by Rüger's rule for dependent tests. "
             "Holm's correction over this table, for each kind of test.", "",
-            *_markdown_grid(made), "",
+            *escape.grid(made), "",
         ]  # fmt: skip
     return "\n".join(lines)
 
