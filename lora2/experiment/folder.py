@@ -15,6 +15,7 @@ from torch import nn
 from lora2.experiment.config import as_tree
 from lora2.experiment.schema import RunConfig
 from lora2.glue.data import GlueData
+from lora2.report.store import as_csv
 
 HISTORY = "history.csv"
 
@@ -22,7 +23,7 @@ HISTORY = "history.csv"
 def write_common(folder: Path, config: RunConfig, row: Mapping[str, Any]) -> None:
     """Write config.yaml, metrics.csv (one row) and status."""
     (folder / "config.yaml").write_text(yaml.safe_dump(as_tree(config), sort_keys=False))
-    pd.DataFrame([dict(row)]).to_csv(folder / "metrics.csv", index=False)
+    (folder / "metrics.csv").write_bytes(as_csv(pd.DataFrame([dict(row)])).encode())
     (folder / "status").write_text(f"{row['status']}\n")
 
 

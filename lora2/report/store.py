@@ -202,6 +202,12 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
     return frame.reset_index(drop=True)
 
 
+def as_csv(frame: pd.DataFrame) -> str:
+    """Runs as CSV text. A carriage return in an error would end its row: it becomes a new line."""
+    kept = frame.map(lambda value: value.replace("\r", "\n") if isinstance(value, str) else value)
+    return kept.to_csv(index=False, lineterminator="\n")
+
+
 def collect(profile_dir: Path | str) -> pd.DataFrame:
     """``read``, and write the result to ``runs.csv`` in one step; one process at a time.
 
@@ -209,7 +215,7 @@ def collect(profile_dir: Path | str) -> pd.DataFrame:
     """
     with replacing(Path(profile_dir) / "runs.csv") as file:
         frame = read(profile_dir)
-        file.write(frame.to_csv(index=False, lineterminator="\n").encode())
+        file.write(as_csv(frame).encode())
     return frame
 
 

@@ -18,6 +18,7 @@ def test_three_ways_take_turns_on_batches_of_their_own_width(monkeypatch, tmp_pa
         turns.append((self.model.training, *batch["input_ids"].shape))
 
     monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     ways = speed.measure([*WORDS, f"results.dir={tmp_path}"], 3)
     assert [way.name for way in ways] == [
         "padded to 32, fp32", "as typed", "and train.group_by_length=true",
@@ -42,6 +43,7 @@ def test_ratio_is_of_examples_a_second():
 def test_what_is_typed_or_lacking_is_not_turned_on(monkeypatch):
     added = ["train.group_by_length=true"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
     assert speed.fastest(WORDS) == WORDS + added
     typed = [*WORDS, "train.group_by_length=null"]
     assert speed.fastest(typed) == typed

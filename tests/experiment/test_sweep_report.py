@@ -132,7 +132,7 @@ def test_failures_are_named_with_their_logs_at_the_end_and_the_exit_is_1(
 ):
     reproduce = script("reproduce")
     fake = Sweep(1, [{}], run=fakes.run, record=fakes.record)
-    monkeypatch.setattr(reproduce, "plan_workers", lambda *_: fake)
+    monkeypatch.setattr("lora2.experiment.driving.plan_workers", lambda *_: fake)
     seeds = f"seeds=1,{fakes.FAILS},{fakes.DIES}"
     words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8", seeds]
     words += [f"results.dir={tmp_path}"]

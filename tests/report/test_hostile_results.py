@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_plan, make_run, predictions, ranks
 
-from lora2.report import compare, escape, figures, render, store, tables
+from lora2.report import compare, escape, figures, render, store
+from lora2.report.notes import MIXED
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
@@ -59,7 +60,8 @@ def test_hostile_text_stays_text_in_markdown(hostile: Path) -> None:
 def test_hostile_text_stays_text_in_latex(hostile: Path) -> None:
     text = written(hostile, HOSTILE)["table1.tex"]
     assert "input" in text
-    known = ("begin", "end", "centering", "caption", "resizebox", "ifdim", "width", "linewidth",
+    known = ("begin", "end", "par", "smallskip", "footnotesize", "raggedright",
+             "centering", "caption", "resizebox", "ifdim", "width", "linewidth",
              "else", "fi", "toprule", "midrule", "bottomrule", "pm", "textbackslash",
              "textasciitilde", "textasciicircum", "textless", "textgreater", "textbar")  # fmt: skip
     assert set(re.findall(r"\\([A-Za-z]+)", text)) <= set(known)
@@ -235,7 +237,7 @@ def test_each_condition_that_differs_from_its_neighbours_is_flagged(
     make_run(tmp_path, "a", seed=0, settings={"k": 8})
     make_run(tmp_path, "b", seed=1, settings={"k": 8}, **{column: "other"})
     text = written(tmp_path, "LoRA2")["table1.md"]
-    assert f"Runs of 2 {tables.MIXED[column]} are mixed" in text and "other" in text
+    assert f"Runs of 2 {MIXED[column]} are mixed" in text and "other" in text
 
 
 NAMES = st.text("abcdefghij0123456789-_.", min_size=1, max_size=12).filter(lambda s: s[0].isalnum())
@@ -251,7 +253,8 @@ RUNS = st.dictionaries(
 
 def frame_of(rows: dict[str, dict[str, object]]) -> pd.DataFrame:
     fixed = {"schema": 1, "status": "finished", "backbone": "b", "task": "rte", "method": "lora2"}
-    return pd.DataFrame([{"run": name, **fixed, **row, "config": json.dumps({"k": name})}
+    return pd.DataFrame([{"run": name, **fixed, **dict(sorted(row.items())),
+                          "config": json.dumps({"k": name})}
                          for name, row in rows.items()])  # fmt: skip
 
 
@@ -259,7 +262,7 @@ def frame_of(rows: dict[str, dict[str, object]]) -> pd.DataFrame:
 @given(RUNS, st.randoms())
 def test_runs_csv_keeps_every_row_to_the_bit_whatever_their_order(tmp_path_factory, rows, random):
     folder = tmp_path_factory.mktemp("store")
-    frame_of(rows).to_csv(folder / "runs.csv", index=False)
+    (folder / "runs.csv").write_text(store.as_csv(frame_of(rows)), newline="")
     first = store.collect(folder)
     text = (folder / "runs.csv").read_bytes()
     found = first.set_index("run")
@@ -270,7 +273,7 @@ def test_runs_csv_keeps_every_row_to_the_bit_whatever_their_order(tmp_path_facto
     assert [one["k"] for one in store.settings(first)] == first["run"].tolist()
     shuffled = list(rows.items())
     random.shuffle(shuffled)
-    frame_of(dict(shuffled)).to_csv(folder / "runs.csv", index=False)
+    (folder / "runs.csv").write_text(store.as_csv(frame_of(dict(shuffled))), newline="")
     pd.testing.assert_frame_equal(store.collect(folder), first)
     assert (folder / "runs.csv").read_bytes() == text
     assert store.collect(folder).equals(first)

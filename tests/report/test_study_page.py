@@ -204,7 +204,7 @@ def test_what_is_not_there_is_said_without_a_traceback(folder, tmp_path, capsys)
     assert "rates.csv is not there: run `make study`" in capsys.readouterr().err
     copy = shutil.copytree(folder, tmp_path / "small")
     runs = pd.read_csv(copy / "runs.csv")
-    runs.assign(config=runs["config"].str.replace("150", "151"), run=runs["run"] + "x").loc[
+    runs.assign(config=runs["config"].str.replace("300", "301"), run=runs["run"] + "x").loc[
         runs["task"] == "mrpc"
     ].to_csv(copy / "runs.csv", index=False)
     with pytest.raises(StoreError, match="no finished run of study small-cpu"):
