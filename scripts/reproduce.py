@@ -8,16 +8,12 @@ python scripts/reproduce.py table=1 plan=true
 
 from __future__ import annotations
 
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.experiment.disk import DiskFull, explained
-from lora2.experiment.driving import begin, summary, sweep_here
-from lora2.experiment.problems import ConfigError
-from lora2.experiment.reach import Unreachable
+from lora2.experiment.disk import explained
+from lora2.experiment.driving import begin, command, summary, sweep_here
 from lora2.experiment.request import Request, parse, results_folders
 from lora2.experiment.sweep import unfinished
 from lora2.experiment.tableplan import Job, TablePlan, distinct
@@ -28,28 +24,11 @@ USAGE = (
     "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
     "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] [key=value of run_glue.py]"
 )
-INTERRUPTED = 130
 
 
 def main(argv: Sequence[str]) -> int:
     """Check the words, do what is missing, write the tables; return the exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\n{USAGE}")
-        return 0 if argv else 2
-    # transformers announces its own renamings once per model.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return reproduce(parse(argv))
-    except ConfigError as error:
-        print(f"{error}\n{USAGE}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (DiskFull, Unreachable) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return command(argv, f"{__doc__}\n{USAGE}", lambda words: reproduce(parse(words)))
 
 
 def reproduce(request: Request) -> int:

@@ -7,15 +7,11 @@ python scripts/study.py study=small-cpu only=final rows=lora2-k1 tasks=mrpc seed
 
 from __future__ import annotations
 
-import signal
 import sys
-import warnings
 from collections.abc import Sequence
 
-from lora2.experiment.disk import DiskFull, explained
-from lora2.experiment.driving import summary, sweep_here
-from lora2.experiment.problems import ConfigError
-from lora2.experiment.reach import Unreachable
+from lora2.experiment.disk import explained
+from lora2.experiment.driving import command, summary, sweep_here
 from lora2.experiment.studyrequest import StudyRequest, parse_study
 from lora2.experiment.studyruns import Part, final_parts, first_rates
 from lora2.experiment.tableplan import Job
@@ -25,28 +21,12 @@ USAGE = (
     "[plan=true] [only=selection|final|tables] [only=final rows=... tasks=... seeds=1,2] "
     "[results.dir=DIR] [key=value of run_glue.py]"
 )
-INTERRUPTED = 130
 SETTLED = ("finished", "diverged")  # a rate that diverged cannot be chosen: that is a result
 
 
 def main(argv: Sequence[str]) -> int:
     """Check the words, do what is missing, write the report; return the exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\n{USAGE}")
-        return 0 if argv else 2
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return run_study(parse_study(argv))
-    except ConfigError as error:
-        print(f"{error}\n{USAGE}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        return INTERRUPTED
-    except (DiskFull, Unreachable) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return command(argv, f"{__doc__}\n{USAGE}", lambda words: run_study(parse_study(words)))
 
 
 def run_study(request: StudyRequest) -> int:

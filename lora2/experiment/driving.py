@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lora2.experiment.disk import explained
+from lora2.experiment.disk import DiskFull, explained
 from lora2.experiment.paths import log_file, status_of
+from lora2.experiment.problems import ConfigError
 from lora2.experiment.publish import tidy
-from lora2.experiment.reach import check_reach
+from lora2.experiment.reach import Unreachable, check_reach
 from lora2.experiment.sweep import plan_workers, run_all
 from lora2.experiment.tableplan import Job
 from lora2.experiment.worker import Outcome
 
+INTERRUPTED = 130
 FINISHED = ("finished",)
+
+
+def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
+    """Do what a command's words ask for and return the exit code; ``about`` is its help.
+
+    Wrong words are 2, what cannot be had or written 1, Ctrl-C 130; each with a message.
+    """
+    if not argv or {"-h", "--help"} & set(argv):
+        print(about)
+        return 0 if argv else 2
+    # transformers announces its own renamings once per model.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return do(argv)
+    except ConfigError as error:
+        print(f"{error}\n{about.splitlines()[-1]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (DiskFull, Unreachable) as error:
+        print(error, file=sys.stderr)
+        return 1
 
 
 def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
