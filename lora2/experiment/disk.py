@@ -10,7 +10,8 @@ from pathlib import Path
 
 CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full; over the quota; over a limit per file
 # What libraries say that write without Python: safetensors with the code, torch.save without.
-WORDS = (*(f"(os error {code})" for code in CODES), "inline_container.cc", "PytorchStreamWriter")
+WORDS = (*(f"(os error {code})" for code in CODES), "inline_container.cc", "PytorchStreamWriter",
+         "iostream error")  # fmt: skip
 
 
 class DiskFull(OSError):
