@@ -56,7 +56,6 @@ def fit(
     recipe = total_steps(published["train"], TASKS[published["task"]].rows["train"])
     if steps is None or recipe is None or steps == recipe:
         return []
-    ratio = steps / recipe
     notes = []
     for key in FITTED + SHORTENED:
         section, name = key.split(".")
@@ -65,8 +64,8 @@ def fit(
             continue
         if value != published[section].get(name):
             continue
-        scale = min(1.0, ratio) if key in SHORTENED else ratio
-        fitted = max(1, math.floor(value * scale))
+        own = min(steps, recipe) if key in SHORTENED else steps
+        fitted = max(1, value * own // recipe)
         if fitted != value:
             tree[section][name] = fitted
             notes.append(
