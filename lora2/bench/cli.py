@@ -2,7 +2,7 @@
 
 Every method steps in turn with the others in one process, on random weights of the encoder's
 shape. Writes results/bench/<device>/{micro,step,table2,scaling,profile}.csv. Sizes default to the
-paper's on a GPU, and on a processor to what two cores do in about ten minutes.
+paper's on a GPU, and to smaller encoders on a processor.
 
 python scripts/bench.py --only step --rounds 20
 python scripts/bench.py --against REVISION             # a step of this code and of that, in turn
