@@ -12,7 +12,7 @@ import torch
 
 from lora2.experiment import run as module
 from lora2.experiment.config import resolve
-from lora2.experiment.disk import DiskFull
+from lora2.experiment.disk import DiskFull, is_full
 from lora2.experiment.paths import status
 from tests.experiment.test_run import assert_same_run
 from tests.experiment.test_sweep_report import made
@@ -81,6 +81,22 @@ def test_a_run_goes_on_after_room_is_made(disk, whole, monkeypatch, where, name,
     free(disk)
     assert_same_run(whole, do_run(disk))
     assert not list(disk.glob("work/*/checkpoint-*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "full"),
+    [
+        ("basic_ios::clear: iostream error", True),  # torch.save, on a tmpfs
+        ("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0", True),  # torch.save
+        ("Error while serializing: I/O error: No space left on device (os error 28)", True),
+        ("Error while serializing: I/O error: Permission denied (os error 13)", False),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_what_libraries_say_of_a_full_disk_is_told_from_other_errors(text, full):
+    wrapped = ValueError("a run failed")
+    wrapped.__cause__ = RuntimeError(text)
+    assert is_full(RuntimeError(text)) is full and is_full(wrapped) is full
 
 
 def test_tables_stay_as_they_were(disk, capsys):
