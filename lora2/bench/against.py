@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def measure(
             name: lambda _, code=code, row=row: ask[code](f"step {row}")
             for name, (code, row) in turns.items()
         }
-        seconds = interleave(actions, rounds, warm_up)
+        seconds = interleave(actions, rounds, warm_up, time.perf_counter)  # others' work
         counts = {name: ask[code](f"count {row}").split() for name, (code, row) in turns.items()}
     rows: list[Row] = []
     for name, (code, row) in turns.items():

@@ -108,23 +108,37 @@ def build(base: nn.Module, method: Method, precision: str = "fp32") -> Stepper:
     return Stepper(model, driver, optimizer, precision=precision)
 
 
+def own_clock() -> Callable[[], float]:
+    """Return the clock of work done in this process, in seconds.
+
+    Where one thread of a processor does all of it, that is the process's own time, which no other
+    program on the machine makes longer.
+    """
+    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def interleave(
-    actions: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 2
+    actions: Mapping[str, Callable[[int], object]],
+    rounds: int,
+    warm_up: int = 2,
+    clock: Callable[[], float] | None = None,
 ) -> Seconds:
     """Time several actions, one of each in turn (A B C A B C), ``rounds`` times.
 
     In turn, so that a machine that slows down or speeds up does it to all of them alike. An action
     gets the number of its round, from 0; the first ``warm_up`` rounds are not counted. The device
-    is idle when a clock starts and again when it stops.
+    is idle when the clock (None: ``own_clock``) starts and again when it stops.
     """
+    clock = clock or own_clock()
     seconds: Seconds = {name: [] for name in actions}
     for number in range(warm_up + rounds):
         for name, action in actions.items():
             settle()
-            started = time.perf_counter()
+            started = clock()
             action(number)
             settle()
-            spent = time.perf_counter() - started
+            spent = clock() - started
             if number >= warm_up:
                 seconds[name].append(spent)
     return seconds

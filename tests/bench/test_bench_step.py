@@ -12,7 +12,15 @@ from lora2.bench import step
 from lora2.bench.encoders import head_modules, random_encoder, shaped, twin
 from lora2.bench.lengths import padded_batch
 from lora2.bench.methods import METHODS
-from lora2.bench.step import build, held_bytes, interleave, quartiles, ratio, take_turns
+from lora2.bench.step import (
+    build,
+    held_bytes,
+    interleave,
+    own_clock,
+    quartiles,
+    ratio,
+    take_turns,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +37,8 @@ def batch():
     return padded_batch(torch.tensor([7, 4]), 200, 2, torch.Generator().manual_seed(0))
 
 
-def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
+def test_methods_take_turns_and_warm_up_is_not_counted():
     clock, order = [0.0], []
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def action(name, cost):
         def act(number):
@@ -40,10 +47,23 @@ def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
 
         return act
 
-    found = interleave({"a": action("a", 10), "b": action("b", 20)}, rounds=3, warm_up=2)
+    actions = {"a": action("a", 10), "b": action("b", 20)}
+    found = interleave(actions, rounds=3, warm_up=2, clock=lambda: clock[0])
     assert order == [(name, number) for number in range(5) for name in "ab"]
     assert found == {"a": [12, 13, 14], "b": [22, 23, 24]}
     assert quartiles(found["a"]) == (12.5, 13, 13.5) and quartiles([2.0]) == (2, 2, 2)
+
+
+def test_one_thread_is_timed_by_its_own_work_several_by_the_wall(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    waited = interleave({"wait": lambda _: time.sleep(0.05)}, rounds=1, warm_up=0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert waited["wait"][0] < 0.02
+    assert interleave({"wait": lambda _: time.sleep(0.05)}, rounds=1, warm_up=0)["wait"][0] >= 0.05
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the host only waits for it
+    assert own_clock() is time.perf_counter
 
 
 def test_a_ratio_compares_times_of_the_same_round():

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lora2.tuners.lora2.layer import Factors, Lora2Linear, factors_of
-from lora2.tuners.lora2.stacks import Stacks, by_shape, stack_groups, thin_pairs
+from lora2.tuners.lora2.stacks import (
+    Stacks,
+    by_shape,
+    stack_groups,
+    thin_pairs,
+    untracked_pairs,
+)
 
 
 class Adapted:
@@ -41,18 +48,21 @@ class Adapted:
         """
         if not (self.is_on() and self._alike()):
             return
-        self._stacks = stack_groups(self._groups, *self.factors())
-        layers = list(self.layers.values())
-        pairs = thin_pairs(self._stacks, self._groups, layers[0].scaling[self.adapter])
+        layers, factors = list(self.layers.values()), self.factors()
+        scaling, device = layers[0].scaling[self.adapter], factors.lam[0].device.type
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+            self._stacks = stack_groups(self._groups, *factors)
+            pairs = thin_pairs(self._stacks, self._groups, scaling)
+        else:
+            pairs = untracked_pairs(*factors, self._groups, scaling)
         for layer, pair in zip(layers, pairs, strict=True):
             layer.handed[self.adapter] = pair
 
     def take_back(self) -> None:
         """Forget what was handed out."""
-        if self._stacks is not None:
-            self._stacks = None
-            for layer in self.layers.values():
-                layer.handed.pop(self.adapter, None)
+        self._stacks = None
+        for layer in self.layers.values():
+            layer.handed.pop(self.adapter, None)
 
     def _alike(self) -> bool:
         """Whether the parameters can be stacked: one device, dtype and scaling."""

@@ -44,11 +44,14 @@ def stack_groups(
     U: Sequence[Tensor],
     V: Sequence[Tensor],
 ) -> Stacks:
-    """Stack the factors of n matrices, (d_in, k), (k, r), (r,), (r, k), (k, d_out) each."""
+    """Stack the factors of n matrices, (d_in, k), (k, r), (r,), (r, k), (k, d_out) each.
+
+    ``u`` may be empty: then its stacks are left out.
+    """
     order = [index for group in groups for index in group]
     with torch.autocast(v[0].device.type, enabled=False):  # its promotion knows no float64
         return Stacks(
-            u=[torch.stack([u[at] for at in group]) for group in groups],
+            u=[torch.stack([u[at] for at in group]) for group in groups] if u else [],
             v=torch.stack([v[at] for at in order]),
             lam=torch.stack([lam[at] for at in order]),
             U=torch.stack([U[at] for at in order]),
@@ -79,16 +82,37 @@ def thin_pairs(stacks: Stacks, groups: Groups, scaling: float) -> list[tuple[Ten
     dtype of autocast where it is on.
     """
     device = stacks.lam.device.type
-    with torch.autocast(device, enabled=False):
-        scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
-        cores = (scaled @ stacks.U).split([len(group) for group in groups])  # (g, k, k) each
-        outs = [core @ V for core, V in zip(cores, stacks.V, strict=True)]  # (g, k, d_out) each
+    outs = _outs(stacks, groups, scaling)
     ins = [_Turned.apply(one) for one in stacks.u]  # (g, d_in, k) -> (g, k, d_in)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         ins, outs = [one.to(dtype) for one in ins], [one.to(dtype) for one in outs]
-    pairs: list[tuple[Tensor, Tensor]] = [(ins[0], outs[0])] * sum(map(len, groups))
-    for group, first, second in zip(groups, ins, outs, strict=True):
-        for at, pair in zip(group, zip(first.unbind(), second.unbind(), strict=True), strict=True):
-            pairs[at] = pair
-    return pairs
+    return list(zip(_in_place(ins, groups), _in_place(outs, groups), strict=True))
+
+
+def untracked_pairs(
+    u: Sequence[Tensor], v: Sequence[Tensor], lam: Sequence[Tensor], U: Sequence[Tensor],
+    V: Sequence[Tensor], groups: Groups, scaling: float,
+) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    """``thin_pairs`` of unstacked factors where no gradient is wanted: u is read where it lies."""
+    stacks = stack_groups(groups, (), v, lam, U, V)
+    seconds = _in_place(_outs(stacks, groups, scaling), groups)
+    return [(one.T, second) for one, second in zip(u, seconds, strict=True)]
+
+
+def _outs(stacks: Stacks, groups: Groups, scaling: float) -> list[Tensor]:
+    """s * v diag(lambda) U V, (g, k, d_out) of each group."""
+    with torch.autocast(stacks.lam.device.type, enabled=False):
+        scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
+        cores = (scaled @ stacks.U).split([len(group) for group in groups])  # (g, k, k) each
+        return [core @ V for core, V in zip(cores, stacks.V, strict=True)]
+
+
+def _in_place(stacked: Sequence[Tensor], groups: Groups) -> list[Tensor]:
+    """The matrices of all groups, each in its original place."""
+    places = {
+        at: one
+        for group, stack in zip(groups, stacked, strict=True)
+        for at, one in zip(group, stack.unbind(), strict=True)
+    }
+    return [places[at] for at in range(len(places))]
