@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NEEDED = "lora2/bench/step.py"  # with what CHILD imports; older revisions have no bench
 # Runs with either code: builds the methods, then answers a line a request on a pipe.
 CHILD = """
-import json, sys, warnings
+import json, sys, time, warnings
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 import torch
 from lora2.bench.methods import METHODS
@@ -34,6 +33,9 @@ from lora2.bench.shape import Shape
 from lora2.bench.step import build, settle
 asked = json.loads(sys.stdin.readline())
 torch.set_num_threads(asked["threads"])
+# As own_clock in step.py, which an earlier revision may lack.
+alone = asked["threads"] == 1 and not torch.cuda.is_available()
+clock = time.process_time if alone else time.perf_counter
 shape = Shape(**asked["shape"])
 base, batch = shape.base(), shape.full_batch()
 steppers = {row: build(base, METHODS[row], shape.precision) for row in asked["methods"]}
@@ -41,9 +43,11 @@ print("ready", flush=True)
 for line in sys.stdin:
     verb, row = line.split()
     if verb == "step":
+        settle()
+        started = clock()
         steppers[row].step(batch)
         settle()
-        print("done", flush=True)
+        print(clock() - started, flush=True)
     else:
         counts = steppers[row].counts(batch)
         print(len(counts.kernels), len(counts.syncs), flush=True)
@@ -73,11 +77,15 @@ def measure(
         codes = {commit: Path(folder), "this": REPOSITORY}
         ask = {code: stack.enter_context(_child(path, asked)) for code, path in codes.items()}
         turns = {f"{code} {row}": (code, row) for row in methods for code in codes}
+        taken: dict[str, list[float]] = {name: [] for name in turns}
         actions = {
-            name: lambda _, code=code, row=row: ask[code](f"step {row}")
+            name: lambda _, name=name, code=code, row=row: taken[name].append(
+                float(ask[code](f"step {row}"))
+            )
             for name, (code, row) in turns.items()
         }
-        seconds = interleave(actions, rounds, warm_up, time.perf_counter)  # others' work
+        interleave(actions, rounds, warm_up)  # its own clock only sees that it waits
+        seconds = {name: own[warm_up:] for name, own in taken.items()}
         counts = {name: ask[code](f"count {row}").split() for name, (code, row) in turns.items()}
     rows: list[Row] = []
     for name, (code, row) in turns.items():

@@ -119,18 +119,15 @@ def own_clock() -> Callable[[], float]:
 
 
 def interleave(
-    actions: Mapping[str, Callable[[int], object]],
-    rounds: int,
-    warm_up: int = 2,
-    clock: Callable[[], float] | None = None,
+    actions: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 2
 ) -> Seconds:
     """Time several actions, one of each in turn (A B C A B C), ``rounds`` times.
 
     In turn, so that a machine that slows down or speeds up does it to all of them alike. An action
     gets the number of its round, from 0; the first ``warm_up`` rounds are not counted. The device
-    is idle when the clock (None: ``own_clock``) starts and again when it stops.
+    is idle when the clock starts and again when it stops.
     """
-    clock = clock or own_clock()
+    clock = own_clock()
     seconds: Seconds = {name: [] for name in actions}
     for number in range(warm_up + rounds):
         for name, action in actions.items():

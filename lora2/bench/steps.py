@@ -25,6 +25,7 @@ from lora2.bench.step import (
 )
 
 SERVED = "lora2-k8"  # the adapter of the inference rows
+INFERENCE_ROUNDS = 4  # to one of training: shorter, and of times that lie closer together
 
 
 def measure(shape: Shape, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
@@ -32,7 +33,7 @@ def measure(shape: Shape, methods: Sequence[str], rounds: int, warm_up: int) -> 
     base, batch = shape.base(), shape.full_batch()
     rows = training(shape, base, batch, methods, rounds, warm_up)
     release()
-    rows += inference(shape, base, batch, rounds, warm_up)
+    rows += inference(shape, base, batch, INFERENCE_ROUNDS * rounds, warm_up)
     del base
     release()
     return rows

@@ -23,9 +23,11 @@ PARTS = {
     "table2": "Table 2: steps on batches as long as GLUE's sentences",
     "scaling": "Scaling over layers, k and r",
     "profile": "A training step in its parts and dearest operations",
+    "against": "A training step of this code and of an earlier revision's",
 }
 NAMES = {
     "part": "Part",
+    "code": "Code",
     "matrices": "Matrices",
     "encoder": "Encoder",
     "task": "Task",
@@ -45,6 +47,7 @@ NAMES = {
     "ratio_to_lora": "to LoRA",
     "ratio_to_adalora": "to AdaLoRA",
     "ratio_to_base": "to no adapter",
+    "ratio_to_then": "to then",
     "kernels": "Kernels",
     "syncs": "Syncs",
     "memory_mib": "Memory, MiB",
@@ -55,6 +58,7 @@ FORMS: Mapping[str, str] = {
     "ratio_to_lora": ".3f",
     "ratio_to_adalora": ".3f",
     "ratio_to_base": ".3f",
+    "ratio_to_then": ".3f",
     "memory_mib": ",.0f",
     "memory_ratio_to_lora": ".3f",
     "tokens": ".0f",

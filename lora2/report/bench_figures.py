@@ -211,12 +211,28 @@ def profile(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def against(frame: pd.DataFrame) -> Figure:
+    """Time against the earlier code's of the same method, and both codes' kernels."""
+    now = frame.loc[frame["code"] == "this"]
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    axes = figure.add_subplot(1, 2, 1)
+    _bars(axes, now, "ratio_to_then", ".2f")
+    axes.axvline(1, color="0.6", linewidth=0.8, zorder=0)
+    then = frame["code"].iloc[0]
+    axes.set_title(f"training step: time to that of {then}", fontsize=9)
+    axes = figure.add_subplot(1, 2, 2)
+    _bars(axes, frame.assign(label=frame["label"] + ", " + frame["code"]), "kernels", ",.0f")
+    axes.set_title("kernels of a step", fontsize=9)
+    return figure
+
+
 FIGURES: Mapping[str, Callable[[pd.DataFrame], Figure]] = {
     "micro": micro,
     "step": step,
     "table2": table2,
     "scaling": scaling,
     "profile": profile,
+    "against": against,
 }
 
 

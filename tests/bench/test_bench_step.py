@@ -37,8 +37,9 @@ def batch():
     return padded_batch(torch.tensor([7, 4]), 200, 2, torch.Generator().manual_seed(0))
 
 
-def test_methods_take_turns_and_warm_up_is_not_counted():
+def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
     clock, order = [0.0], []
+    monkeypatch.setattr(step, "own_clock", lambda: lambda: clock[0])
 
     def action(name, cost):
         def act(number):
@@ -48,7 +49,7 @@ def test_methods_take_turns_and_warm_up_is_not_counted():
         return act
 
     actions = {"a": action("a", 10), "b": action("b", 20)}
-    found = interleave(actions, rounds=3, warm_up=2, clock=lambda: clock[0])
+    found = interleave(actions, rounds=3, warm_up=2)
     assert order == [(name, number) for number in range(5) for name in "ab"]
     assert found == {"a": [12, 13, 14], "b": [22, 23, 24]}
     assert quartiles(found["a"]) == (12.5, 13, 13.5) and quartiles([2.0]) == (2, 2, 2)

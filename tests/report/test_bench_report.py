@@ -68,6 +68,11 @@ def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) 
                 ("operation", "others", 0.375),
             )
         ],
+        "against": [
+            {"code": code, **s, **m, "ratio_to_then": 0.5 if code == "this" else 1.0}
+            for _, s, m in (own[1], own[3])
+            for code in ("abcdef", "this")
+        ],
     }
     for part in parts:
         write_csv(folder / f"{part}.csv", kinds[part], origin)
@@ -85,6 +90,7 @@ def test_every_part_gets_a_table_and_a_plot(tmp_path):
     assert "| 11.25 | 1.125 | 0.900 |" in text  # milliseconds, and the two ratios
     assert "1,234" in text and "![" in text
     assert "| operation | aten::mm | 9 | 62.5% |" in text
+    assert "| this | LoRA² k=8 |" in text and "to then" in text
     first = [path.read_bytes() for path in paths]
     assert [path.read_bytes() for path in write(folder)] == first
 
