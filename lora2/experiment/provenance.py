@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -56,6 +57,17 @@ def device_name(kind: str | None = None) -> str:
     if kind != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
+
+
+def forget_peak_memory() -> None:
+    """Start ``peak_memory_mb`` anew: a worker does many runs in one process.
+
+    Where the system cannot (macOS, a kernel that forbids it) an earlier run's peak stays.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
 
 
 def peak_memory_mb() -> float:

@@ -26,7 +26,12 @@ from lora2.experiment.flash import use_flash
 from lora2.experiment.memory import within_memory
 from lora2.experiment.methods import peft_config, prepare
 from lora2.experiment.paths import run_dir, status_of, tokens_dir, work_dir
-from lora2.experiment.provenance import is_main_process, peak_memory_mb, provenance
+from lora2.experiment.provenance import (
+    forget_peak_memory,
+    is_main_process,
+    peak_memory_mb,
+    provenance,
+)
 from lora2.experiment.publish import publish
 from lora2.experiment.recorder import Diverged, Recorder
 from lora2.experiment.schedule import total_steps
@@ -87,6 +92,7 @@ def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note:
     """Do the run ``asked`` for, in the parts of a batch that ``config`` says."""
     folder, work = run_dir(asked), work_dir(asked)
     _interrupted(work)
+    forget_peak_memory()
     set_seed(config.seed)
     use_matmul_precision(config)
     data = load_data(config)
