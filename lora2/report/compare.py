@@ -13,6 +13,8 @@ from lora2.report import stats
 from lora2.report.plan import Cell, Plan, cells
 from lora2.report.store import StoreError
 
+ABSENT = "none (their run folders are not here)"
+SAME = ["label", "against", "task", "metric", "n"]  # and the difference: a line of the same runs
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
 
@@ -66,8 +68,7 @@ def by_example(
             values.append(_example_p(metric, frames[0], frames[1]))
     values = [value for value in values if not math.isnan(value)]
     if not values:
-        why = "their run folders are not here" if absent else "no common predictions"
-        return stats.Outcome(f"none ({why})", math.nan)
+        return stats.Outcome(ABSENT if absent else "none (no common predictions)", math.nan)
     name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
     return stats.Outcome(
         f"{name} ({len(values)} seed{'s' * (len(values) > 1)})", stats.merge(values)
@@ -106,7 +107,8 @@ def compare(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str | None = Non
 
     ``against`` is ``Plan.reference``. ``*_holm`` are corrected over all lines of the table, the
     tests by seed and those by example as a family each. By-example tests say whether two trained
-    models differ on this validation set, by-seed tests whether two training recipes do.
+    models differ on this validation set, by-seed tests whether two training recipes do. A test by
+    example whose run folders are gone is taken from the table's own file in ``profile_dir``.
     """
     folder = None if profile_dir is None else Path(profile_dir)
     table = cells(plan, runs)
@@ -119,6 +121,29 @@ def compare(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str | None = Non
         for metric in plan.metrics_of(task)
     ]
     frame = pd.DataFrame(lines, columns=[c for c in COLUMNS if not c.endswith("_holm")])
+    if folder is not None:
+        frame = _remembered(frame, folder / f"table{plan.table}{plan.suffix}_tests.csv")
     for kind in ("seed_p", "example_p"):
         frame[f"{kind}_holm"] = stats.holm(frame[kind].tolist())
     return frame[COLUMNS]
+
+
+def _remembered(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """``frame`` with the tests by example that ``path`` holds of the same lines, where it has none.
+
+    Predictions are not committed: without this, a clone would lose what it cannot test again.
+    """
+    gone = frame["example_test"] == ABSENT
+    if not gone.any() or not path.is_file():
+        return frame
+    old = pd.read_csv(path, float_precision="round_trip")
+    if not {*SAME, "difference", "example_test", "example_p"} <= set(old.columns):
+        return frame
+    found = frame[[*SAME, "difference"]].merge(
+        old.drop_duplicates(SAME), how="left", on=SAME, suffixes=("", "_then")
+    )
+    same = np.isclose(found["difference"], found["difference_then"], rtol=0, atol=1e-9)
+    take = gone.to_numpy() & same & found["example_test"].notna().to_numpy()
+    for column in ("example_test", "example_p"):
+        frame[column] = frame[column].where(~take, found[column].to_numpy())
+    return frame

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,23 @@ def test_paired_by_example_merges_seeds(tmp_path: Path) -> None:
     assert line["example_test"] == "exact McNemar (3 seeds)"
     assert line["example_p"] == pytest.approx(stats.merge(expected))
     assert line["example_p"] < 0.01
+
+
+def test_a_test_by_example_outlives_its_run_folders_but_not_another_score(tmp_path: Path) -> None:
+    label = np.array([0, 1, 1, 0] * 5)
+    make_run(tmp_path, "o", score=0.9, guesses=predictions(label, label))
+    make_run(tmp_path, "t", score=0.8, method="lora", guesses=predictions(label, 1 - label))
+    store.collect(tmp_path)
+    runs = store.read(tmp_path)
+    plan = make_plan(runs, ROWS, ("rte",))
+    first = compare(plan, runs, tmp_path)
+    assert first["example_p"].iloc[0] < 1e-5
+    first.to_csv(tmp_path / f"table{plan.table}_tests.csv", index=False)
+    shutil.rmtree(tmp_path / "runs")
+    pd.testing.assert_frame_equal(compare(plan, runs, tmp_path), first)
+    runs = runs.assign(best_accuracy=runs["best_accuracy"].where(runs["method"] == "lora2", 0.7))
+    changed = compare(plan, runs, tmp_path).iloc[0]
+    assert "not here" in changed["example_test"] and math.isnan(changed["example_p"])
 
 
 def test_different_examples_are_not_compared(tmp_path: Path) -> None:
