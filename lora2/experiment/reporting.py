@@ -94,11 +94,11 @@ def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
     data or encoder lay in another folder. Cells that were not run are left out.
     """
     own = set(runs["run"])
-    settings = [_comparable(flat) for flat in store.settings(runs)]
+    settings = [comparable(flat) for flat in store.settings(runs)]
     same = list(zip(runs["run"], runs["seed"].astype(int), settings, strict=True))
     found = {}
     for job in cells:
-        wanted, seed = _comparable(_flat(job.resolved)), job.resolved.config.seed
+        wanted, seed = comparable(_flat(job.resolved)), job.resolved.config.seed
         others = [name for name, other, one in same if other == seed and one == wanted]
         if job.name in own or others:
             found[job.name] = job.name if job.name in own else others[-1]
@@ -155,12 +155,12 @@ def as_report_plan(
     plan: TablePlan, cells: Sequence[Job], runs: pd.DataFrame, seeds: Sequence[int] | None
 ) -> report_plan.Plan:
     """Return the plan that ``lora2.report`` reads, each row with the names of its runs."""
-    settings = [_comparable(flat) for flat in store.settings(runs)]
+    settings = [comparable(flat) for flat in store.settings(runs)]
     names = runs["run"].tolist()
     labels = {row.id: row.label for row in plan.rows}
     rows = []
     for row in plan.rows:
-        wanted = [_comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
+        wanted = [comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
         chosen = [name for name, one in zip(names, settings, strict=True) if one in wanted]
         rows.append(
             report_plan.Row(
@@ -186,7 +186,8 @@ def _flat(resolved: Resolved) -> dict[str, object]:
     return store.flatten(as_tree(resolved.config))
 
 
-def _comparable(settings: dict[str, object]) -> dict[str, object]:
+def comparable(settings: dict[str, object]) -> dict[str, object]:
+    """Return the settings that decide a run's result, its seed apart: not where things lie."""
     return {k: v for k, v in settings.items() if k not in PLACES and v is not None}
 
 

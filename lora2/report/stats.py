@@ -63,8 +63,8 @@ def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
         )
         name = "sign-flip permutation" if n <= 14 else "sign-flip permutation, sampled"
         return Outcome(f"{name} (n={n})", float(result.pvalue))
-    if np.ptp(array) == 0:
-        return Outcome(f"paired t (n={n})", 1.0 if array[0] == 0 else np.nan)
+    if np.ptp(array) < 1e-9:  # equal but for rounding
+        return Outcome(f"paired t (n={n})", 1.0 if abs(array[0]) < 1e-9 else np.nan)
     # The paired t-test is the one-sample test of the differences.
     return Outcome(f"paired t (n={n})", float(stats.ttest_1samp(array, 0.0).pvalue))
 

@@ -31,6 +31,7 @@ FIGURE_TITLES = {
     "study_curves": "Learning curves",
     "study_seeds": "Scores of every seed",
 }
+FIGURE_3 = "Figure 3: singular values left in each matrix of each layer"
 
 
 def results_part(results: Results) -> list[str]:
@@ -66,7 +67,8 @@ def fill(text: str, results: Results, images: str) -> str:
     def made(match: re.Match[str]) -> str:
         name = match["name"]
         if name == "figures":
-            lines = [f"![{title}]({images}/{file}.png)" for file, title in FIGURE_TITLES.items()]
+            titles = FIGURE_TITLES | ({"figure3": FIGURE_3} if results.has("figure3") else {})
+            lines = [f"![{title}]({images}/{file}.png)" for file, title in titles.items()]
             body = "\n\n".join(lines)
         elif name in BLOCKS:
             body = "\n".join(BLOCKS[name](results)).strip()

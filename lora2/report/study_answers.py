@@ -25,7 +25,8 @@ from lora2.report.study_tables import idle_count
 K1 = Pair("1", "lora2-k1", "lora-r1")
 K8 = Pair("1", "lora2-k8", "lora-r8")
 RANK = Pair("1", "lora2-k8", "lora2-k1")
-FEWER = tuple(Pair("3", "all", row) for row in ("uv", "UV", "uv-UV", "PQ"))
+FEWER = (*(Pair("3", "all", row) for row in ("uv", "UV", "uv-UV", "PQ")),
+         *(Pair("pruning", "lora2-k8", row) for row in ("uv-UV", "PQ")))  # fmt: skip
 NO_REGULARISER = Pair("pruning", "lora2-k8", "no-regulariser")
 NO_PRUNING = Pair("pruning", "lora2-k8", "no-pruning")
 EQ8 = Pair("pruning", "lora2-k8", "eq8")
@@ -49,9 +50,9 @@ QUESTIONS = (
 )
 SPREAD = Question("Is the gain larger than the seeds' spread?", (K1, K8, RANK))
 SPREAD_RULE = (
-    "Spread: the standard deviation over seeds within a row, pooled over the two rows. *Larger*: "
-    "the whole interval of the difference lies beyond one spread on one side, whichever; "
-    "*smaller*: within one spread on both; *cannot tell*: neither."
+    "Spread: the standard deviation over seeds within a row, pooled over the two rows. *Gain* or "
+    "*loss larger*: the whole interval of the difference lies beyond one spread above or below 0; "
+    "*smaller*: within one spread on both sides; *cannot tell*: neither."
 )
 
 
@@ -80,31 +81,44 @@ def sentence(results: Results, line: Gap) -> str:
     seen = f"{points(line.mean)} points"
     if math.isfinite(line.low):
         seen += f", 95 % interval {points(line.low)} to {points(line.high)}"
-    more = ""
-    if line.idle:
-        both = zip(names(results, line.pair), (line.first_idle, line.second_idle), strict=True)
-        stuck = " and ".join(label for label, idle in both if idle)
-        more = f"; {stuck} never left the majority class"
-    elif line.verdict == UNKNOWN and math.isfinite(line.smallest):
-        more = f"; could have seen {line.smallest:.2f}"
-    return f"{TASK_NAMES[line.task]}: {line.verdict} ({seen}; n={line.n}{more})"
+    if line.verdict == UNKNOWN and math.isfinite(line.smallest):
+        seen += f"; could have seen {line.smallest:.2f}"
+    stuck = "; ".join([seen, f"n={line.n}", *asleep(results, line)])
+    return f"{TASK_NAMES[line.task]}: {line.verdict} ({stuck})"
 
 
-def brief(lines: Sequence[Gap]) -> str:
+def asleep(results: Results, line: Gap) -> list[str]:
+    """Which rows of a line did not rise above the majority class, in words; none: empty."""
+    both = zip(names(results, line.pair), (line.first_idle, line.second_idle), strict=True)
+    stuck = [label for label, idle in both if idle]
+    return [f"{' and '.join(stuck)} not above the majority class"] * bool(stuck)
+
+
+def brief(results: Results, lines: Sequence[Gap]) -> str:
     """Lines by verdict, e.g. "larger on CoLA +2.10 (+0.50 to +3.70); cannot tell on ..."."""
     parts = []
     for verdict in dict.fromkeys(one.verdict for one in lines):
-        own = [_mean(one) for one in lines if one.verdict == verdict]
+        own = [_mean(results, one) for one in lines if one.verdict == verdict]
         parts.append(f"{verdict} on {', '.join(own)}")
     return "; ".join(parts)
 
 
-def _mean(line: Gap) -> str:
-    said = f"{TASK_NAMES[line.task]} {points(line.mean)}"
-    if not math.isfinite(line.low):
-        return said
-    seen = f"; could have seen {line.smallest:.2f}" * (line.verdict == UNKNOWN)
-    return f"{said} ({points(line.low)} to {points(line.high)}{seen})"
+def _mean(results: Results, line: Gap) -> str:
+    more = [f"{points(line.low)} to {points(line.high)}"] * math.isfinite(line.low)
+    if line.verdict == UNKNOWN and math.isfinite(line.smallest):
+        more.append(f"could have seen {line.smallest:.2f}")
+    more += asleep(results, line)
+    return f"{TASK_NAMES[line.task]} {points(line.mean)}" + f" ({'; '.join(more)})" * bool(more)
+
+
+def by_pair(results: Results, lines: Sequence[Gap]) -> str:
+    """Lines in words, those of one pair together; the rows are named where there are several."""
+    pairs = list(dict.fromkeys(one.pair for one in lines))
+    return "; ".join(
+        (f"{' over '.join(names(results, pair))}: " if len(pairs) > 1 else "")
+        + brief(results, [one for one in lines if one.pair == pair])
+        for pair in pairs
+    )
 
 
 def answer(results: Results, question: Question, lines: Sequence[Gap], short: bool = False) -> str:
@@ -112,14 +126,31 @@ def answer(results: Results, question: Question, lines: Sequence[Gap], short: bo
     if not lines:
         return "Not run in this study."
     if len(question.pairs) == 1:
-        return (brief(lines) if short else "; ".join(sentence(results, g) for g in lines)) + "."
-    judged = [one for pair in question.pairs for one in overall(lines, pair)]
-    counts = [(word, sum(one.verdict == word for one in judged)) for word in (LARGER, SMALLER)]
-    rest = len(judged) - sum(n for _, n in counts)
-    asleep = sum(one.idle for one in lines)
-    said = [f"{word} in {n}" for word, n in (*counts, (UNKNOWN, rest))]
-    said += [f"{IDLE} in {asleep}"] * bool(asleep)
-    return f"Of {len(judged) + asleep} comparisons {', '.join(said)}."
+        each = (sentence(results, one) for one in lines)
+        return (
+            (brief(results, lines) if short else "; ".join(each)) + "." + tuned(results, question)
+        )
+    pairs = list(dict.fromkeys(one.pair for one in lines))
+    judged = {pair: overall(lines, pair) for pair in pairs}
+    told = [one.verdict for own in judged.values() for one in own]
+    told += [IDLE for own in judged.values() if not own]
+    words = (LARGER, SMALLER, UNKNOWN, IDLE)
+    counts = ", ".join(f"{word} in {told.count(word)}" for word in words if word in told)
+    each = by_pair(results, [one for own in judged.values() for one in own])
+    return f"Of {len(told)} comparisons {counts}" + f": {each}." * bool(each)
+
+
+def tuned(results: Results, question: Question) -> str:
+    """Which rows of Table 1 took the rate that other rows of their method were tried with."""
+    rates = results.rates.drop_duplicates("row").groupby("method")["row"].agg(list)
+    methods = results.runs.drop_duplicates("row").set_index("row")["method"]
+    said = []
+    for row in dict.fromkeys(row for one in question.pairs for row in (one.first, one.second)):
+        tried = rates.get(methods.get(row), [])
+        if question.pairs[0].table == "1" and tried and row not in tried:
+            labels = [results.rows("1")[one] for one in tried]
+            said.append(f"{results.rows('1')[row]} took the rate chosen for {', '.join(labels)}")
+    return f" {'; '.join(said)}." * bool(said)
 
 
 def lines_of(results: Results, lines: Sequence[Gap]) -> list[str]:
@@ -183,10 +214,14 @@ def _against_spread(results: Results) -> list[str]:
          _plain(one.spread), _ratio(one), one.against_spread]
         for one in lines
     ]  # fmt: skip
-    words = [one.against_spread for one in lines]
-    said = ", ".join(f"{word} in {words.count(word)}" for word in dict.fromkeys(words))
-    return [*text, f"**Of {len(lines)} comparisons {said}.** {SPREAD_RULE}", "",
-            *grid([head, *rows])]  # fmt: skip
+    judged = [one for pair in SPREAD.pairs for one in overall(lines, pair)]
+    said = []
+    for word in dict.fromkeys(one.against_spread for one in judged):
+        own = [f"{' over '.join(names(results, one.pair))} on {TASK_NAMES[one.task]}"
+               for one in judged if one.against_spread == word]  # fmt: skip
+        said.append(f"{word}: {', '.join(own)}")
+    told = markdown("; ".join(said) or "no row rose above the majority class")
+    return [*text, f"**{told}.** {SPREAD_RULE}", "", *grid([head, *rows])]
 
 
 def _ratio(line: Gap) -> str:

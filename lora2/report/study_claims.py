@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from lora2.report import paper_tables
 from lora2.report.escape import grid
 from lora2.report.study_answers import EQ8, FEWER, K1, K8, NO_REGULARISER
@@ -22,6 +20,7 @@ from lora2.report.study_judges import (
     beats,
     best_average,
     comparable,
+    drawn_only,
     half_the_ranks,
     most_tasks,
     r_almost_free,
@@ -35,16 +34,15 @@ RULE = (
     "printed one; of *comparable* or *no degradation*: the 95 % interval of the difference lies "
     f"above -{MARGIN:g} point; of a ratio of times: within {NEAR:g} of the paper's. A claim of "
     "several tasks is judged by the average over those tasks whose data the encoder was not "
-    "trained on if both rows started on all of them, else by each task on which both started; p "
-    "is corrected over the differences it is judged by. Differences are in percent points, with "
+    "trained on if on each of them a row started, else by each task on which one did; p is "
+    "corrected over the differences it is judged by. Differences are in percent points, with "
     "their interval. *Not confirmed*: tested and not so, which includes that these data cannot "
-    "tell. *Not testable here*: not run in this study, run with one seed only, did not start, or "
-    "not measured by it."
+    "tell; what all comparisons must show one lost comparison refutes. *Not testable here*: not "
+    "run in this study, run with one seed only, did not start, or not measured by it."
 )
 LARGE = reasoned(
     UNTESTED, "RoBERTa-large is not run in this study", "configs/table/roberta-large.yaml"
 )
-ROOT = Path(__file__).resolve().parents[2]
 R8 = tuple(Pair("1", "lora2-k1", row) for row in RIVALS["lora2-k8"])
 JUDGES: dict[str, Judge] = {
     "share": audited("parameters/share"),
@@ -80,14 +78,12 @@ JUDGES: dict[str, Judge] = {
     "roberta-over-lora": LARGE,
     "roberta-saving": audited("parameters/roberta-saving"),
     "half-the-ranks": half_the_ranks,
-    "layers": reasoned(
-        UNTESTED, "the ranks of each matrix are drawn, not tested, and of one seed", "figure3.png"
-    ),
+    "layers": drawn_only,
     "task-ranks": reasoned(
         UNTESTED, "how many ranks are kept in all is a setting (target_r), not a finding",
         "configs/method/lora2.yaml: target_r",
     ),
-    "time": times(ROOT),
+    "time": times,
     "all-regularisers": beats(*FEWER),
     "uv-worst": beats(*(Pair("3", row, "UV") for row in ("uv", "uv-UV", "PQ", "all"))),
     "convergence": beats(NO_REGULARISER, score="score_first"),

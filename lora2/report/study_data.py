@@ -192,10 +192,10 @@ def _constant(job: Job, run: Mapping[str, object]) -> bool:
 
 def _low(job: Job, run: Mapping[str, object]) -> bool:
     """Whether the best score is at most one standard error above the majority class's."""
-    base = majority(job.task)
-    if run["status"] != "finished" or base is None or not _official(job, run):
+    bound = risen(job.task)
+    if run["status"] != "finished" or bound is None or not _official(job, run):
         return False
-    return float(run["score_best"]) <= base + standard_error(job.task, base)  # type: ignore[arg-type]
+    return float(run["score_best"]) <= bound  # type: ignore[arg-type]
 
 
 def _official(job: Job, run: Mapping[str, object]) -> bool:
@@ -208,6 +208,12 @@ def majority(task: str) -> float | None:
     values = [MAJORITY[task].get(metric) for metric in TASKS[task].score_metrics]
     known = [value for value in values if value is not None]
     return 100 * sum(known) / len(known) if len(known) == len(values) else None
+
+
+def risen(task: str) -> float | None:
+    """The majority's score and one standard error, above which a run has risen; None: unknown."""
+    base = majority(task)
+    return None if base is None else base + standard_error(task, base)
 
 
 def standard_error(task: str, base: float) -> float:

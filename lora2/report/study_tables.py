@@ -77,9 +77,9 @@ def idle_note(results: Results) -> list[str]:
     head = ["Table", "Method", "Task", "Seeds not above the majority class",
             "of which gave one class to all"]  # fmt: skip
     about = (
-        "† did not start: on every seed the best score is at most one standard error above that of "
-        f"giving all examples the majority class ({_bounds(results)}), so the cell says nothing "
-        f"but that this budget was too short for it. {idle_count(results)} Cells with such seeds:"
+        "† not above the majority class: on every seed the best score is at most one standard "
+        f"error above that of giving all examples that class ({_bounds(results)}): this budget was "
+        f"too short for it. {idle_count(results)} Cells with such seeds:"
     )
     return [about, "", *markdown_grid([head, *lines])]
 
@@ -95,13 +95,13 @@ def _bounds(results: Results) -> str:
 
 
 def idle_count(results: Results) -> str:
-    """How many rows of Table 1 did not start, by task, in a sentence."""
+    """How many rows of Table 1 did not rise above the majority class, by task, in a sentence."""
     said = []
     for task in results.tasks("1"):
         rows = [row for row in results.rows("1") if len(results.cell("1", row, task))]
         idle = sum(results.idle("1", row, task) for row in rows)
         said.append(f"{TASK_NAMES[task]} {idle} of {len(rows)}")
-    return f"Rows of Table 1 that did not start: {', '.join(said)}."
+    return f"Rows of Table 1 not above the majority class: {', '.join(said)}."
 
 
 def significance(results: Results) -> list[str]:
@@ -115,22 +115,28 @@ def significance(results: Results) -> list[str]:
     return lines or ["No tests were made: no row shares a seed with the one it is set against."]
 
 
+def on_processor(results: Results) -> bool:
+    """Whether a run was made on a processor, whose cores and memory runs share with each other."""
+    devices = results.runs["device"].dropna().astype(str)
+    return bool(devices.str.startswith("cpu").any())
+
+
 def cost(results: Results) -> list[str]:
-    """Time of an optimiser step and peak memory of each row and task of Table 1."""
-    tasks = results.tasks("1")
-    heads = [
-        text
-        for task in tasks
-        for text in (f"{TASK_NAMES[task]}, ms a step", "to LoRA r=8", "peak memory, MB")
-    ]
+    """Time of an optimiser step of each row and task of Table 1; on a GPU also ms and memory."""
+    tasks, alone = results.tasks("1"), not on_processor(results)
     base = {task: _time(results, "lora-r8", task) for task in tasks}
-    lines: Grid = [["Method", *heads]]
+    lines: Grid = [["Method"]]
+    for task in tasks:
+        more = [f"{TASK_NAMES[task]}, ms a step", "peak memory, MB"] * alone
+        lines[0] += [f"{TASK_NAMES[task]}, time to LoRA r=8", *more]
     for row, label in results.rows("1").items():
         line = [label]
         for task in tasks:
             seconds, own = _time(results, row, task), results.cell("1", row, task)
-            line += [_number(1000 * seconds, ",.0f"), _number(seconds / base[task], ".2f")]
-            line.append(_number(own["peak_memory_mb"].astype(float).max(), ",.0f"))
+            line.append(_number(seconds / base[task], ".2f"))
+            if alone:
+                line.append(_number(1000 * seconds, ",.0f"))
+                line.append(_number(own["peak_memory_mb"].astype(float).max(), ",.0f"))
         lines.append(line)
     return markdown_grid(lines)
 

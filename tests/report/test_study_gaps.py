@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -64,17 +65,31 @@ def test_the_interval_and_p_are_those_of_the_paired_t_test():
     assert (gap.low, gap.high) == pytest.approx(expected.confidence_interval(0.95))
 
 
-@pytest.mark.parametrize("who", ["ours", "theirs"])
-def test_a_row_that_never_left_the_majority_class_did_not_start(who):
-    gap = one([71.0, 72.1, 73.0], [68.0, 69.0, 70.1], idle={(who, "mrpc")})
-    assert gap.verdict == gap.against_spread == IDLE
-    assert (gap.first_idle, gap.second_idle) == (who == "ours", who == "theirs")
+@pytest.mark.parametrize("who", [("ours",), ("theirs",), ("ours", "theirs")])
+def test_a_line_did_not_start_where_neither_row_left_the_majority_class(who):
+    gap = one([71.0, 72.1, 73.0], [68.0, 69.0, 70.1], idle={(row, "mrpc") for row in who})
+    assert (gap.first_idle, gap.second_idle) == ("ours" in who, "theirs" in who)
+    assert gap.idle == (len(who) == 2)
+    assert gap.verdict == (IDLE if gap.idle else LARGER)
+    assert (gap.against_spread == IDLE) == gap.idle
+
+
+def test_what_a_first_evaluation_says_needs_a_row_that_has_risen_by_then():
+    study = results({("ours", "cola"): [20.0, 21.0], ("theirs", "cola"): [10.0, 12.0]})
+    for first, verdict in (([0.0, 1.0], IDLE), ([0.0, 9.0], UNKNOWN)):
+        runs = study.runs.assign(score_first=[*first, 0.0, 0.0])
+        (gap,) = gaps(dataclasses.replace(study, runs=runs), [PAIR], "score_first")
+        assert gap.verdict == verdict and gap.mean == sum(first) / 2
 
 
 def test_one_seed_and_equal_differences_cannot_be_told():
     single = one([75.0], [70.0])
     assert single.verdict == UNKNOWN and math.isnan(single.low) and math.isnan(single.smallest)
-    assert one([75.0, 76.0, 77.0], [70.0, 71.0, 72.0]).verdict == UNKNOWN
+    equal = one([75.0, 76.0, 77.0], [70.0, 71.0, 72.0])
+    assert equal.verdict == UNKNOWN and math.isnan(equal.smallest)
+    right = [100 * count / 408 for count in (310, 300, 301)]  # the differences differ in rounding
+    rounded = one(right, [100 * count / 408 for count in (308, 298, 299)])
+    assert rounded.verdict == UNKNOWN and math.isnan(rounded.p)
 
 
 def test_only_the_seeds_that_both_finished_are_paired():
@@ -86,9 +101,16 @@ def test_p_is_corrected_over_the_lines_that_started():
     gap = one([71.0, 72.1, 73.0], [68.0, 69.0, 70.1])
     weak = [gap.__class__(**{**vars(gap), "p": p}) for p in (0.03, 0.04)]
     assert [g.p_holm for g in corrected(weak)] == pytest.approx([0.06, 0.06])
-    asleep = gap.__class__(**{**vars(weak[1]), "first_idle": True})
+    asleep = gap.__class__(**{**vars(weak[1]), "idle": True})
     alone = corrected([weak[0], asleep])
     assert alone[0].p_holm == 0.03 and alone[0].verdict == LARGER and alone[1].verdict == IDLE
+
+
+def test_what_could_have_been_seen_is_what_the_corrected_test_could():
+    gap = one([71.0, 75.0, 70.5], [70.0, 71.0, 69.0])
+    assert gap.smallest == smallest(gap.std, 3)
+    two = corrected([gap, gap])
+    assert two[0].smallest == smallest(gap.std, 3, alpha=0.025) > 1.3 * gap.smallest
 
 
 def test_the_average_leaves_out_what_the_encoder_was_trained_on():
@@ -102,9 +124,12 @@ def test_the_average_leaves_out_what_the_encoder_was_trained_on():
 
 def test_without_its_average_a_pair_is_judged_by_the_tasks_that_started():
     scores = {(row, t): [70.0, 71.5] for row in ("ours", "theirs") for t in ("mrpc", "cola")}
-    found = gaps(results(scores, idle={("theirs", "cola")}), [PAIR])
+    found = gaps(results(scores, idle={("ours", "cola"), ("theirs", "cola")}), [PAIR])
     assert [gap.task for gap in overall(found, PAIR)] == ["mrpc"]
     assert found[-1].task == "average" and found[-1].verdict == IDLE
+    # Another row on each task: on both tasks one has risen.
+    found = gaps(results(scores, idle={("ours", "cola"), ("theirs", "mrpc")}), [PAIR])
+    assert [gap.task for gap in overall(found, PAIR)] == ["average"] and found[-1].first_idle
 
 
 def test_a_row_that_is_not_in_the_study_gives_no_line():
@@ -113,8 +138,9 @@ def test_a_row_that_is_not_in_the_study_gives_no_line():
 
 @pytest.mark.parametrize(
     ("theirs", "word"),
-    [([60.0, 61.1, 62.0], LARGER), ([70.0, 71.01, 72.01], SMALLER), ([69.9, 69.0, 73.0], UNKNOWN)],
-)
+    [([60.0, 61.1, 62.0], "gain larger"), ([80.0, 81.1, 82.0], "loss larger"),
+     ([70.0, 71.01, 72.01], SMALLER), ([69.9, 69.0, 73.0], UNKNOWN)],
+)  # fmt: skip
 def test_a_difference_is_set_against_the_spread_over_seeds(theirs, word):
     assert one([70.0, 71.0, 72.0], theirs).against_spread == word
 
