@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ SYMBOLS = {
 COLUMNS = {"module", "layer", "matrix", "index", "kept"}
 # Light = kept, as in the paper; even in lightness, so readable in grey and without colour vision.
 COLOURS = "cividis"
+LETTERS = 14  # of the note to an inch of the figure's width
 
 
 def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -111,7 +113,8 @@ def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure
     bar.set_label(f"kept singular values of {most}", fontsize=9)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     bar.outline.set_visible(False)
-    figure.supxlabel("layer" + (f"\n{note}" if note else ""), fontsize=9)
+    below = textwrap.wrap(note, int(LETTERS * figure.get_figwidth()))
+    figure.supxlabel("\n".join(["layer", *below]), fontsize=9)
     return figure
 
 

@@ -164,8 +164,8 @@ def most_tasks(results: Results) -> Judged:
 
 
 def _started(lines: Sequence[Gap], task: str, pairs: int) -> bool:
-    """Whether every pair of a task can be judged, or one of them was lost already."""
-    own = [one for one in lines if one.task == task and not one.idle]
+    """Whether every pair of a task can be judged, by two seeds, or one of them was lost already."""
+    own = [one for one in lines if one.task == task and not one.idle and one.n > 1]
     return len(own) == pairs or any(one.verdict == SMALLER for one in own)
 
 

@@ -51,6 +51,14 @@ def test_lighter_means_kept_and_every_cell_carries_its_number() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["$W_q$", "$W_k$"]
 
 
+def test_a_long_note_is_broken_to_the_width_of_the_figure() -> None:
+    note = "a short budget, the same for all rows. " * 4
+    figure = figures.draw({"MRPC": [ranks()]}, note)
+    layer, *below = figure.get_supxlabel().split("\n")
+    assert layer == "layer" and " ".join(below) == note.strip()
+    assert max(map(len, below)) <= figures.LETTERS * figure.get_figwidth()
+
+
 def test_files_are_the_same_every_time(tmp_path: Path) -> None:
     panels = {"MNLI": [ranks()], "RTE": [ranks(keep={(0, "key"): 8})]}
     first = [p.read_bytes() for p in figures.write(panels, tmp_path / "one" / "figure3", "note")]
