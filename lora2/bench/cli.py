@@ -38,7 +38,8 @@ PROFILED_STEPS = 7  # of each method, at most: reading what was seen takes longe
 class Sizes:
     """A device's defaults; None stands for the published size."""
 
-    layers: int | None  # of the encoders in step, table2 and scaling over ranks
+    layers: int | None  # of the encoders in step, scaling over ranks, profile and against
+    table2_layers: int | None
     narrow: int | None  # hidden size in scaling over layers
     batch: int  # sequences in micro, step and scaling
     tokens: int  # of each
@@ -49,8 +50,8 @@ class Sizes:
 
 
 SIZES = {
-    "cuda": Sizes(None, None, 32, 128, 50, 32, 8, tuple(METHODS)),
-    "cpu": Sizes(3, 128, 4, 48, 15, 4, 2, ("lora-r8", "adalora-r8", "lora2-k1", "lora2-k8")),
+    "cuda": Sizes(None, None, None, 32, 128, 50, 32, 8, tuple(METHODS)),
+    "cpu": Sizes(3, 1, 128, 4, 48, 15, 3, 2, ("lora-r8", "adalora-r8", "lora2-k1", "lora2-k8")),
 }
 
 
@@ -161,7 +162,8 @@ def _step(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
 
 
 def _table2(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
-    shape = _shape(args, sizes, (args.encoders or ENCODERS)[0])
+    own = dataclasses.replace(sizes, layers=sizes.table2_layers)
+    shape = _shape(args, own, (args.encoders or ENCODERS)[0])
     shape = dataclasses.replace(shape, batch=args.batch or TABLE2_BATCH)
     rounds, methods = args.rounds or sizes.table2_rounds, args.methods or sizes.table2_methods
     return glue_times.measure(

@@ -111,11 +111,11 @@ def _mean(results: Results, line: Gap) -> str:
     return f"{TASK_NAMES[line.task]} {points(line.mean)}" + f" ({'; '.join(more)})" * bool(more)
 
 
-def by_pair(results: Results, lines: Sequence[Gap]) -> str:
-    """Lines in words, those of one pair together; the rows are named where there are several."""
+def by_pair(results: Results, lines: Sequence[Gap], named: bool = False) -> str:
+    """Lines in words, those of one pair together; ``named`` or several pairs: with their rows."""
     pairs = list(dict.fromkeys(one.pair for one in lines))
     return "; ".join(
-        (f"{' over '.join(names(results, pair))}: " if len(pairs) > 1 else "")
+        (f"{' over '.join(names(results, pair))}: " if named or len(pairs) > 1 else "")
         + brief(results, [one for one in lines if one.pair == pair])
         for pair in pairs
     )
@@ -136,8 +136,9 @@ def answer(results: Results, question: Question, lines: Sequence[Gap], short: bo
     told += [IDLE for own in judged.values() if not own]
     words = (LARGER, SMALLER, UNKNOWN, IDLE)
     counts = ", ".join(f"{word} in {told.count(word)}" for word in words if word in told)
-    each = by_pair(results, [one for own in judged.values() for one in own])
-    return f"Of {len(told)} comparisons {counts}" + f": {each}." * bool(each)
+    each = by_pair(results, [one for own in judged.values() for one in own], named=True)
+    plural = "s" * (len(told) > 1)
+    return f"Of {len(told)} comparison{plural} {counts}" + f": {each}." * bool(each)
 
 
 def tuned(results: Results, question: Question) -> str:

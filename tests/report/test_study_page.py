@@ -124,7 +124,8 @@ def test_the_answers_follow_from_the_scores(found):
     said = [answer(found, one, gaps(found, one.pairs)) for one in QUESTIONS]
     for text, words in zip(
         said,
-        ["CoLA: larger (+5.99", "CoLA: larger (+12.0", "Of 3 comparisons larger in 3: LoRA² k=8",
+        ["CoLA: larger (+5.99", "CoLA: larger (+12.0",
+         "Of 1 comparison larger in 1: LoRA² k=8 over no regulariser: larger on CoLA +12",
          "CoLA: larger (+12.0", "CoLA: smaller (-3.0",
          "CoLA: larger (+6.0"],
         strict=True,
