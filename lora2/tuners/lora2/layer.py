@@ -178,7 +178,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
         first, second = self.pair(name)
         x = self.lora2_dropout[name](self._cast_input_dtype(x, first.dtype))
-        if torch.is_grad_enabled() or x.dim() > 2:
+        if torch.is_grad_enabled() or x.dim() != 2:
             return nn.functional.linear(x, first), second
         # (k, d_in) @ (d_in, t) -> (k, t): on a processor in float32 this order takes half the
         # time, and so does the product that reads the result.
@@ -193,8 +193,9 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module's output is a new tensor that no hook has seen."""
-    return type(module) is nn.Linear and not module._forward_hooks
+    """Whether a module's output is a new tensor that no hook has seen or will look at."""
+    hooked = module._forward_hooks or module._backward_hooks or module._backward_pre_hooks
+    return type(module) is nn.Linear and not hooked
 
 
 def factors_of(layers: Iterable[Lora2Linear], adapter_name: str) -> Factors:

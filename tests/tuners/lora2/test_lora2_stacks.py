@@ -155,6 +155,18 @@ def test_parts_are_taken_back_after_the_forward_and_a_failed_one_leaves_no_stale
     assert not torch.equal(model(**batch()).logits, before)
 
 
+def test_a_backward_hook_on_a_base_layer_changes_nothing():
+    model = randomize(adapt("bert", dtype=torch.float64))
+    layer = [m for m in model.modules() if isinstance(m, Lora2Linear)][-1]  # its x has a gradient
+    expected = model(**batch()).loss
+    seen = []
+    layer.base_layer.register_full_backward_hook(lambda *_: seen.append(True))
+    loss = model(**batch()).loss
+    loss.backward()
+    assert seen == [True]
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("mixed", [False, True], ids=["float64", "bf16"])
 def test_without_gradients_the_outputs_are_the_same_and_u_is_not_copied(mixed):
     model = randomize(adapt("bert", dtype=torch.float32 if mixed else torch.float64)).eval()
