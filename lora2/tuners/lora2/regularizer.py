@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from lora2.tuners.lora2.stacks import Stacks, by_shape, stack_groups
+from lora2.tuners.lora2.stacks import Stacks
 
 
-def orthogonality_penalty(
-    u: Sequence[Tensor],
-    v: Sequence[Tensor],
-    U: Sequence[Tensor],
-    V: Sequence[Tensor],
-    *,
-    pairs: str = "uv+UV+PQ",
-    squared: bool = False,
-) -> Tensor:
+def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
     """Mean over the selected terms of all matrices of ||G - I||_F (or its square).
 
     A pair has two terms: "uv" u^T u and v v^T, "UV" U^T U and V V^T (all k x k); "PQ" P^T P and
@@ -27,8 +19,7 @@ def orthogonality_penalty(
     sqrt(r - k)). P^T P = v^T (u^T u) v and Q Q^T = U (V V^T) U^T reuse the k x k Gram matrices.
 
     Args:
-        u, v, U, V: one tensor per matrix, (d_in, k), (k, r), (r, k), (k, d_out); k and r are the
-            same for all, d_in and d_out may differ.
+        stacks: the factors of n matrices; lambda is not looked at.
         pairs: the pairs to add up, joined by "+".
         squared: square the Frobenius norms.
 
@@ -36,13 +27,6 @@ def orthogonality_penalty(
         A scalar in float32 or wider, without the weight orth_reg_weight. The gradient of a norm at
         zero is zero.
     """
-    no_lam = [one.new_empty(0) for one in v]  # the regulariser does not look at lambda
-    stacks = stack_groups(by_shape(u, V), u, v, no_lam, U, V)
-    return stacked_penalty(stacks, pairs=pairs, squared=squared)
-
-
-def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
-    """``orthogonality_penalty`` of factors that are stacked already."""
     selected = set(pairs.split("+"))
     inner: list[Tensor] = []  # (n, k, k) each
     outer: list[Tensor] = []  # (n, r, r) each
@@ -81,6 +65,7 @@ class _Gram(torch.autograd.Function):
         return tall.mT @ inner  # (n, s, s)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         tall, inner = ctx.saved_tensors
         both = grad + grad.mT

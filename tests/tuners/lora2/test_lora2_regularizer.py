@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lora2.tuners.lora2.config import ORTHOGONALITY
-from lora2.tuners.lora2.regularizer import _Gram, orthogonality_penalty
+from lora2.tuners.lora2.regularizer import _Gram, stacked_penalty
+from lora2.tuners.lora2.stacks import by_shape, stack_groups
 
 SETTINGS = [pairs for pairs in ORTHOGONALITY if pairs != "none"]
 
@@ -22,6 +23,13 @@ def random_factors(k, r, shapes, dtype=torch.float64, seed=0):
     U = [draw(r, k) for _ in shapes]
     V = [draw(k, d_out) for _, d_out in shapes]
     return u, v, U, V
+
+
+def orthogonality_penalty(u, v, U, V, pairs="uv+UV+PQ", squared=False):
+    lam = [one.new_empty(0) for one in v]
+    return stacked_penalty(
+        stack_groups(by_shape(u, V), u, v, lam, U, V), pairs=pairs, squared=squared
+    )
 
 
 def naive_penalty(u, v, U, V, pairs, squared):
@@ -122,3 +130,11 @@ def test_the_gradient_of_a_gram_matrix_is_autograds(rows, inner):
     weights = torch.randn(plain.shape, generator=generator, dtype=torch.float64)  # not symmetric
     ours, naive = (torch.autograd.grad((g * weights).sum(), given) for g in (gram, plain))
     torch.testing.assert_close(ours, naive, rtol=1e-12, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    gram = _Gram.apply(x, None, False)
+    (first,) = torch.autograd.grad(gram.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
