@@ -49,7 +49,22 @@ def to_lora(
             state[f"{prefix}.lora_A.weight"], state[f"{prefix}.lora_B.weight"] = _pair(
                 layer, adapter_name
             )
-    lora = LoraConfig(
+    return _lora_config(config), state
+
+
+def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str = "default") -> None:
+    """Write ``to_lora`` into ``folder``, from where ``PeftModel.from_pretrained`` loads it."""
+    config, state = to_lora(peft_model, adapter_name)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(str(folder))
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _lora_config(config: Lora2Config) -> LoraConfig:
+    """The settings of a LoRA adapter of rank k with scale 1 on the same modules."""
+    return LoraConfig(
         r=config.k,
         lora_alpha=config.k,
         target_modules=config.target_modules,
@@ -63,17 +78,6 @@ def to_lora(
         revision=config.revision,
         inference_mode=True,
     )
-    return lora, state
-
-
-def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write ``to_lora`` into ``folder``, from where ``PeftModel.from_pretrained`` loads it."""
-    config, state = to_lora(peft_model, adapter_name)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(str(folder))
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 @torch.no_grad()
