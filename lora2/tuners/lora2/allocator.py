@@ -1,4 +1,4 @@
-"""Which singular values survive: the budget's schedule, their importance, and the masks (Eq. 6-9).
+"""Which singular values survive: their importance, and the masks (Eq. 6-9).
 
 One flat state for all n adapted matrices. A step is a handful of batched operations, none of which
 moves a value to the host.
@@ -11,37 +11,10 @@ import warnings
 import torch
 from torch import Tensor
 
+from lora2.tuners.lora2.budget import budget, top_mask
 from lora2.tuners.lora2.config import Lora2Config, schedule_problem
 from lora2.tuners.lora2.layer import Factors
 from lora2.tuners.lora2.stacks import by_shape
-
-
-def budget(
-    step: int, *, init_total: int, target_total: int, total_step: int, tinit: int, tfinal: int
-) -> int:
-    """Singular values kept over all matrices after optimiser step ``step`` (counted from 1).
-
-    ``init_total`` up to ``tinit``, ``target_total`` from ``total_step - tfinal`` on, and between
-    them the cubic of AdaLoRA, rounded down:
-    target + (init - target) (1 - (step - tinit) / (total_step - tinit - tfinal))^3.
-    """
-    if step <= tinit:
-        return init_total
-    left = total_step - tfinal - step
-    if left <= 0:
-        return target_total
-    span = total_step - tfinal - tinit
-    return target_total + (init_total - target_total) * left**3 // span**3
-
-
-def top_mask(scores: Tensor, kept: int, none: Tensor | None = None) -> Tensor:
-    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier.
-
-    ``none``: (n * r,) times False to start from; made anew where it is not at hand.
-    """
-    order = scores.flatten().argsort(descending=True, stable=True)  # (n * r,)
-    none = torch.zeros_like(order, dtype=torch.bool) if none is None else none
-    return none.scatter(0, order[:kept], True).view_as(scores)
 
 
 class Allocator:
@@ -258,7 +231,8 @@ def _gradient(weight: Tensor) -> Tensor:
 
 
 def _flat(tensors: list[Tensor], like: Tensor) -> Tensor:
-    return torch.cat([tensor.flatten() for tensor in tensors]).to(like.dtype)
+    """One after another, on the device and in the dtype of ``like``."""
+    return torch.cat([tensor.flatten().to(like.device) for tensor in tensors]).to(like.dtype)
 
 
 def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:

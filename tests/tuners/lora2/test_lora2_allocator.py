@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lora2.tuners.lora2.allocator import Allocator, budget, top_mask
+from lora2.tuners.lora2.allocator import Allocator
+from lora2.tuners.lora2.budget import budget, top_mask
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Factors
 
