@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -33,8 +36,14 @@ class Adapted:
         return [layer.lora2_mask[self.adapter] for layer in self.layers.values()]
 
     def stacks(self) -> Stacks:
-        """The parameters stacked: those handed out, or new ones."""
-        return self._stacks or stack_groups(self._groups, *self.factors())
+        """The parameters stacked, on one device: those handed out, or new ones."""
+        if self._stacks is not None:
+            return self._stacks
+        factors = self.factors()
+        if not self._alike(factors):  # a model split over devices, or of several dtypes
+            device, dtype = factors.lam[0].device, _widest(factors.lam)
+            factors = Factors(*([one.to(device, dtype) for one in part] for part in factors))
+        return stack_groups(self._groups, *factors)
 
     def is_on(self) -> bool:
         """Whether a forward pass goes through these layers, with the adapter beside the weights."""
@@ -46,9 +55,9 @@ class Adapted:
 
         A layer that is handed nothing computes the same from its own parameters.
         """
-        if not (self.is_on() and self._alike()):
+        if not self.is_on() or not self._alike(factors := self.factors()):
             return
-        layers, factors = list(self.layers.values()), self.factors()
+        layers = list(self.layers.values())
         scaling, device = layers[0].scaling[self.adapter], factors.lam[0].device.type
         if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
             self._stacks = stack_groups(self._groups, *factors)
@@ -64,10 +73,12 @@ class Adapted:
         for layer in self.layers.values():
             layer.handed.pop(self.adapter, None)
 
-    def _alike(self) -> bool:
+    def _alike(self, factors: Factors) -> bool:
         """Whether the parameters can be stacked: one device, dtype and scaling."""
-        kinds = set()
-        for layer in self.layers.values():
-            u = layer.lora2_u[self.adapter]
-            kinds.add((u.device, u.dtype, layer.scaling[self.adapter]))
-        return len(kinds) == 1
+        kinds = {(u.device, u.dtype) for u in factors.u}
+        scalings = {layer.scaling[self.adapter] for layer in self.layers.values()}
+        return len(kinds) == len(scalings) == 1
+
+
+def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
