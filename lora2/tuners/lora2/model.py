@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any, cast
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
 from lora2.tuners.lora2.regularizer import stacked_penalty
+from lora2.tuners.lora2.share import share_of_step
+from lora2.tuners.lora2.training import RankTraining
 from lora2.tuners.replace import base_linear, replace_module
 
 
@@ -36,8 +37,7 @@ class Lora2Model(BaseTuner):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.allocator: Allocator | None = None
-        self._allocated_adapter = ""
+        self._ranks = RankTraining()
         self._penalized = False
         self._hook_forward()
 
@@ -47,8 +47,9 @@ class Lora2Model(BaseTuner):
         self._look_up_layers()
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """As PEFT's; afterwards the adapted layers are looked up anew."""
+        """As PEFT's; afterwards the adapted layers are looked up anew, and its ranks forgotten."""
         super().delete_adapter(adapter_name)
+        self._ranks.forget(adapter_name)
         self._look_up_layers()
 
     def _look_up_layers(self) -> None:
@@ -92,9 +93,8 @@ class Lora2Model(BaseTuner):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        for hook in model._lora2_hooks:
+        for hook in model.__dict__.pop("_lora2_hooks", ()):  # a second time there are none
             hook.remove()
-        del model._lora2_hooks
         return model
 
     def regularization_loss(self) -> Tensor:
@@ -104,9 +104,10 @@ class Lora2Model(BaseTuner):
         """
         adapter, config = self._trained()
         self._penalized = True
-        stacks = self._adapters[adapter].stacks()
+        adapted = self._adapters[adapter]
         if not config.regularizes:
-            return stacks.lam.new_zeros(())
+            return adapted.factors().lam[0].new_zeros(())
+        stacks = adapted.stacks()
         penalty = stacked_penalty(stacks, pairs=config.orthogonality, squared=config.orth_squared)
         return config.orth_reg_weight * penalty
 
@@ -119,40 +120,39 @@ class Lora2Model(BaseTuner):
             hook.remove()  # get_peft_model was called twice on one model: one penalty is enough
         self.model._lora2_hooks = [
             self.model.register_forward_pre_hook(self._before_forward),
-            self.model.register_forward_hook(self._after_forward, with_kwargs=True),
+            self.model.register_forward_hook(self._add_penalty, with_kwargs=True),
+            # Also after a forward that raised, or its stacks would serve as the next loss's.
+            self.model.register_forward_hook(self._after_forward, always_call=True),
         ]
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Have the active adapters' parameters stacked once for all layers.
-
-        Not under gradient checkpointing, where a layer is recomputed after its part was taken back.
-        """
-        self._take_back()
-        if module is self.model and not _is_checkpointing(module):
+        """Have the active adapters' parameters stacked once for all layers."""
+        if module is self.model:
             for name in self.active_adapters:
                 if name in self._adapters:
                     self._adapters[name].hand_out()
 
-    def _after_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> Any:
-        output = self._add_penalty(module, kwargs, output)
-        self._take_back()
-        return output
-
-    def _take_back(self) -> None:
+    def _after_forward(self, *_: Any) -> None:
         for adapted in self._adapters.values():
             adapted.take_back()
 
-    def _add_penalty(self, module: nn.Module, kwargs: dict[str, Any], output: Any) -> Any:
+    def _add_penalty(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
         if not (module.training and self._is_training()):
             return output
         if isinstance(output, dict):
             if isinstance(loss := output.get("loss"), Tensor):
-                output["loss"] = loss + self.regularization_loss().to(loss.device)
+                output["loss"] = loss + self._penalty_in(module, kwargs).to(loss.device)
         elif isinstance(output, tuple) and kwargs.get("labels") is not None:
-            return (output[0] + self.regularization_loss().to(output[0].device), *output[1:])
+            loss = output[0]
+            return (loss + self._penalty_in(module, kwargs).to(loss.device), *output[1:])
         return output
+
+    def _penalty_in(self, module: nn.Module, kwargs: dict[str, Any]) -> Tensor:
+        share = share_of_step(module, kwargs)
+        penalty = self.regularization_loss()
+        return penalty if share is None else penalty * share.to(penalty.device)
 
     def prepare_training(self, total_step: int | None = None) -> None:
         """Start a training of ``total_step`` optimiser steps (None: as the config says).
@@ -162,24 +162,7 @@ class Lora2Model(BaseTuner):
                 the config, or the pruning schedule does not fit into it.
         """
         adapter, config = self._trained()
-        self.allocator, self._allocated_adapter = None, adapter
-        if total_step is not None and config.total_step not in (None, total_step):
-            raise ValueError(
-                f"Lora2Config has total_step={config.total_step}, but this training has "
-                f"{total_step} optimiser steps: drop total_step from the config or make them agree"
-            )
-        if not config.prunes:
-            return
-        total_step = config.total_step if total_step is None else total_step
-        if total_step is None:
-            raise ValueError(
-                f"target_r={config.target_r} prunes along a schedule, which needs the number of "
-                f"optimiser steps: set Lora2Config(total_step=...), or train with a transformers "
-                f"Trainer and callbacks=[Lora2Callback()], which knows it"
-            )
-        self.allocator = Allocator(config, self._adapters[adapter].factors(), total_step)
-        for mask in self._adapters[adapter].masks():
-            mask.fill_(True)
+        self._ranks.prepare(self._adapters[adapter], config, total_step)
 
     def after_optimizer_step(self, step: int) -> None:
         """Score, allocate and mask after optimiser step ``step`` = 1, 2, ...
@@ -197,18 +180,7 @@ class Lora2Model(BaseTuner):
                 "orth_reg_weight=0",
                 stacklevel=2,
             )
-        if not config.prunes:
-            return
-        if self.allocator is None:
-            self.prepare_training()
-        assert self.allocator is not None
-        if adapter != self._allocated_adapter:
-            raise RuntimeError(
-                f"adapter {adapter!r} is active, but the ranks of {self._allocated_adapter!r} are "
-                f"being allocated: call prepare_training(total_step) to start on {adapter!r}"
-            )
-        adapted = self._adapters[adapter]
-        self.allocator.step(step, adapted.factors(), adapted.masks())
+        self._ranks.step(step, self._adapters[adapter], config)
 
     def update_and_allocate(self, step: int) -> None:
         """``after_optimizer_step`` under the name that PEFT's AdaLoRA gave it."""
@@ -216,45 +188,32 @@ class Lora2Model(BaseTuner):
 
     def training_state(self) -> dict[str, Tensor]:
         """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
-        return self.allocator.state_dict() if self.allocator is not None else {}
+        return self._ranks.state()
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Continue after the step at which ``training_state`` was taken.
 
         Raises:
+            RuntimeError: another adapter is being trained.
             ValueError: ``state`` is of another run (shapes, steps), or see ``prepare_training``.
         """
         adapter, config = self._trained()
-        if config.prunes and self.allocator is None:
-            self.prepare_training()
-        if self.allocator is None:
-            if state:
-                raise ValueError(
-                    "this state holds an allocator, but the adapter does not prune: resume with "
-                    "the target_r of the first run"
-                )
-            return
-        self.allocator.load_state_dict(state)
-        torch._foreach_copy_(self._adapters[adapter].masks(), list(self.allocator.mask.unbind()))
+        self._ranks.load(state, self._adapters[adapter], config)
 
     def finish_training(self) -> None:
         """Check that the ranks are what the schedule promised.
 
         Raises:
-            RuntimeError: the allocator was never called, or not to the last step, or it saw no
-                gradient, or another number of singular values survives.
+            RuntimeError: the allocator was never called, or not to the last step, or for another
+                adapter, or it saw no gradient, or another number of singular values survives.
         """
-        _, config = self._trained()
-        if not config.prunes:
-            return
-        if self.allocator is None or self.allocator.last_step == 0:
-            raise RuntimeError(
-                f"target_r={config.target_r} was asked for, but the allocator was never called, so "
-                f"every rank is still {config.r}: train with callbacks=[Lora2Callback()], or call "
-                f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
-            )
-        adapted = self._adapters[self._allocated_adapter]
-        self.allocator.check_finished(adapted.factors(), adapted.masks())
+        adapter, config = self._trained()
+        self._ranks.finish(self._adapters[adapter], config)
+
+    @property
+    def allocator(self) -> Allocator | None:
+        """The allocator of the training under way."""
+        return self._ranks.allocator
 
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Module name -> which of its r singular values survive, for the active adapter."""
@@ -289,9 +248,3 @@ class Lora2Model(BaseTuner):
     def _adapted(self, adapter: str) -> dict[str, Lora2Linear]:
         """Module name -> its layer, for every module that ``adapter`` adapts."""
         return self._adapters[adapter].layers
-
-
-def _is_checkpointing(module: nn.Module) -> bool:
-    return module.training and any(
-        getattr(part, "gradient_checkpointing", False) for part in module.modules()
-    )

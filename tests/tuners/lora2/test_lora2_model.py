@@ -7,6 +7,7 @@ import pytest
 import torch
 from lora2_models import HEADS, adapt, batch, build, logits, randomize
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from torch._subclasses import FakeTensorMode
 from transformers import (
     DebertaV2Config,
     DebertaV2ForSequenceClassification,
@@ -126,6 +127,7 @@ def test_merge_and_unload_gives_a_plain_model(arch, with_head):
 def test_unload_gives_the_base_model_back():
     model = randomize(adapt("roberta", task_type=None))
     assert torch.equal(logits(model.unload()), logits(build("roberta")))
+    assert torch.equal(logits(model.unload()), logits(build("roberta")))
 
 
 def test_merge_adapter_and_back():
@@ -236,6 +238,39 @@ def test_the_regulariser_weighs_what_the_config_says():
     one = adapt("roberta", orth_reg_weight=1.0).base_model.regularization_loss()
     three = adapt("roberta", orth_reg_weight=3.0).base_model.regularization_loss()
     torch.testing.assert_close(three, 3 * one)
+
+
+def test_factors_of_several_dtypes_are_regularised_in_the_widest():
+    model = adapt("roberta", dtype=torch.float64)
+    expected = model.base_model.regularization_loss()
+    *_, last = model.base_model._adapted("default").values()
+    last.to(torch.float32)
+    mixed = model.base_model.regularization_loss()
+    torch.testing.assert_close(mixed, expected, rtol=1e-7, atol=0)
+    mixed.backward()
+    assert last.lora2_u["default"].grad.dtype == torch.float32
+
+
+def test_a_model_split_over_devices_is_regularised_and_allocated():
+    """Of fake tensors, which refuse operations across devices; meta: one that all machines have."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = get_peft_model(
+            torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)),
+            Lora2Config(r=4, k=2, target_modules=["0", "1"], target_r=1, total_step=5),
+        )
+        first, last = model.base_model._adapted("default").values()
+        for name in last.adapter_layer_names:
+            factors = getattr(last, name)
+            shape = factors["default"].shape
+            factors["default"] = torch.nn.Parameter(torch.empty(shape, device="meta"))
+        last.lora2_mask["default"] = torch.ones(4, dtype=torch.bool, device="meta")
+        model.base_model.regularization_loss().backward()
+        grads = [layer.lora2_u["default"].grad for layer in (first, last)]
+        assert [grad.device.type for grad in grads] == ["cpu", "meta"]
+        for layer in (first, last):
+            layer.lora2_lambda["default"].grad = torch.zeros_like(layer.lora2_lambda["default"])
+        model.base_model.update_and_allocate(1)
+        assert last.lora2_mask["default"].device.type == "meta"
 
 
 def test_wrapped_twice_or_copied_it_is_regularised_once():

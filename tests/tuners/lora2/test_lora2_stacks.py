@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from lora2_models import TARGETS, adapt, batch, randomize
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
@@ -88,7 +89,7 @@ def test_stacked_equals_each_layer_on_its_own_gradients_too(arch, monkeypatch):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     loss, stacked = gradients(model, **batch())
-    monkeypatch.setattr("lora2.tuners.lora2.model._is_checkpointing", lambda module: True)
+    monkeypatch.setattr("lora2.tuners.lora2.adapted.Adapted.hand_out", lambda self: None)
     alone_loss, alone = gradients(model, **batch())
     torch.testing.assert_close(loss, alone_loss, rtol=1e-12, atol=0)
     assert any("lora2_u" in name for name in stacked)
@@ -135,6 +136,11 @@ def test_under_autocast_the_pairs_are_rounded_once_and_gradients_stay_float32():
             assert rounded.dtype == torch.bfloat16
             # u is a copy; the product is one in float32, rounded at its end.
             torch.testing.assert_close(rounded.float(), full, rtol=2**-8, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = layers[0].pair("default")
+    for handed, own in zip(seen[0], alone, strict=True):
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own, handed, rtol=0, atol=0)
     loss.backward()
     trained = [p for n, p in model.named_parameters() if "lora2_" in n]
     assert trained and all(p.grad.dtype == torch.float32 for p in trained)
@@ -149,9 +155,11 @@ def test_parts_are_taken_back_after_the_forward_and_a_failed_one_leaves_no_stale
     assert seen == [1] and not any(layer.handed for layer in layers)
     with pytest.raises(IndexError):
         model(**{**batch(), "input_ids": torch.full((6, 7), 1000)})
-    before = model(**batch()).logits
+    assert not any(layer.handed for layer in layers)
+    before, penalty = model(**batch()).logits, model.base_model.regularization_loss()
     with torch.no_grad():
         layers[0].lora2_u["default"].mul_(2)
+    assert model.base_model.regularization_loss() > penalty
     assert not torch.equal(model(**batch()).logits, before)
 
 
@@ -215,6 +223,39 @@ def test_gradient_checkpointing_gives_the_same_gradients():
     model.base_model.model.gradient_checkpointing_enable({"use_reentrant": False})
     _, recomputed = gradients(model, **batch())
     torch.testing.assert_close(recomputed, plain, rtol=1e-9, atol=1e-12)
+
+
+class Recomputing(torch.nn.Module):
+    """No transformers model; recomputes its middle in the backward pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(6, 8), torch.nn.Linear(8, 6)
+        self.way = None
+
+    def forward(self, x):
+        def middle(x):
+            return self.second(torch.tanh(self.first(x)))
+
+        if self.way is None:
+            return middle(x)
+        return torch.utils.checkpoint.checkpoint(middle, x, use_reentrant=self.way)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_model_that_recomputes_by_itself_gets_the_same_gradients(reentrant):
+    torch.manual_seed(0)
+    config = Lora2Config(r=4, k=2, target_modules=["first", "second"], init_weights=False)
+    model = get_peft_model(Recomputing(), config).train()
+    x = torch.randn(3, 6, requires_grad=True)
+    found = []
+    for way in (None, reentrant):
+        model.base_model.model.way = way
+        model.zero_grad()
+        (model(x).square().sum() + model.base_model.regularization_loss()).backward()
+        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad})
+    assert len(found[0]) == 10
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_hook_on_the_base_layer_sees_the_base_layers_own_output():

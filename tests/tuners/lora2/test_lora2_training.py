@@ -137,6 +137,24 @@ def test_an_adapter_switch_in_mid_training_is_an_error():
     step_once(model)
     with pytest.raises(RuntimeError, match="'other' is active, but the ranks of 'default'"):
         model.base_model.update_and_allocate(3)
+    with pytest.raises(RuntimeError, match="'other' is active, but the ranks of 'default'"):
+        model.base_model.finish_training()
+    state = model.base_model.training_state()
+    with pytest.raises(RuntimeError, match="'other' is active, but the ranks of 'default'"):
+        model.base_model.load_training_state(state)
+
+
+def test_a_deleted_adapter_takes_its_allocator_with_it():
+    model = adapt("roberta", task_type=None, **SCHEDULE)
+    train(model, optimizer_of(model), 1, 2)
+    config = model.peft_config["default"]
+    model.add_adapter("other", Lora2Config(target_modules=["query"]))
+    model.delete_adapter("default")
+    assert model.base_model.allocator is None
+    model.add_adapter("default", config)
+    model.set_adapter("default")
+    train(model, optimizer_of(model), 1, 14)
+    model.base_model.finish_training()
 
 
 def test_an_inference_adapter_is_not_trained(tmp_path):

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from lora2 import Lora2Config
+from lora2.tuners.lora2.share import share_of_step
+
+
+def causal():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=60,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    adapter = Lora2Config(
+        r=4, k=2, target_modules=["q_proj", "up_proj"], init_weights=False, orth_reg_weight=0.5
+    )
+    return get_peft_model(LlamaForCausalLM(config).double(), adapter)
+
+
+def rows(count=8, length=10):
+    """Every row with another number of labels that count."""
+    ids = torch.randint(4, 60, (count, length), generator=torch.Generator().manual_seed(0))
+    labels = [torch.where(torch.arange(length) < 3 + i % 6, row, -100) for i, row in enumerate(ids)]
+    return [{"input_ids": row, "labels": one} for row, one in zip(ids, labels, strict=True)]
+
+
+def trained(folder, accumulation):
+    model = causal().double()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=3,
+        per_device_train_batch_size=4 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=0.1,
+        optim="sgd",
+        max_grad_norm=0,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        seed=3,
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows())
+    assert trainer.model_accepts_loss_kwargs
+    trainer.train()
+    return {name: p.detach() for name, p in model.named_parameters() if "lora2_" in name}
+
+
+def test_accumulated_micro_batches_regularise_as_much_as_one_batch(tmp_path):
+    whole, parts = (trained(tmp_path / str(n), n) for n in (1, 4))
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-9)  # the loss is in float32
+    start = causal().state_dict()
+    assert all(not torch.equal(one, start[name]) for name, one in whole.items())
+
+
+def test_the_shares_of_a_steps_micro_batches_sum_to_one():
+    model = causal().get_base_model()
+    labels = torch.tensor([[5, 6, -100], [7, 8, 9]])
+    assert share_of_step(model, {"labels": labels}) is None
+    inputs = {"labels": labels, "num_items_in_batch": torch.tensor(6)}
+    assert share_of_step(model, inputs) == pytest.approx(3 / 6)  # not 5, not the first tokens
+    shifted = {**inputs, "shift_labels": torch.tensor([[6, -100, -100], [8, -100, -100]])}
+    assert share_of_step(model, shifted) == pytest.approx(2 / 6)
+    model.config.is_encoder_decoder = True
+    assert share_of_step(model, inputs) == pytest.approx(5 / 6)
+    assert share_of_step(torch.nn.Linear(1, 1), inputs) == pytest.approx(5 / 6)
