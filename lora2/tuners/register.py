@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from aenum import extend_enum
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
@@ -16,8 +15,21 @@ def extend_peft_type(name: str) -> PeftType:
     breaks ``model.load_adapter`` of transformers, so a true member is added.
     """
     if name not in PeftType.__members__:
-        extend_enum(PeftType, name, name)
+        _add_member(name)
     return PeftType[name]
+
+
+def _add_member(name: str) -> None:
+    try:
+        from aenum import extend_enum
+    except ModuleNotFoundError:  # a machine where nothing can be installed: what it does for a str
+        member = str.__new__(PeftType, name)
+        member._name_ = member._value_ = name
+        PeftType._member_names_.append(name)
+        PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+        type.__setattr__(PeftType, name, member)
+    else:
+        extend_enum(PeftType, name, name)
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
