@@ -21,7 +21,7 @@ import torch
 from lora2.bench import against, glue_times, micro, profile, record, scaling, steps
 from lora2.bench.lengths import Lengths, known_lengths
 from lora2.bench.methods import METHODS
-from lora2.bench.options import ENCODERS, SIZES, TABLE2_BATCH, Sizes, parse
+from lora2.bench.options import ENCODERS, SIZES, TABLE2, TABLE2_BATCH, Sizes, narrowed, parse
 from lora2.bench.record import Row
 from lora2.bench.shape import Shape
 from lora2.bench.step import release
@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv, __doc__, tuple(PARTS))
     origin = record.provenance(args.device, args.commit)
     folder = (args.out or record.RESULTS) / record.slug(str(origin["device"]))
-    narrowed = args.methods or args.tasks or args.encoders
     print(f"bench on {origin['device']}, {args.precision}", flush=True)
     for part in [AGAINST] if args.against else args.only:
         started = time.perf_counter()
@@ -43,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
         release()
         print(record.table(rows, SHOWN[part]))
         print(f"{part}: {len(rows)} rows in {time.perf_counter() - started:.0f} s", flush=True)
-        if narrowed and args.out is None:
-            print(f"a part of {part}: shown, not written (--out DIR writes it there)")
+        if narrowed(args, part) and args.out is None:
+            print(f"a part or a variant of {part}: shown, not written (--out DIR writes it there)")
         else:
             record.write(folder / f"{part}.csv", rows, origin)
             print(f"wrote {folder / part}.csv", flush=True)
@@ -116,7 +115,7 @@ def _against(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
 PARTS: dict[str, Callable[[argparse.Namespace, Sizes], list[Row]]] = {
     "micro": _micro,
     "step": _step,
-    "table2": _table2,
+    TABLE2: _table2,
     "scaling": _scaling,
     "profile": _profile,
 }
@@ -134,7 +133,7 @@ SHOWN = {
         "syncs",
         *MEMORY,
     ),
-    "table2": ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
+    TABLE2: ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
     AGAINST: ("code", "row", "seconds", "ratio_to_then", "ratio_to_lora", "kernels", "syncs"),
     "profile": ("row", "kind", "name", "calls", "seconds", "share", "ratio_to_lora"),
     "scaling": ("axis", "value", "what", "row", "seconds", *RATIOS, "kernels", "syncs"),

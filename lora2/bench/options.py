@@ -17,9 +17,11 @@ from lora2.bench.methods import METHODS
 from lora2.bench.step import AUTOCAST
 
 ENCODERS = ("deberta-v3-base", "roberta-large")
+TABLE2 = "table2"  # the part with layers and a batch of its own
 TABLE2_BATCH = 32  # sequences; the paper's
 DEPTHS = [12, 24, 48]
 RANKS = [1, 2, 4, 8, 16, 32, 64]
+PRECISION = "fp32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,27 @@ def parse(argv: Sequence[str], about: str | None, parts: Sequence[str]) -> argpa
     return args
 
 
+def narrowed(args: argparse.Namespace, part: str) -> bool:
+    """Tell whether ``part`` was asked for otherwise than the device's whole part is measured.
+
+    Rounds and steps to warm up make it more or less exact, and nothing else.
+    """
+    sizes, table2 = SIZES[args.device], part == TABLE2
+    whole = {
+        "methods": None,
+        "tasks": None,
+        "encoders": None,
+        "layers": (sizes.table2_layers if table2 else sizes.layers) or 0,
+        "width": 0,
+        "batch": TABLE2_BATCH if table2 else sizes.batch,
+        "tokens": sizes.tokens,
+        "precision": PRECISION,
+        "depths": DEPTHS,
+        "ranks": RANKS,
+    }
+    return any(getattr(args, name) not in (None, own) for name, own in whole.items())
+
+
 def _parser(about: str | None, parts: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bench.py", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,7 +105,7 @@ def _parser(about: str | None, parts: Sequence[str]) -> argparse.ArgumentParser:
     add("--ranks", nargs="+", type=_at_least_1, default=RANKS, help="k and r in scaling")
     add("--rounds", type=_at_least_1, help="steps of each method that count")
     add("--warm-up", type=_at_least_0, default=2, help="steps of each method that do not count")
-    add("--precision", choices=("fp32", *AUTOCAST), default="fp32")
+    add("--precision", choices=("fp32", *AUTOCAST), default=PRECISION, help="of forward passes")
     add("--glue", type=Path, metavar="DIR", help="measure sentence lengths here; needs pyarrow")
     add("--tokenizer", default="microsoft/deberta-v3-base", help="for --glue: hub name or folder")
     add("--commit", help="of the code, where git cannot tell")

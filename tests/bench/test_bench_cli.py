@@ -165,6 +165,38 @@ def test_a_part_of_the_rows_replaces_no_whole_file(tmp_path, monkeypatch, capsys
     assert list(tmp_path.glob("elsewhere/cpu*/step.csv")) and path.is_file()
 
 
+WHOLE = {"layers": "3", "batch": "4", "tokens": "48"}  # a processor's
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "written"),
+    [
+        ("step", ["--layers", "2"], False),
+        ("step", ["--layers", "0"], False),
+        ("step", ["--width", "128"], False),
+        ("step", ["--batch", "2"], False),
+        ("step", ["--tokens", "16"], False),
+        ("step", ["--precision", "bf16"], False),
+        ("scaling", ["--depths", "1", "2"], False),
+        ("scaling", ["--ranks", "8"], False),
+        ("table2", ["--layers", "3"], False),  # a default of other parts
+        ("table2", ["--batch", "4"], False),
+        ("table2", ["--layers", "1", "--batch", "32"], True),
+        ("step", [f"--{name}={value}" for name, value in WHOLE.items()], True),
+        ("step", ["--width=0", "--precision", "fp32", "--depths", "12", "24", "48"], True),
+        ("step", ["--rounds", "1", "--warm-up", "0"], True),
+    ],
+)
+def test_another_size_or_precision_replaces_no_file(part, words, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(cli.PARTS, part, lambda args, sizes: [{"row": "lora-r8", "seconds": 1.0}])
+    words = ["--only", part, "--device", "cpu", *words]
+    assert cli.main(words) == 0
+    assert len(list(tmp_path.glob(f"results/bench/cpu*/{part}.csv"))) == written
+    assert cli.main([*words, "--out", "elsewhere"]) == 0
+    assert len(list(tmp_path.glob(f"elsewhere/cpu*/{part}.csv"))) == 1
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a" / "step.csv"
     record.write(path, [{"x": 1 / 3}], {"device": "d"})
