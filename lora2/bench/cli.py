@@ -58,10 +58,8 @@ def _shape(args: argparse.Namespace, sizes: Sizes, encoder: str) -> Shape:
 
 
 def _micro(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
-    shape = _shape(args, sizes, ENCODERS[0])
-    width, rounds = shape.config().hidden_size, args.rounds or sizes.rounds
-    size = (args.device, width, micro.DEPTHS, shape.batch, shape.tokens)
-    return micro.measure(*size, rounds, args.warm_up)
+    shape, rounds = _shape(args, sizes, ENCODERS[0]), args.rounds or sizes.rounds
+    return micro.measure(shape, micro.DEPTHS, rounds, args.warm_up)
 
 
 def _step(args: argparse.Namespace, sizes: Sizes) -> list[Row]:

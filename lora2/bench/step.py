@@ -52,7 +52,7 @@ class Stepper:
     def step(self, batch: Batch) -> None:
         """Forward, backward, clipping, optimiser, allocator."""
         self.number += 1
-        with self._autocast():
+        with autocast(self.device, self.precision):
             loss = self.model(**batch).loss
         loss.backward()
         if self.max_grad_norm is not None:
@@ -84,9 +84,11 @@ class Stepper:
         if self.driver is not None and hasattr(type(self.driver), hook):
             getattr(self.driver, hook)(number)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        kind = AUTOCAST.get(self.precision)
-        return torch.autocast(self.device, kind) if kind else contextlib.nullcontext()
+
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a forward pass in ``precision``."""
+    kind = AUTOCAST.get(precision)
+    return torch.autocast(device, kind) if kind else contextlib.nullcontext()
 
 
 def held_bytes(stepper: Stepper) -> int:

@@ -14,10 +14,10 @@ from lora2.bench.methods import METHODS, Method, prepare
 from lora2.bench.record import Row, counted, times
 from lora2.bench.shape import Shape
 from lora2.bench.step import (
-    AUTOCAST,
     Batch,
     Seconds,
     Stepper,
+    autocast,
     build,
     interleave,
     release,
@@ -112,10 +112,9 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
 def _forward(model: nn.Module, batch: Batch, shape: Shape) -> Callable[[int], object]:
     model.eval()
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    kind = AUTOCAST.get(shape.precision)
 
     def action(_: int) -> object:
-        with torch.no_grad(), torch.autocast(shape.device, kind, enabled=kind is not None):
+        with torch.no_grad(), autocast(shape.device, shape.precision):
             return model(**inputs).logits
 
     return action

@@ -60,6 +60,7 @@ def test_every_part_is_written_with_where_it_comes_from(tiny):
     ]
     for part in cli.PARTS:
         for row in rows(tiny, part):
+            assert row["precision"] == "fp32"
             assert record.slug(row["device"]) == tiny.name and row["device"].startswith("cpu")
             assert row["commit"] == "abc" and row["dirty"] in ("True", "False")
             for package in record.PACKAGES:
