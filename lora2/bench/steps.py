@@ -19,6 +19,7 @@ from lora2.bench.step import (
     Stepper,
     autocast,
     build,
+    held_bytes,
     interleave,
     release,
     take_turns,
@@ -76,13 +77,18 @@ def bases(seconds: Seconds) -> Mapping[str, list[float] | None]:
 
 
 def held(steppers: Mapping[str, Stepper], batch: Batch) -> dict[str, Row]:
-    """Return each method's columns of size: parameters trained, and peak memory of a step."""
+    """Return each method's columns of size: parameters trained, and memory.
+
+    ``memory_mib`` is the peak of a step, ``held_mib`` what of it does not grow with the batch:
+    weights and optimiser state.
+    """
     memory = {row: one.memory_mib(batch) for row, one in steppers.items()}
     lora = memory.get("lora-r8")
     return {
         row: {
             "trainable": one.trainable(),
             "memory_mib": memory[row],
+            "held_mib": held_bytes(one) / 2**20,
             "memory_ratio_to_lora": "" if lora is None else memory[row] / lora,
         }
         for row, one in steppers.items()
@@ -104,7 +110,7 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
         label = f"{METHODS[SERVED].label}, {name}" if name != "base" else "no adapter"
         same = {"lora": None, "adalora": None, "base": seconds["base"]}
         named_so = {"row": name, "label": label, "method": "", "r": "", "k": ""}
-        size = {"trainable": "", "memory_mib": "", "memory_ratio_to_lora": ""}
+        size = dict.fromkeys(("trainable", "memory_mib", "held_mib", "memory_ratio_to_lora"), "")
         rows.append({**where, **named_so, **times(seconds[name], same), **counted(counts), **size})
     return rows
 
