@@ -145,7 +145,7 @@ def cost(parts: Mapping[str, Part], device: str, rounds: int, warm_up: int) -> d
     # All of them, then all without: each then follows another method, and finds the caches so.
     actions = {row: part.action for row, part in parts.items()}
     actions |= {_without(row): part.without for row, part in parts.items() if part.without}
-    seconds = interleave(actions, rounds, warm_up)
+    seconds = interleave(actions, device, rounds, warm_up)
     numbers = {name: _numbers(one, device, warm_up + rounds) for name, one in actions.items()}
     for row in [row for row in parts if _without(row) in actions]:
         less, fewer = seconds.pop(_without(row)), numbers.pop(_without(row))

@@ -101,7 +101,7 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
     merged = prepare(copy.deepcopy(base), METHODS[SERVED])[0].merge_and_unload()
     models = {"base": base, "merged": merged, "unmerged": beside}
     actions = {name: _forward(model, batch, shape) for name, model in models.items()}
-    seconds = interleave(actions, rounds, warm_up)
+    seconds = interleave(actions, shape.device, rounds, warm_up)
     where = {"phase": "inference", **shape.columns(), "tokens": batch["input_ids"].shape[1]}
     rows = []
     for name, action in actions.items():

@@ -52,7 +52,7 @@ def test_time_and_counts_are_differences_of_the_same_round(monkeypatch):
     taken = {"adalora-r8": [5.0, 9.0, 7.0], "adalora-r8, without": [4.0, 4.0, 5.0]}
     taken |= {"own": [2.0, 2.5, 3.0], "own, without": [1.0, 3.0, 2.0]}
 
-    def interleave(actions, rounds, warm_up):
+    def interleave(actions, device, rounds, warm_up):
         order.extend(actions)
         return {name: taken[name] for name in actions}
 
