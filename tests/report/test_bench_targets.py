@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -68,6 +69,18 @@ def test_one_kernel_more_in_merged_inference_is_a_miss(device):
     step = own["step"]
     step.loc[(step["row"] == "merged") & (step["encoder"] == "deberta-v3-base"), "kernels"] += 1
     assert "kernels more than without an adapter | 0 | 1 (missed) | 0 |" in render([own])
+
+
+def test_the_architecture_page_has_the_benchs_numbers_of_operations():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    own = pd.concat([read(folder)["micro"] for folder in measured(ROOT / RESULTS)])
+    own = own.loc[(own["row"] == "lora2-k8") & (own["precision"] == "fp32")]
+    for part, words in (
+        ("regulariser", r"before they are split: (\d+)\s+operations"),
+        ("allocator", r"for all matrices: (\d+)\s+operations a step"),
+    ):
+        counted = own.loc[own["part"] == part, "kernels"]
+        assert set(counted) == {int(re.search(words, page)[1])}
 
 
 def test_the_committed_page_is_that_of_the_committed_benches():
