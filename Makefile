@@ -16,7 +16,7 @@ TABLES := table1 table2 table3 table4 figure3 roberta-large
 .PHONY: quickstart test coverage test-slow test-faults test-slurm test-latex lint plan report \
 	report-study audit bench study clean reproduce-all $(TABLES:%=reproduce-%)
 
-# All four tables, Figure 3, the audit and Table 5 without a GPU or a hub; 7 minutes on two cores.
+# All four tables, Figure 3, the audit and Table 5 without a GPU or a hub.
 # The tables go into a folder of their own, so that the committed results stay as they are.
 quickstart: $(READY)
 	$(PY) scripts/reproduce.py table=all profile=embedded results.dir=results/quickstart $(ARGS)

@@ -34,7 +34,7 @@ from lora2.bench.step import build, settle
 asked = json.loads(sys.stdin.readline())
 torch.set_num_threads(asked["threads"])
 # As own_clock in step.py, which an earlier revision may lack.
-alone = asked["threads"] == 1 and not torch.cuda.is_available()
+alone = asked["threads"] == 1 and asked["shape"]["device"] == "cpu"
 clock = time.process_time if alone else time.perf_counter
 shape = Shape(**asked["shape"])
 base, batch = shape.base(), shape.full_batch()
@@ -84,7 +84,7 @@ def measure(
             )
             for name, (code, row) in turns.items()
         }
-        interleave(actions, rounds, warm_up)  # its own clock only sees that it waits
+        interleave(actions, shape.device, rounds, warm_up)  # its own clock only sees that it waits
         seconds = {name: own[warm_up:] for name, own in taken.items()}
         counts = {name: ask[code](f"count {row}").split() for name, (code, row) in turns.items()}
     rows: list[Row] = []

@@ -15,52 +15,26 @@ import argparse
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
 import torch
 
 from lora2.bench import against, glue_times, micro, profile, record, scaling, steps
-from lora2.bench.encoders import SHAPES, shaped
 from lora2.bench.lengths import Lengths, known_lengths
 from lora2.bench.methods import METHODS
+from lora2.bench.options import ENCODERS, SIZES, TABLE2, TABLE2_BATCH, Sizes, narrowed, parse
 from lora2.bench.record import Row
 from lora2.bench.shape import Shape
-from lora2.bench.step import AUTOCAST, release
+from lora2.bench.step import release
 
-ENCODERS = ("deberta-v3-base", "roberta-large")
-TABLE2_BATCH = 32  # sequences; the paper's
 AGAINST = "against"  # a part of its own: a file against.csv
 PROFILED_STEPS = 7  # of each method, at most: reading what was seen takes longer than the step
 
 
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """A device's defaults; None stands for the published size."""
-
-    layers: int | None  # of the encoders in step, scaling over ranks, profile and against
-    table2_layers: int | None
-    narrow: int | None  # hidden size in scaling over layers
-    batch: int  # sequences in micro, step and scaling
-    tokens: int  # of each
-    rounds: int
-    table2_rounds: int
-    batches: int  # drawn for each task
-    table2_methods: tuple[str, ...]
-
-
-SIZES = {
-    "cuda": Sizes(None, None, None, 32, 128, 50, 32, 8, tuple(METHODS)),
-    "cpu": Sizes(3, 1, 128, 4, 48, 15, 3, 2, ("lora-r8", "adalora-r8", "lora2-k1", "lora2-k8")),
-}
-
-
 def main(argv: Sequence[str]) -> int:
     """Run the parts asked for; show each, and write it as soon as it is done."""
-    args = parse(argv)
+    args = parse(argv, __doc__, tuple(PARTS))
     origin = record.provenance(args.device, args.commit)
     folder = (args.out or record.RESULTS) / record.slug(str(origin["device"]))
-    narrowed = args.methods or args.tasks or args.encoders
     print(f"bench on {origin['device']}, {args.precision}", flush=True)
     for part in [AGAINST] if args.against else args.only:
         started = time.perf_counter()
@@ -68,74 +42,12 @@ def main(argv: Sequence[str]) -> int:
         release()
         print(record.table(rows, SHOWN[part]))
         print(f"{part}: {len(rows)} rows in {time.perf_counter() - started:.0f} s", flush=True)
-        if narrowed and args.out is None:
-            print(f"a part of {part}: shown, not written (--out DIR writes it there)")
+        if narrowed(args, part) and args.out is None:
+            print(f"a part or a variant of {part}: shown, not written (--out DIR writes it there)")
         else:
             record.write(folder / f"{part}.csv", rows, origin)
             print(f"wrote {folder / part}.csv", flush=True)
     return 0
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options.
-
-    Raises:
-        SystemExit: an unknown option or value, or --device cuda without one; the message says so.
-    """
-    parser = argparse.ArgumentParser(
-        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--only", nargs="+", choices=tuple(PARTS), default=list(PARTS), help="parts to run")
-    add("--against", metavar="REVISION", help="of git: time its steps too, and no other part")
-    add("--device", choices=tuple(SIZES), help="default: cuda where there is one")
-    add("--encoders", nargs="+", choices=tuple(SHAPES), help="of step; table2 takes the first")
-    add("--methods", nargs="+", choices=tuple(METHODS), help="rows of step and table2")
-    add("--tasks", nargs="+", choices=tuple(known_lengths()), help="of table2")
-    add("--layers", type=_at_least_0, help="of the encoders in step and table2; 0: all")
-    add("--width", type=_at_least_0, help="hidden size, a multiple of 64; 0: the published")
-    add("--batch", type=_at_least_1, help=f"sequences (table2: {TABLE2_BATCH} unless given)")
-    add("--tokens", type=_at_least_1, help="of each sequence in micro, step and scaling")
-    add("--depths", nargs="+", type=_at_least_1, default=[12, 24, 48], help="layers in scaling")
-    add("--ranks", nargs="+", type=_at_least_1, default=[1, 2, 4, 8, 16, 32, 64], help="k and r")
-    add("--rounds", type=_at_least_1, help="steps of each method that count")
-    add("--warm-up", type=_at_least_0, default=2, help="steps of each method that do not count")
-    add("--precision", choices=("fp32", *AUTOCAST), default="fp32")
-    add("--glue", type=Path, metavar="DIR", help="measure sentence lengths here; needs pyarrow")
-    add("--tokenizer", default="microsoft/deberta-v3-base", help="for --glue: hub name or folder")
-    add("--commit", help="of the code, where git cannot tell")
-    add("--out", type=Path, metavar="DIR", help="default results/bench; a folder <device> in it")
-    args = parser.parse_args(argv)
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no GPU is visible; leave it out to use the processor")
-    if args.glue is not None:
-        if not args.glue.is_dir():
-            parser.error(f"--glue {args.glue}: no such folder; without it the known lengths do")
-        if find_spec("pyarrow") is None:
-            parser.error("--glue needs pyarrow; without it the known lengths do")
-    if args.against and not (commit := against.commit_of(args.against)):
-        parser.error(f"--against {args.against}: git knows no such revision with {against.NEEDED}")
-    args.against = commit if args.against else None
-    try:
-        shaped(ENCODERS[0], width=args.width or None)
-    except ValueError as error:
-        parser.error(str(error))
-    return args
-
-
-def _at_least_1(text: str) -> int:
-    return _at_least(1, text)
-
-
-def _at_least_0(text: str) -> int:
-    return _at_least(0, text)
-
-
-def _at_least(least: int, text: str) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text!r} (allowed: a whole number >= {least})")
-    return int(text)
 
 
 def _shape(args: argparse.Namespace, sizes: Sizes, encoder: str) -> Shape:
@@ -146,10 +58,8 @@ def _shape(args: argparse.Namespace, sizes: Sizes, encoder: str) -> Shape:
 
 
 def _micro(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
-    shape = _shape(args, sizes, ENCODERS[0])
-    width, rounds = shape.config().hidden_size, args.rounds or sizes.rounds
-    size = (args.device, width, micro.DEPTHS, shape.batch, shape.tokens)
-    return micro.measure(*size, rounds, args.warm_up)
+    shape, rounds = _shape(args, sizes, ENCODERS[0]), args.rounds or sizes.rounds
+    return micro.measure(shape, micro.DEPTHS, rounds, args.warm_up)
 
 
 def _step(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
@@ -203,7 +113,7 @@ def _against(args: argparse.Namespace, sizes: Sizes) -> list[Row]:
 PARTS: dict[str, Callable[[argparse.Namespace, Sizes], list[Row]]] = {
     "micro": _micro,
     "step": _step,
-    "table2": _table2,
+    TABLE2: _table2,
     "scaling": _scaling,
     "profile": _profile,
 }
@@ -221,7 +131,7 @@ SHOWN = {
         "syncs",
         *MEMORY,
     ),
-    "table2": ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
+    TABLE2: ("task", "row", "tokens", "seconds", *RATIOS, *MEMORY),
     AGAINST: ("code", "row", "seconds", "ratio_to_then", "ratio_to_lora", "kernels", "syncs"),
     "profile": ("row", "kind", "name", "calls", "seconds", "share", "ratio_to_lora"),
     "scaling": ("axis", "value", "what", "row", "seconds", *RATIOS, "kernels", "syncs"),

@@ -88,10 +88,16 @@ def shaped(name: str, layers: int | None = None, width: int | None = None) -> Pr
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def random_encoder(config: PreTrainedConfig, num_labels: int = 2) -> PreTrainedModel:
-    """Return a classifier with weights drawn from torch's generator."""
+def random_encoder(
+    config: PreTrainedConfig, num_labels: int = 2, attention: str | None = None
+) -> PreTrainedModel:
+    """Return a classifier with weights drawn from torch's generator.
+
+    ``attention`` is transformers' name of an implementation; None takes the encoder's default.
+    """
     config.num_labels = num_labels
-    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    kinds = {} if attention is None else {"attn_implementation": attention}
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **kinds)
 
 
 def longest(config: PreTrainedConfig, wanted: int) -> int:

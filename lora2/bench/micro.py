@@ -13,7 +13,8 @@ from lora2.bench.counters import counting
 from lora2.bench.encoders import twin
 from lora2.bench.methods import METHODS, STEPS, Method, prepare
 from lora2.bench.record import Row, counted, times
-from lora2.bench.step import interleave, release
+from lora2.bench.shape import Shape
+from lora2.bench.step import autocast, interleave, release
 
 DEPTHS = (12, 24)  # layers of six matrices: DeBERTaV3-base's, and twice as many
 ADAPTED = ("lora-r8", "adalora-r8", "lora2-k1", "lora2-k8")
@@ -69,8 +70,10 @@ class Part:
     without: Action | None = None
 
 
-def regulariser(base: Matrices, method: Method) -> Part:
+def regulariser(base: Matrices, method: Method, precision: str = "fp32") -> Part:
     """Return a forward and backward pass with what ``method`` adds to a loss, and one without.
+
+    The forward pass is in ``precision``, as a training step's.
 
     One row of one token, so that as little as possible is taken away again. The difference is what
     a training step pays, whatever the regulariser shares with the pass through the matrices.
@@ -79,21 +82,31 @@ def regulariser(base: Matrices, method: Method) -> Part:
     x = _one_token(base)
 
     def with_it(_: int) -> None:
-        model(x, labels=True).loss.backward()
+        with autocast(x.device.type, precision):
+            loss = model(x, labels=True).loss
+        loss.backward()
         model.zero_grad()
 
     def without(_: int) -> None:
-        model(x).logits.backward()
+        with autocast(x.device.type, precision):
+            total = model(x).logits
+        total.backward()
         model.zero_grad()
 
     return Part(with_it, without)
 
 
-def allocator(base: Matrices, method: Method) -> Part:
-    """Return a step of ``method``'s allocator: scores and masks."""
+def allocator(base: Matrices, method: Method, precision: str = "fp32") -> Part:
+    """Return a step of ``method``'s allocator: scores and masks.
+
+    Only the forward pass before it is in ``precision``: in a training step too the allocator works
+    on float32 parameters and gradients, outside autocast.
+    """
     model, driver = prepare(twin(base), method)
     # A loss with the regulariser in it, as allocators expect.
-    model.train().base_model(_one_token(base), labels=True)
+    x = _one_token(base)
+    with autocast(x.device.type, precision):
+        model.train().base_model(x, labels=True)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)
@@ -101,13 +114,17 @@ def allocator(base: Matrices, method: Method) -> Part:
     return Part(lambda number: driver.after_optimizer_step(number + 1))
 
 
-def adapted_layer(base: Matrices, method: Method | None, x: Tensor) -> Part:
+def adapted_layer(
+    base: Matrices, method: Method | None, x: Tensor, precision: str = "fp32"
+) -> Part:
     """Return the forward and backward pass of the matrices; ``method`` None: without an adapter."""
     plain = twin(base).requires_grad_(False)
     model = plain if method is None else prepare(plain, method)[0].train().base_model
 
     def action(_: int) -> None:
-        model(x).logits.backward()
+        with autocast(x.device.type, precision):
+            total = model(x).logits
+        total.backward()
         model.zero_grad()
         x.grad = None
 
@@ -128,7 +145,7 @@ def cost(parts: Mapping[str, Part], device: str, rounds: int, warm_up: int) -> d
     # All of them, then all without: each then follows another method, and finds the caches so.
     actions = {row: part.action for row, part in parts.items()}
     actions |= {_without(row): part.without for row, part in parts.items() if part.without}
-    seconds = interleave(actions, rounds, warm_up)
+    seconds = interleave(actions, device, rounds, warm_up)
     numbers = {name: _numbers(one, device, warm_up + rounds) for name, one in actions.items()}
     for row in [row for row in parts if _without(row) in actions]:
         less, fewer = seconds.pop(_without(row)), numbers.pop(_without(row))
@@ -149,30 +166,31 @@ def _numbers(action: Action, device: str, number: int) -> dict[str, int]:
     return counted(counts)
 
 
-def measure(
-    device: str,
-    width: int,
-    depths: Sequence[int],
-    batch: int,
-    tokens: int,
-    rounds: int,
-    warm_up: int,
-) -> list[Row]:
-    """Return a row for each part and method; regulariser and allocator at each of ``depths``."""
+def measure(shape: Shape, depths: Sequence[int], rounds: int, warm_up: int) -> list[Row]:
+    """Return a row for each part and method; regulariser and allocator at each of ``depths``.
+
+    Of ``shape`` the encoder's width, the batch, its tokens, precision and device count.
+    """
+    width, device, precision = shape.config().hidden_size, shape.device, shape.precision
     single = Matrices(1, width).to(device)
-    x = torch.randn(batch, tokens, width, device=device, requires_grad=True)
-    layer = {row: adapted_layer(single, METHODS[row], x) for row in ADAPTED}
-    layer["base"] = adapted_layer(single, None, x)
+    x = torch.randn(shape.batch, shape.tokens, width, device=device, requires_grad=True)
+    layer = {row: adapted_layer(single, METHODS[row], x, precision) for row in ADAPTED}
+    layer["base"] = adapted_layer(single, None, x, precision)
     rows: list[Row] = []
     for depth in depths:
         base = Matrices(depth, width).to(device)
         for name, part in (("regulariser", regulariser), ("allocator", allocator)):
-            own = {row: part(base, METHODS[row]) for row in REGULARIZED}
-            where: Row = {"part": name, "matrices": 6 * depth, "width": width}
-            rows += _rows({**where, "batch": "", "tokens": ""}, own, device, rounds, warm_up)
+            own = {row: part(base, METHODS[row], precision) for row in REGULARIZED}
+            where = {**_where(shape, name, 6 * depth), "batch": "", "tokens": ""}
+            rows += _rows(where, own, device, rounds, warm_up)
             release()
-    where = {"part": "layer", "matrices": 6, "width": width, "batch": batch, "tokens": tokens}
+    where = {**_where(shape, "layer", 6), "batch": shape.batch, "tokens": shape.tokens}
     return rows + _rows(where, layer, device, rounds, warm_up)
+
+
+def _where(shape: Shape, part: str, matrices: int) -> Row:
+    width, precision = shape.config().hidden_size, shape.precision
+    return {"part": part, "matrices": matrices, "width": width, "precision": precision}
 
 
 def _rows(

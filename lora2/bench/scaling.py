@@ -62,7 +62,7 @@ def _part_rows(shape: Shape, depth: int, rounds: int, warm_up: int) -> list[Row]
     base = Matrices(depth, shape.config().hidden_size).to(shape.device)
     rows = []
     for what, part in (("regulariser", regulariser), ("allocator", allocator)):
-        parts = {row: part(base, METHODS[row]) for row in REGULARIZED}
+        parts = {row: part(base, METHODS[row], shape.precision) for row in REGULARIZED}
         found = cost(parts, shape.device, rounds, warm_up)
         where = {**_where(shape, "layers", depth, what, ""), "batch": ""}
         rows += [{**where, **named(METHODS[row]), **found[row]} for row in REGULARIZED]

@@ -52,7 +52,7 @@ class Stepper:
     def step(self, batch: Batch) -> None:
         """Forward, backward, clipping, optimiser, allocator."""
         self.number += 1
-        with self._autocast():
+        with autocast(self.device, self.precision):
             loss = self.model(**batch).loss
         loss.backward()
         if self.max_grad_norm is not None:
@@ -84,9 +84,11 @@ class Stepper:
         if self.driver is not None and hasattr(type(self.driver), hook):
             getattr(self.driver, hook)(number)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        kind = AUTOCAST.get(self.precision)
-        return torch.autocast(self.device, kind) if kind else contextlib.nullcontext()
+
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a forward pass in ``precision``."""
+    kind = AUTOCAST.get(precision)
+    return torch.autocast(device, kind) if kind else contextlib.nullcontext()
 
 
 def held_bytes(stepper: Stepper) -> int:
@@ -108,26 +110,27 @@ def build(base: nn.Module, method: Method, precision: str = "fp32") -> Stepper:
     return Stepper(model, driver, optimizer, precision=precision)
 
 
-def own_clock() -> Callable[[], float]:
-    """Return the clock of work done in this process, in seconds.
+def own_clock(device: str) -> Callable[[], float]:
+    """Return the clock of work done on ``device``, cpu or cuda, by this process, in seconds.
 
-    Where one thread of a processor does all of it, that is the process's own time, which no other
-    program on the machine makes longer.
+    Where one thread of a processor does all of it, that is the process's own time: waiting for
+    other programs is not in it. What these do to shared caches, to the memory's bandwidth and to
+    the processor's speed still is.
     """
-    alone = not torch.cuda.is_available() and torch.get_num_threads() == 1
+    alone = device == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
 
 
 def interleave(
-    actions: Mapping[str, Callable[[int], object]], rounds: int, warm_up: int = 2
+    actions: Mapping[str, Callable[[int], object]], device: str, rounds: int, warm_up: int = 2
 ) -> Seconds:
-    """Time several actions, one of each in turn (A B C A B C), ``rounds`` times.
+    """Time several actions on ``device``, one of each in turn (A B C A B C), ``rounds`` times.
 
     In turn, so that a machine that slows down or speeds up does it to all of them alike. An action
     gets the number of its round, from 0; the first ``warm_up`` rounds are not counted. The device
     is idle when the clock starts and again when it stops.
     """
-    clock = own_clock()
+    clock = own_clock(device)
     seconds: Seconds = {name: [] for name in actions}
     for number in range(warm_up + rounds):
         for name, action in actions.items():
@@ -149,7 +152,8 @@ def take_turns(
         name: lambda number, one=one: one.step(batches[number % len(batches)])
         for name, one in steppers.items()
     }
-    return interleave(actions, rounds, warm_up)
+    device = next(iter(steppers.values())).device
+    return interleave(actions, device, rounds, warm_up)
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:

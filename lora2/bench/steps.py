@@ -14,11 +14,12 @@ from lora2.bench.methods import METHODS, Method, prepare
 from lora2.bench.record import Row, counted, times
 from lora2.bench.shape import Shape
 from lora2.bench.step import (
-    AUTOCAST,
     Batch,
     Seconds,
     Stepper,
+    autocast,
     build,
+    held_bytes,
     interleave,
     release,
     take_turns,
@@ -76,13 +77,18 @@ def bases(seconds: Seconds) -> Mapping[str, list[float] | None]:
 
 
 def held(steppers: Mapping[str, Stepper], batch: Batch) -> dict[str, Row]:
-    """Return each method's columns of size: parameters trained, and peak memory of a step."""
+    """Return each method's columns of size: parameters trained, and memory.
+
+    ``memory_mib`` is the peak of a step, ``held_mib`` what of it does not grow with the batch:
+    weights and optimiser state.
+    """
     memory = {row: one.memory_mib(batch) for row, one in steppers.items()}
     lora = memory.get("lora-r8")
     return {
         row: {
             "trainable": one.trainable(),
             "memory_mib": memory[row],
+            "held_mib": held_bytes(one) / 2**20,
             "memory_ratio_to_lora": "" if lora is None else memory[row] / lora,
         }
         for row, one in steppers.items()
@@ -95,7 +101,7 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
     merged = prepare(copy.deepcopy(base), METHODS[SERVED])[0].merge_and_unload()
     models = {"base": base, "merged": merged, "unmerged": beside}
     actions = {name: _forward(model, batch, shape) for name, model in models.items()}
-    seconds = interleave(actions, rounds, warm_up)
+    seconds = interleave(actions, shape.device, rounds, warm_up)
     where = {"phase": "inference", **shape.columns(), "tokens": batch["input_ids"].shape[1]}
     rows = []
     for name, action in actions.items():
@@ -104,7 +110,7 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
         label = f"{METHODS[SERVED].label}, {name}" if name != "base" else "no adapter"
         same = {"lora": None, "adalora": None, "base": seconds["base"]}
         named_so = {"row": name, "label": label, "method": "", "r": "", "k": ""}
-        size = {"trainable": "", "memory_mib": "", "memory_ratio_to_lora": ""}
+        size = dict.fromkeys(("trainable", "memory_mib", "held_mib", "memory_ratio_to_lora"), "")
         rows.append({**where, **named_so, **times(seconds[name], same), **counted(counts), **size})
     return rows
 
@@ -112,10 +118,9 @@ def inference(shape: Shape, base: nn.Module, batch: Batch, rounds: int, warm_up:
 def _forward(model: nn.Module, batch: Batch, shape: Shape) -> Callable[[int], object]:
     model.eval()
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    kind = AUTOCAST.get(shape.precision)
 
     def action(_: int) -> object:
-        with torch.no_grad(), torch.autocast(shape.device, kind, enabled=kind is not None):
+        with torch.no_grad(), autocast(shape.device, shape.precision):
             return model(**inputs).logits
 
     return action

@@ -21,9 +21,9 @@ NEAR = 1.25  # a batch of so many times more or fewer tokens counts as measured
 def known(wanted: Mapping[Key, Job], tell: Callable[[str], None] = print) -> Costs:
     """Return the costs of those of ``wanted`` that a bench on this device tells.
 
-    Only rows with the encoder's full size and the run's precision count. A row of the same method
-    with another rank may stand for a run, and all are scaled by tokens; what had another rank, or
-    another length by a quarter, is marked as not measured. Says which file was used.
+    Only rows that ``same_encoder`` takes count. A row of the same method with another rank may
+    stand for a run, and all are scaled by tokens; what had another rank, or another length by a
+    quarter, is marked as not measured. Says which file was used.
     """
     folder, costs = RESULTS / slug(device_name()), Costs()
     for name in FILES:
@@ -45,30 +45,46 @@ def lines(path: Path) -> list[Line]:
         return [line for line in csv.DictReader(file) if line.get("phase", "train") == "train"]
 
 
+def same_encoder(line: Line, config: RunConfig) -> bool:
+    """Tell whether ``line`` was measured on the run's encoder in full and computed as the run is.
+
+    A bench has no TF32 and each encoder's default attention.
+    """
+    backbone, train = config.backbone, config.train
+    if backbone.name not in SHAPES or config.data.source == "embedded":
+        return False
+    full = shaped(backbone.name)
+    wanted = {
+        "encoder": backbone.name,
+        "layers": str(full.num_hidden_layers),
+        "width": str(full.hidden_size),
+        "precision": train.precision,
+    }
+    return wanted.items() <= line.items() and not train.tf32 and backbone.attention is None
+
+
 def _line_for(job: Job, own: list[Line]) -> Line | None:
     config = job.resolved.config
-    if config.backbone.name not in SHAPES or config.data.source == "embedded":
-        return None
     fit = [line for line in own if _fits(line, config)]
     return next((line for line in fit if line["row"] == job.row), fit[0] if fit else None)
 
 
 def _fits(line: Line, config: RunConfig) -> bool:
-    full = shaped(config.backbone.name)
     return (
-        line["encoder"] == config.backbone.name
-        and (int(line["layers"]), int(line["width"])) == (full.num_hidden_layers, full.hidden_size)
-        and line["precision"] == config.train.precision
+        same_encoder(line, config)
         and line["method"] == config.method.name
         and line.get("task", config.task) == config.task
     )
 
 
 def _cost(job: Job, line: Line) -> Cost:
+    """Scale by tokens all but the weights and optimiser state; in a file without them, too much."""
     ratio = batch_tokens(job) / (float(line["tokens"]) * int(line["batch"]))
+    peak, held = float(line["memory_mib"]), float(line.get("held_mib") or 0)
     return Cost(
         float(line["seconds"]) * ratio,
         int(line["trainable"]),
-        float(line["memory_mib"]) * max(1.0, ratio),
+        held + (peak - held) * max(1.0, ratio),
         line["row"] == job.row and 1 / NEAR < ratio < NEAR,
+        held,
     )

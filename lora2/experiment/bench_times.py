@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from lora2.bench.encoders import SHAPES
 from lora2.bench.record import RESULTS, slug
-from lora2.experiment.bench_costs import Line, lines
+from lora2.experiment.bench_costs import Line, lines, same_encoder
 from lora2.experiment.provenance import device_name
 from lora2.experiment.tableplan import Job, TablePlan
 from lora2.experiment.timetable import IDENTITY, paper_columns
@@ -22,9 +21,9 @@ def known(
 ) -> pd.DataFrame | None:
     """Return what ``timetable.measure`` would from results/bench/<device>/table2.csv.
 
-    None where that file is not there or was not measured on this encoder, batch size and precision
-    for every task. Rows that it lacks are left out and named. ``layers`` is one more column: on a
-    processor the bench takes fewer than the encoder has.
+    None where that file is not there or was not measured on this encoder in full, at this batch
+    size and precision, for every task. Rows that it lacks are left out and named. ``layers`` is one
+    more column.
     """
     path = RESULTS / slug(device_name()) / "table2.csv"
     own = lines(path)
@@ -57,16 +56,9 @@ def known(
 
 def _line_for(job: Job, own: Sequence[Line]) -> Line | None:
     config = job.resolved.config
-    if config.backbone.name not in SHAPES or config.data.source == "embedded":
-        return None
-    wanted = {
-        "row": job.row,
-        "task": job.task,
-        "encoder": config.backbone.name,
-        "precision": config.train.precision,
-        "batch": str(config.train.batch_size),
-    }
-    return next((line for line in own if wanted.items() <= line.items()), None)
+    wanted = {"row": job.row, "task": job.task, "batch": str(config.train.batch_size)}
+    fit = (line for line in own if wanted.items() <= line.items() and same_encoder(line, config))
+    return next(fit, None)
 
 
 def _measured(line: Line) -> dict[str, object]:

@@ -32,7 +32,7 @@ from lora2.experiment.device import autocast, check_device, use_matmul_precision
 from lora2.experiment.flash import use_flash
 from lora2.experiment.methods import prepare
 from lora2.experiment.paths import tokens_dir
-from lora2.experiment.problems import ConfigError
+from lora2.experiment.problems import ConfigError, Problem
 from lora2.experiment.provenance import device_name
 from lora2.experiment.run import load_data
 from lora2.experiment.schedule import total_steps
@@ -82,10 +82,18 @@ def main(argv: list[str]) -> int:
 
 
 def split_words(argv: list[str]) -> tuple[list[str], int]:
-    """Return the run's words and the number of batches to count."""
+    """Return the run's words and the number of batches to count, the last that is typed.
+
+    Raises:
+        ConfigError: a number of batches is no whole number from 1 to 999,999,999.
+    """
     counts = [word.partition("=")[2] for word in argv if word.startswith("steps=")]
-    steps = int(counts[-1]) if counts and counts[-1].isdigit() else STEPS
-    return [word for word in argv if not word.startswith("steps=")], max(1, steps)
+    wrong = [one for one in counts if not (one.isdecimal() and len(one) < 10 and int(one) > 0)]
+    if wrong:
+        allowed = "allowed: a whole number >= 1, of 9 digits at most"
+        raise ConfigError(Problem("steps", one, allowed) for one in wrong)
+    own = [word for word in argv if not word.startswith("steps=")]
+    return own, int(counts[-1]) if counts else STEPS
 
 
 def measure(words: list[str], steps: int) -> list[Way]:
@@ -106,7 +114,7 @@ def measure(words: list[str], steps: int) -> list[Way]:
             for act, taken in ((way.train, way.trained), (way.evaluate, way.evaluated)):
                 settle()
                 started = time.perf_counter()
-                examples = act(number)
+                examples = act(number % steps)  # below 0 while warming up
                 settle()
                 if number >= 0:
                     taken.append((examples, time.perf_counter() - started))
@@ -192,9 +200,14 @@ def training_order(rows: Dataset, config: RunConfig) -> list[int]:
 
 
 def spread(order: list[int], size: int, count: int) -> list[list[int]]:
-    """Return ``count`` batches of rows in that order, evenly spaced: short ones and long ones."""
+    """Return ``count`` batches of rows in that order, evenly spaced: short ones and long ones.
+
+    One alone is the middle one.
+    """
     batches = list(BatchSampler(order, size, drop_last=len(order) >= size))
-    return [batches[i] for i in np.linspace(0, len(batches) - 1, count).round().astype(int)]
+    last = len(batches) - 1
+    places = np.linspace(0, last, count) if count > 1 else np.array([last / 2])
+    return [batches[i] for i in places.round().astype(int)]
 
 
 def describe(way: Way, base: Way) -> str:

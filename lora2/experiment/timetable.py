@@ -58,6 +58,7 @@ def _lines(
     lines: list[dict[str, object]] = []
     for row, job in zip(plan.rows, jobs, strict=True):
         config, own = job.resolved.config, found[row.id]
+        tf32 = config.train.tf32 and config.train.precision == "fp32"
         base = found.get(row.against) if row.against else None
         low, middle, high = quartiles(own.seconds)
         lines.append(
@@ -74,7 +75,7 @@ def _lines(
                 "steps_measured": len(own.seconds),
                 "batch_size": config.train.batch_size,
                 "tokens": own.tokens,
-                "precision": config.train.precision,
+                "precision": "tf32" if tf32 else config.train.precision,
                 "against": row.against or "",
                 "ratio": ratio(own.seconds, base.seconds) if base else math.nan,
                 **paper[row.id],

@@ -13,6 +13,8 @@ from transformers import PreTrainedConfig, set_seed
 from lora2.bench.encoders import longest
 from lora2.bench.lengths import draw, known_lengths, padded_batch
 from lora2.bench.step import Batch, Stepper, held_bytes, release, take_turns
+from lora2.experiment.device import use_matmul_precision
+from lora2.experiment.flash import use_flash
 from lora2.experiment.methods import prepare
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.shapes import encoder_config, random_encoder
@@ -38,14 +40,18 @@ class Measured:
 def stepper(config: RunConfig, steps: int) -> Stepper:
     """Return what takes the optimiser steps of a run of ``steps``.
 
-    An allocator starts at once (tinit = 0): scoring and masking is its dear part.
+    An allocator starts at once (tinit = 0): scoring and masking is its dear part. TF32 is on or
+    off in the whole process, as the latest run wants it.
     """
     set_seed(config.seed)
     config = from_middle_phase(config)
+    train = config.train
+    use_matmul_precision(config)
     base = random_encoder(config.backbone, get_task(config.task))
+    if config.backbone.attention == "flash":
+        use_flash(base, train)
     model, driver = prepare(base, config, steps)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    train = config.train
     return Stepper(
         model,
         driver,

@@ -41,6 +41,7 @@ NAMES = {
     "share": "Share of step",
     "layers": "Layers",
     "width": "Width",
+    "precision": "Precision",
     "batch": "Batch",
     "tokens": "Tokens",
     "milliseconds": "ms",
@@ -81,6 +82,8 @@ def read(folder: Path) -> dict[str, pd.DataFrame]:
         frame = pd.read_csv(path)
         if missing := {"seconds", "device", "commit"} - set(frame.columns):
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: run `make bench` again")
+        if part == "micro" and "precision" not in frame:  # files without it hold no other
+            frame["precision"] = "fp32"
         found[part] = frame.assign(milliseconds=1000 * frame["seconds"])
     if not found:
         raise FileNotFoundError(f"no bench in {folder}: run `make bench` first")

@@ -87,7 +87,6 @@ def step(frame: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(13, 3.4 * len(encoders)), layout="constrained")
     for row, encoder in enumerate(encoders):
         own = frame.loc[frame["encoder"] == encoder]
-        first = own.iloc[0]
         panels = [
             ("train", "ratio_to_lora", ".2f", "training step: time to LoRA's"),
             ("train", "memory_mib", ",.0f", "peak memory of a step, MiB"),
@@ -100,9 +99,14 @@ def step(frame: pd.DataFrame) -> Figure:
                 axes.axvline(1, color="0.6", linewidth=0.8, zorder=0)
             axes.set_title(title, fontsize=9)
             if column == 0:
-                size = f"{first['layers']} layers, {first['batch']} x {first['tokens']:.0f} tokens"
-                axes.set_ylabel(f"{encoder}\n{size}", fontsize=9)
+                axes.set_ylabel(f"{encoder}\n{size(own.iloc[0])}", fontsize=9)
     return figure
+
+
+def size(row: pd.Series) -> str:
+    """Return what a step of this row was taken on, its encoder left to the caller."""
+    batch = f"{row['batch']} x {row['tokens']:.0f} tokens"
+    return f"{row['layers']} layers, {batch}, {row['precision']}"
 
 
 def table2(frame: pd.DataFrame) -> Figure:

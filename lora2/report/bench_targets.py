@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from lora2.report import bench_figures
 from lora2.report.escape import markdown
 
 Parts = Mapping[str, pd.DataFrame]
+JUDGED = "deberta-v3-base"  # the targets are stated at its width
+BESIDE = "roberta-large"
 TRAIN = {"phase": "train", "row": "lora2-k8"}
 WHOLE = {"row": "lora2-k8", "matrices": 72}
 TWICE = {"row": "lora2-k8", "matrices": 144}
@@ -18,7 +21,7 @@ TWICE = {"row": "lora2-k8", "matrices": 144}
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A column of one part's rows ``where`` these values stand; the largest of them counts."""
+    """A column of the row of one part ``where`` these values stand."""
 
     text: str
     part: str
@@ -55,38 +58,72 @@ TARGETS = (
 
 
 def render(benches: Sequence[Parts]) -> str:
-    """Return the page: a row for each target, a column for each device, by name."""
+    """Return the page: a row for each target, by name two columns for each device.
+
+    The first is judged, the second shows what the other encoder took.
+    """
     named = sorted(((_device(parts), parts) for parts in benches), key=lambda one: one[0])
-    lines = [["Target", "At most", *(markdown(name) for name, _ in named)]]
+    lines = [["Target", "At most"]]
+    for name, _ in named:
+        lines[0] += [markdown(name), f"the same, {BESIDE}, not judged"]
     for target in TARGETS:
         limits = dict.fromkeys(format(limit, "g") for limit in (target.cpu, target.gpu))
-        found = [_cell(target, parts, _is_cpu(name)) for name, parts in named]
-        lines.append([target.text, " (GPU ".join(limits) + ")" * (len(limits) - 1), *found])
+        lines.append([target.text, " (GPU ".join(limits) + ")" * (len(limits) - 1)])
+        for name, parts in named:
+            lines[-1] += [_judged(target, parts, _is_cpu(name)), _beside(target, parts)]
     texts = [f"| {' | '.join(line)} |" for line in lines]
-    about = "The larger of both encoders' values; made by `make bench` from the CSVs beside it."
+    about = (
+        f"Judged on {JUDGED}, at whose width the targets are stated. Made by `make bench` from the "
+        "CSVs beside it."
+    )
     if all(_is_cpu(name) for name, _ in named):
         about += " **Not measured on a GPU: none was at hand.**"
+    sizes = [f"- {markdown(name)}: {text}." for name, parts in named if (text := _sizes(parts))]
     head = ["# What should be reached, and what was", "", about, ""]
+    head += [*sizes, ""] if sizes else []
     return "\n".join([*head, texts[0], "|" + "---|" * len(lines[0]), *texts[1:], ""])
 
 
-def _cell(target: Target, parts: Parts, on_cpu: bool) -> str:
-    value = value_of(target, parts)
+def _judged(target: Target, parts: Parts, on_cpu: bool) -> str:
+    value = value_of(target, parts, JUDGED)
     if math.isnan(value):
         return "not measured"
     at_most = target.cpu if on_cpu else target.gpu
-    shown = format(int(value) if target.form == "d" else value, target.form)
-    return f"{shown} (missed)" if value > at_most else shown
+    return f"{_shown(target, value)} (missed)" if value > at_most else _shown(target, value)
 
 
-def value_of(target: Target, parts: Parts) -> float:
-    """Return what a bench reached; NaN where it has no such row."""
+def _beside(target: Target, parts: Parts) -> str:
+    """The other encoder's value; empty where there is none, or the part has no encoder."""
+    value = value_of(target, parts, BESIDE) if target.part == "step" else math.nan
+    return "" if math.isnan(value) else _shown(target, value)
+
+
+def _shown(target: Target, value: float) -> str:
+    return format(int(value) if target.form == "d" else value, target.form)
+
+
+def _sizes(parts: Parts) -> str:
+    """What the steps of both encoders were taken on."""
+    if "step" not in parts:
+        return ""
+    frame = parts["step"].drop_duplicates("encoder").set_index("encoder")
+    own = [name for name in (JUDGED, BESIDE) if name in frame.index]
+    return "; ".join(f"{name} {bench_figures.size(frame.loc[name])}" for name in own)
+
+
+def value_of(target: Target, parts: Parts, encoder: str = JUDGED) -> float:
+    """Return what a bench reached with ``encoder``; NaN where it has no such row.
+
+    Parts by themselves have no encoder, only matrices of the judged one's width.
+    """
     if target.part not in parts:
         return math.nan
     frame = parts[target.part]
+    if "encoder" in frame:
+        frame = frame.loc[frame["encoder"] == encoder]
     if target.column == "more_kernels":
-        plain = frame.loc[frame["row"] == "base"].set_index("encoder")["kernels"]
-        frame = frame.assign(more_kernels=frame["kernels"] - frame["encoder"].map(plain))
+        plain = frame.loc[frame["row"] == "base", "kernels"].max()
+        frame = frame.assign(more_kernels=frame["kernels"] - plain)
     if not {*target.where, target.column} <= set(frame.columns):  # an older bench's
         return math.nan
     for column, value in target.where.items():

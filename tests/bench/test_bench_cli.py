@@ -14,7 +14,7 @@ from lora2.bench import cli, record
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKED = ["hydra", "omegaconf", "pydantic", "datasets", "evaluate", "pandas", "pyarrow"]
-BLOCKED += ["matplotlib", "scipy", "sklearn", "submitit"]
+BLOCKED += ["matplotlib", "scipy", "sklearn", "submitit", "aenum"]
 TINY = ["--layers=1", "--width=64", "--batch=2", "--tokens=8", "--rounds=2", "--warm-up=1"]
 TINY += ["--depths", "1", "2", "--ranks", "1", "8", "--tasks", "cola", "stsb"]
 TINY += ["--device=cpu", "--commit=abc"]
@@ -60,6 +60,7 @@ def test_every_part_is_written_with_where_it_comes_from(tiny):
     ]
     for part in cli.PARTS:
         for row in rows(tiny, part):
+            assert row["precision"] == "fp32"
             assert record.slug(row["device"]) == tiny.name and row["device"].startswith("cpu")
             assert row["commit"] == "abc" and row["dirty"] in ("True", "False")
             for package in record.PACKAGES:
@@ -82,7 +83,8 @@ def test_steps_hold_every_method_at_both_encoders_and_inference(tiny):
             assert math.isfinite(ratio) and int(row["kernels"]) > 0
             assert (row["layers"], row["width"], row["tokens"]) == ("1", "64", "8")
             if row["phase"] == "train":
-                assert float(row["memory_mib"]) > 0 and int(row["trainable"]) > 0
+                assert float(row["memory_mib"]) > float(row["held_mib"]) > 0
+                assert int(row["trainable"]) > 0
                 lora = next(one for one in own if one["row"] == "lora-r8")
                 expected = float(row["memory_mib"]) / float(lora["memory_mib"])
                 assert float(row["memory_ratio_to_lora"]) == pytest.approx(expected, rel=1e-4)
@@ -163,6 +165,38 @@ def test_a_part_of_the_rows_replaces_no_whole_file(tmp_path, monkeypatch, capsys
     (path,) = tmp_path.glob("results/bench/cpu*/step.csv")
     assert cli.main([*words, "--methods", "lora-r8", "--out", "elsewhere"]) == 0
     assert list(tmp_path.glob("elsewhere/cpu*/step.csv")) and path.is_file()
+
+
+WHOLE = {"layers": "3", "batch": "4", "tokens": "48"}  # a processor's
+
+
+@pytest.mark.parametrize(
+    ("part", "words", "written"),
+    [
+        ("step", ["--layers", "2"], False),
+        ("step", ["--layers", "0"], False),
+        ("step", ["--width", "128"], False),
+        ("step", ["--batch", "2"], False),
+        ("step", ["--tokens", "16"], False),
+        ("step", ["--precision", "bf16"], False),
+        ("scaling", ["--depths", "1", "2"], False),
+        ("scaling", ["--ranks", "8"], False),
+        ("table2", ["--layers", "3"], False),  # a default of other parts
+        ("table2", ["--batch", "4"], False),
+        ("table2", ["--layers", "1", "--batch", "32"], True),
+        ("step", [f"--{name}={value}" for name, value in WHOLE.items()], True),
+        ("step", ["--width=0", "--precision", "fp32", "--depths", "12", "24", "48"], True),
+        ("step", ["--rounds", "1", "--warm-up", "0"], True),
+    ],
+)
+def test_another_size_or_precision_replaces_no_file(part, words, written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(cli.PARTS, part, lambda args, sizes: [{"row": "lora-r8", "seconds": 1.0}])
+    words = ["--only", part, "--device", "cpu", *words]
+    assert cli.main(words) == 0
+    assert len(list(tmp_path.glob(f"results/bench/cpu*/{part}.csv"))) == written
+    assert cli.main([*words, "--out", "elsewhere"]) == 0
+    assert len(list(tmp_path.glob(f"elsewhere/cpu*/{part}.csv"))) == 1
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):

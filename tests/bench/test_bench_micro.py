@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 import torch
 
-from lora2.bench import micro
+from lora2.bench import cli, micro, scaling
 from lora2.bench.methods import METHODS
 from lora2.bench.micro import Matrices, Part, cost, regulariser
 from lora2.bench.record import times
+from lora2.bench.shape import Shape
 
 
 @pytest.fixture
@@ -49,7 +52,7 @@ def test_time_and_counts_are_differences_of_the_same_round(monkeypatch):
     taken = {"adalora-r8": [5.0, 9.0, 7.0], "adalora-r8, without": [4.0, 4.0, 5.0]}
     taken |= {"own": [2.0, 2.5, 3.0], "own, without": [1.0, 3.0, 2.0]}
 
-    def interleave(actions, rounds, warm_up):
+    def interleave(actions, device, rounds, warm_up):
         order.extend(actions)
         return {name: taken[name] for name in actions}
 
@@ -64,6 +67,40 @@ def test_time_and_counts_are_differences_of_the_same_round(monkeypatch):
     assert (base["seconds"], own["seconds"]) == (2.0, 1.0)  # of 1, 5, 2 and of 1, -0.5, 1
     assert (base["kernels"], base["syncs"], own["kernels"], own["syncs"]) == (3, 1, 1, 0)
     assert own["ratio_to_adalora"] == 0.5 and own["ratio_to_lora"] == ""
+
+
+@pytest.fixture
+def precisions(monkeypatch):
+    """What each forward pass of the matrices ran in."""
+    seen = []
+    real = Matrices.forward
+
+    def forward(self, *args, **kwargs):
+        on = torch.is_autocast_enabled("cpu")
+        seen.append(torch.get_autocast_dtype("cpu") if on else torch.float32)
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(Matrices, "forward", forward)
+    return seen
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_parts_run_in_the_precision_that_their_rows_say(precision, precisions, tmp_path):
+    words = ["--only=micro", "--device=cpu", "--width=64", "--batch=2", "--tokens=4", "--rounds=1"]
+    words += ["--warm-up=0", f"--precision={precision}", f"--out={tmp_path}"]
+    assert cli.main(words) == 0
+    (path,) = tmp_path.glob("cpu*/micro.csv")
+    with open(path, newline="") as file:
+        assert {row["precision"] for row in csv.DictReader(file)} == {precision}
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert set(precisions) == {kind}
+
+
+def test_parts_beside_scaled_steps_run_in_their_precision(precisions):
+    shape = Shape("minilm", None, 64, 2, 4, "bf16", "cpu")
+    rows = scaling._part_rows(shape, 1, 1, 0)
+    assert {row["precision"] for row in rows} == {"bf16"}
+    assert set(precisions) == {torch.bfloat16}
 
 
 def test_a_difference_lost_in_noise_has_no_ratio():

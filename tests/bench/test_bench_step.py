@@ -39,7 +39,7 @@ def batch():
 
 def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
     clock, order = [0.0], []
-    monkeypatch.setattr(step, "own_clock", lambda: lambda: clock[0])
+    monkeypatch.setattr(step, "own_clock", lambda device: lambda: clock[0])
 
     def action(name, cost):
         def act(number):
@@ -49,22 +49,35 @@ def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
         return act
 
     actions = {"a": action("a", 10), "b": action("b", 20)}
-    found = interleave(actions, rounds=3, warm_up=2)
+    found = interleave(actions, "cpu", rounds=3, warm_up=2)
     assert order == [(name, number) for number in range(5) for name in "ab"]
     assert found == {"a": [12, 13, 14], "b": [22, 23, 24]}
     assert quartiles(found["a"]) == (12.5, 13, 13.5) and quartiles([2.0]) == (2, 2, 2)
 
 
 def test_one_thread_is_timed_by_its_own_work_several_by_the_wall(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    def waited():
+        return interleave({"wait": lambda _: time.sleep(0.05)}, "cpu", 1, warm_up=0)["wait"][0]
+
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    waited = interleave({"wait": lambda _: time.sleep(0.05)}, rounds=1, warm_up=0)
+    assert waited() < 0.02
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert waited["wait"][0] < 0.02
-    assert interleave({"wait": lambda _: time.sleep(0.05)}, rounds=1, warm_up=0)["wait"][0] >= 0.05
+    assert waited() >= 0.05
+
+
+@pytest.mark.parametrize("visible", [False, True])
+def test_the_clock_is_that_of_the_device_measured_on(visible, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # the host only waits for it
-    assert own_clock() is time.perf_counter
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
+    assert own_clock("cpu") is time.process_time
+    assert own_clock("cuda") is time.perf_counter  # the host only waits for it
+
+
+def test_methods_are_timed_by_the_clock_of_their_device(base, batch, monkeypatch):
+    asked = []
+    monkeypatch.setattr(step, "own_clock", lambda device: asked.append(device) or time.perf_counter)
+    take_turns({"lora-r8": build(base, METHODS["lora-r8"])}, [batch], rounds=1, warm_up=0)
+    assert asked == ["cpu"]
 
 
 def test_a_ratio_compares_times_of_the_same_round():

@@ -23,7 +23,8 @@ def bench(**changed: object) -> Path:
     """Write what the bench of this device would have, into the working directory."""
     lines = [
         {
-            "task": task, "encoder": "deberta-v3-base", "layers": 3, "precision": "fp32",
+            "task": task, "encoder": "deberta-v3-base", "layers": 12, "width": 768,
+            "precision": "fp32",
             "batch": 32, "tokens": 20.5, "row": row, "rounds": 4, "seconds": seconds,
             "seconds_q1": 0.1, "seconds_q3": 9.0, "ratio_to_lora": seconds / 2,
             "ratio_to_adalora": seconds / 4 if row != "adalora-r8" else 1.0, **changed,
@@ -50,14 +51,14 @@ def test_times_ratios_and_where_they_are_from_are_the_benchs(tmp_path, monkeypat
     found = frame.set_index(["row", "task"])
     assert len(found) == 6
     ours = found.loc["lora2-k8", "rte"]
-    assert (ours["seconds"], ours["ratio"], ours["layers"]) == (3.0, 0.75, 3)
+    assert (ours["seconds"], ours["ratio"], ours["layers"]) == (3.0, 0.75, 12)
     assert ours["paper_ratio"] == pytest.approx(1.65 / 1.44)
     assert (ours["commit"], ours["device"], ours["steps_measured"]) == ("abc", "cpu x 2", 4)
     assert math.isnan(found.loc["adalora-r8", "rte"]["ratio"])
     profile = load_profile("paper")
     paths = timetable.write(plan, frame, profile, tmp_path)
     text = paths[1].read_text()
-    assert "(deberta-v3-base, 3 layers), fp32, on cpu x 2" in text
+    assert "(deberta-v3-base, 12 layers), fp32, on cpu x 2" in text
     assert "| LoRA² k=8 | 0.75 | 0.75 |" in text and "Full" not in text
     assert "Tokens per example, padding included: CoLA 20, RTE 20." in text
     assert timetable.rewrite(plan, profile, tmp_path) == paths and paths[1].read_text() == text
@@ -65,7 +66,15 @@ def test_times_ratios_and_where_they_are_from_are_the_benchs(tmp_path, monkeypat
 
 @pytest.mark.parametrize(
     "changed",
-    [{"encoder": "minilm"}, {"precision": "bf16"}, {"batch": 16}, {"task": "cola"}, {"row": "x"}],
+    [
+        {"encoder": "minilm"},
+        {"layers": 3},
+        {"width": 128},
+        {"precision": "bf16"},
+        {"batch": 16},
+        {"task": "cola"},
+        {"row": "x"},
+    ],
 )
 def test_what_the_bench_did_not_measure_is_measured_anew(changed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -74,6 +83,16 @@ def test_what_the_bench_did_not_measure_is_measured_anew(changed, tmp_path, monk
     assert bench_times.known(*cells(), pytest.fail) is None
     bench()
     assert bench_times.known(*cells("embedded", ROWS), pytest.fail) is None
+
+
+@pytest.mark.parametrize("word", ["train.tf32=true", "backbone.attention=eager"])
+def test_a_run_computed_otherwise_than_a_bench_is_measured_anew(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bench()
+    plan, _ = cells()
+    assert bench_times.known(plan, jobs(plan, load_profile("paper"), None), print) is not None
+    other = jobs(plan, load_profile("paper"), None, [word])
+    assert bench_times.known(plan, other, pytest.fail) is None
 
 
 def test_the_command_takes_no_step_where_a_bench_is(tmp_path, monkeypatch, capsys):

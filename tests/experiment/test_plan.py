@@ -196,9 +196,38 @@ def test_plan_prefers_the_bench_of_this_device(tmp_path, monkeypatch):
     assert step.is_file()
 
 
+def test_only_what_a_batch_makes_is_scaled_by_its_tokens(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = "train,deberta-v3-base,12,768,fp32,32,50,lora-r8,lora,0.5,900,1000"
+    left = paper_jobs("lora-r8", batch_size=32)
+    ratio = costs.batch_tokens(left[0]) / (32 * 50)
+    assert ratio > 3
+    for ending, head, held in ((",800", HEAD + ",held_mib", 800.0), ("", HEAD, 0.0)):
+        bench(tmp_path, "step.csv", line + ending, head=head)
+        (cost,) = costs.measure(left, tell=lambda _: None).values()
+        assert cost.peak_memory_mb == pytest.approx(held + (1000 - held) * ratio)
+        assert cost.held_mb == held and not cost.measured
+    bench(tmp_path, "step.csv", line.replace("32,50", "320,50") + ",800", head=HEAD + ",held_mib")
+    (cost,) = costs.measure(left, tell=lambda _: None).values()
+    assert cost.peak_memory_mb == 1000  # no less than what was seen
+
+
+@pytest.mark.parametrize("word", ["train.tf32=true", "backbone.attention=eager"])
+def test_plan_measures_what_is_computed_otherwise_than_in_a_bench(word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bench(tmp_path, "step.csv", "train,deberta-v3-base,12,768,fp32,32,128,lora-r8,lora,0.5,900,100")
+    own = Measured([2.0], 100.0, 7, 8.0, 3.0)
+    monkeypatch.setattr(costs_timing, "measure", lambda runs, *_, **__: dict.fromkeys(runs, own))
+    plan = narrow(load_table("1"), ["rte"], ["lora-r8"])
+    left = jobs(plan, load_profile("paper"), None, [word])
+    (cost,) = costs.measure(left, tell=lambda _: None).values()
+    assert cost == Cost(2.0, 7, 8.0, True, 3.0)
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        "train,deberta-v3-base,12,128,fp32,32,128,lora-r8,lora,0.5,900,100",  # narrower
         "train,deberta-v3-base,3,768,fp32,32,128,lora-r8,lora,0.5,900,100",  # not all layers
         "train,roberta-large,24,1024,fp32,32,128,lora-r8,lora,0.5,900,100",
         "train,deberta-v3-base,12,768,bf16,32,128,lora-r8,lora,0.5,900,100",

@@ -61,6 +61,28 @@ def test_wrong_words_are_named(capsys):
         speed.measure(["task=mrpc"], 1)
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "abc", "1.5", "", "²", 10 * "9"])
+def test_a_number_of_steps_that_is_none_is_refused(value, capsys, monkeypatch):
+    monkeypatch.setattr(speed, "measure", lambda *_: pytest.fail("measured"))
+    assert speed.main([*WORDS, f"steps={value}"]) == 2
+    assert f"steps = {value!r}: allowed: a whole number >= 1" in capsys.readouterr().err
+
+
+def test_the_last_number_of_steps_counts_and_none_is_ten():
+    assert speed.split_words(["steps=3", *WORDS, "steps=1"]) == (WORDS, 1)
+    assert speed.split_words(WORDS) == (WORDS, 10)
+
+
+def test_one_step_is_enough(monkeypatch, tmp_path, capsys):
+    widths = []
+    monkeypatch.setattr(Stepper, "step", lambda self, batch: widths.append(len(batch["labels"])))
+    monkeypatch.setattr("torch.cpu.get_capabilities", dict)
+    assert speed.main([*WORDS, f"results.dir={tmp_path}", "steps=1"]) == 0
+    assert len(widths) == 3 * (1 + speed.WARM_UP)
+    assert capsys.readouterr().out.count("examples/s") == 2 * 3
+
+
 def test_batches_are_spread_over_the_epoch():
     assert speed.spread(list(range(20)), 4, 3) == [[0, 1, 2, 3], [8, 9, 10, 11], [16, 17, 18, 19]]
     assert speed.spread([5, 6], 4, 2) == [[5, 6], [5, 6]]
+    assert speed.spread(list(range(12)), 4, 1) == [[4, 5, 6, 7]]

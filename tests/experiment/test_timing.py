@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lora2.bench.encoders import longest
-from lora2.experiment import timetable
+from lora2.experiment import timetable, timing
 from lora2.experiment.profile import load_profile
 from lora2.experiment.shapes import random_encoder
 from lora2.experiment.tableplan import jobs, load_table, narrow
@@ -63,6 +63,35 @@ def test_embedded_batches_are_the_embedded_sentences():
     first, second = batches(one, 2)
     assert first["input_ids"].shape[0] == second["input_ids"].shape[0] == 4
     assert (first["input_ids"][:, 0] == first["input_ids"][0, 0]).all()  # [CLS]
+
+
+def test_a_step_is_taken_with_the_runs_attention_and_matrix_products(monkeypatch):
+    def made(*words):
+        plan = narrow(load_table("2"), ["rte"], ["lora-r8"])
+        words = ["backbone=embedded-roberta", *words]
+        config = jobs(plan, load_profile("embedded"), [1], words)[0].resolved.config
+        kind = stepper(config, 10).model.config._attn_implementation
+        return kind, torch.get_float32_matmul_precision()
+
+    flashed = []
+    monkeypatch.setattr(timing, "use_flash", lambda base, train: flashed.append(base))
+    before = torch.get_float32_matmul_precision()
+    try:
+        assert made("train.tf32=true", "backbone.attention=eager") == ("eager", "high")
+        assert made("backbone.attention=sdpa") == ("sdpa", "highest")
+        assert made() == ("sdpa", "highest") and not flashed
+        made("backbone=embedded", "backbone.attention=flash")
+        assert len(flashed) == 1
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("word", "said"), [("true", "tf32"), ("null", "fp32")])
+def test_a_timed_row_says_whether_it_had_tf32(word, said):
+    plan, own = narrow(load_table("2"), ["rte"], ["full"]), Measured([1.0], 9.0, 7, 8.0, 3.0)
+    found = jobs(plan, load_profile("paper"), [1], [f"train.tf32={word}"])
+    (line,) = timetable._lines(plan, "rte", found, {"full": own})
+    assert line["precision"] == said
 
 
 def test_a_step_trains_and_drives_the_allocator():

@@ -26,7 +26,7 @@ def measured(number: float) -> dict[str, object]:
 
 def shape(row: str, label: str) -> dict[str, object]:
     named = {"row": row, "label": label, "method": row.split("-")[0]}
-    return {"layers": 2, "width": 64, "batch": 4, "tokens": 8.0, **named}
+    return {"layers": 2, "width": 64, "precision": "bf16", "batch": 4, "tokens": 8.0, **named}
 
 
 def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) -> Path:
@@ -99,6 +99,25 @@ def test_a_processors_page_has_ratios_and_no_times(tmp_path):
     text = render(read(synthetic(tmp_path, "cpu x86_64 2 threads", ("step",))))
     assert "to LoRA" in text and "| ms |" not in text and "| 1.125 | 0.900 |" in text
     assert "Table 2" not in text
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_table_says_the_precision_of_its_rows(part, tmp_path):
+    text = render(read(synthetic(tmp_path, "cpu", (part,))))
+    head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    place = head.split(" | ").index("Precision")
+    assert {row.split(" | ")[place] for row in rows} == {"bf16"}
+
+
+def test_parts_without_a_precision_ran_in_fp32(tmp_path):
+    path = synthetic(tmp_path, "cpu", ("micro",)) / "micro.csv"
+    path.write_text(path.read_text().replace("precision", "other"))
+    assert "| 64 | fp32 | 4 |" in render(read(tmp_path))
+
+
+def test_the_figure_of_a_step_says_its_size_and_precision(tmp_path):
+    figure = bench_figures.step(read(synthetic(tmp_path, "cpu", ("step",)))["step"])
+    assert figure.axes[0].get_ylabel() == "e\n2 layers, 4 x 8 tokens, bf16"
 
 
 def test_all_folders_are_found_and_what_is_wrong_is_said(tmp_path, monkeypatch, capsys):

@@ -40,6 +40,12 @@ def test_the_first_table_is_taken_with_the_notes_under_it():
     assert first_table(whole) == first
 
 
+def test_what_a_quickstart_takes_stands_in_the_readme_alone():
+    assert re.search(r"make quickstart .* \d+ minutes on two cores", README)
+    for path in (ROOT / "Makefile", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"\d+ min[^.]*\son two cores", path.read_text(encoding="utf-8")), path
+
+
 def test_links_and_make_targets_exist():
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
         assert (ROOT / link).exists(), link
