@@ -22,7 +22,7 @@ def extend_peft_type(name: str) -> PeftType:
 def _add_member(name: str) -> None:
     try:
         from aenum import extend_enum
-    except ModuleNotFoundError:  # a machine where nothing can be installed: what it does for a str
+    except ModuleNotFoundError:  # a machine where nothing can be installed: enough of what it does
         member = str.__new__(PeftType, name)
         member._name_ = member._value_ = name
         PeftType._member_names_.append(name)

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from lora2.tuners.lora2.layer import Factors, Lora2Linear, factors_of
+from lora2.tuners.lora2.factors import Factors, factors_of
+from lora2.tuners.lora2.layer import Lora2Linear
 from lora2.tuners.lora2.stacks import (
     Stacks,
     by_shape,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora2.tuners.lora2.budget import budget, top_mask
 from lora2.tuners.lora2.config import Lora2Config, schedule_problem
-from lora2.tuners.lora2.layer import Factors
+from lora2.tuners.lora2.factors import Factors
 from lora2.tuners.lora2.stacks import by_shape
 
 
@@ -175,14 +175,14 @@ class Allocator:
                 "the allocator saw only zero gradients, so the surviving ranks mean nothing: call "
                 "update_and_allocate before optimizer.zero_grad()"
             )
-        loaded = torch.stack(masks)  # (n, r)
+        loaded = torch.stack([mask.to(self.mask.device) for mask in masks])  # (n, r)
         if not torch.equal(loaded, self.mask):
             warnings.warn(
                 f"the weights loaded after training keep {int(loaded.sum())} singular values, the "
                 f"last step kept {kept}: this checkpoint was taken before the ranks were final",
                 stacklevel=3,
             )
-        elif torch.stack(list(factors.lam))[~self.mask].any():
+        elif _flat(factors.lam, self._zero)[~self.mask.flatten()].any():
             raise RuntimeError(
                 "pruned singular values are not zero: lora2_lambda was changed after the last "
                 "update_and_allocate"

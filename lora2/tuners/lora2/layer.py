@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -13,22 +13,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lora2.tuners.lora2.config import Lora2Config
+from lora2.tuners.lora2.factors import FACTOR_NAMES
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
-
-
-class Factors(NamedTuple):
-    """The parameters of n adapted matrices, in one fixed order.
-
-    u: (d_in, k) each; v: (k, r); lam: (r,); U: (r, k); V: (k, d_out).
-    """
-
-    u: list[nn.Parameter]
-    v: list[nn.Parameter]
-    lam: list[nn.Parameter]
-    U: list[nn.Parameter]
-    V: list[nn.Parameter]
 
 
 class Lora2Linear(nn.Module, BaseTunerLayer):
@@ -38,7 +26,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
     reads ``lora2_lambda`` alone.
     """
 
-    adapter_layer_names = ("lora2_u", "lora2_v", "lora2_lambda", "lora2_U", "lora2_V")
+    adapter_layer_names = FACTOR_NAMES
     other_param_names = ("r", "k", "lora_alpha", "scaling", "lora2_dropout", "lora2_mask")
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: Lora2Config) -> None:
@@ -177,24 +165,20 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def _base_first(self, rows: Tensor, names: list[str]) -> Tensor:
         """(t, d_in) -> (t, d_out), in the order in which gradients are summed."""
-        result = self.base_layer(rows)  # (t, d_out), nobody else's, so added to in place
-        for hidden, second in [self._narrow(rows, name) for name in names]:
-            if result.dtype == hidden.dtype == second.dtype:
-                result.addmm_(hidden, second)  # (t, k) @ (k, d_out)
-            else:
-                result += hidden @ second
-        return result
+        return _add(self.base_layer(rows), [self._narrow(rows, name) for name in names])
 
     def _base_last(self, rows: Tensor, names: list[str]) -> Tensor:
         """(t, d_in) -> (t, d_out): the wide product is added to the thin ones.
 
-        The thin ones then read x and write y while the processor's cache still holds them.
+        The thin ones then read x and write y while the processor's cache still holds them. The base
+        layer is not called: global hooks of torch on all modules do not see it.
         """
         base = cast(nn.Linear, self.base_layer)
         parts = [self._narrow(rows, name) for name in names]
         dtypes = {rows.dtype, base.weight.dtype, *(part.dtype for pair in parts for part in pair)}
-        if not parts or len(dtypes) > 1:
-            return self._base_first(rows, names)
+        # A weight of another class may know no product but that of its layer.
+        if not parts or len(dtypes) > 1 or type(base.weight) not in (nn.Parameter, Tensor):
+            return _add(self.base_layer(rows), parts)
         total = base.bias  # (d_out,) or None
         for hidden, second in parts:  # (t, k) @ (k, d_out)
             total = hidden @ second if total is None else torch.addmm(total, hidden, second)
@@ -218,6 +202,16 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         return [name for name in adapter_names if name in self.lora2_u]
 
 
+def _add(result: Tensor, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """Add (t, k) @ (k, d_out) of each part to ``result`` (t, d_out), which nobody else holds."""
+    for hidden, second in parts:
+        if result.dtype == hidden.dtype == second.dtype:
+            result.addmm_(hidden, second)
+        else:
+            result += hidden @ second
+    return result
+
+
 def _is_plain(module: nn.Module) -> bool:
     """Whether calling a module is one product and a bias, and nobody looks on."""
     hooked = (
@@ -233,19 +227,8 @@ def _is_recomputed() -> bool:
     """Whether the tensors of this forward pass are hooked when saved, as checkpointing does.
 
     The backward pass then runs the layer again, after its pair was taken back, and must find the
-    operations of the first time.
+    operations of the first time. A pair that was handed out is left unused.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
-def factors_of(layers: Iterable[Lora2Linear], adapter_name: str) -> Factors:
-    """The parameters of ``adapter_name`` in ``layers``, in their order."""
-    found = Factors([], [], [], [], [])
-    for layer in layers:
-        # Past the attribute look-up of nn.Module, which at 72 layers costs 0.5 ms a forward pass.
-        tables = layer._modules
-        for parts, name in zip(found, Lora2Linear.adapter_layer_names, strict=True):
-            parts.append(tables[name]._parameters[adapter_name])
-    return found

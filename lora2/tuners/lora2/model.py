@@ -127,6 +127,7 @@ class Lora2Model(BaseTuner):
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Have the active adapters' parameters stacked once for all layers."""
+        self._after_forward()  # an interrupt of the last one runs no hook
         if module is self.model:
             for name in self.active_adapters:
                 if name in self._adapters:
@@ -150,8 +151,7 @@ class Lora2Model(BaseTuner):
         return output
 
     def _penalty_in(self, module: nn.Module, kwargs: dict[str, Any]) -> Tensor:
-        share = share_of_step(module, kwargs)
-        penalty = self.regularization_loss()
+        share, penalty = share_of_step(module, kwargs), self.regularization_loss()
         return penalty if share is None else penalty * share.to(penalty.device)
 
     def prepare_training(self, total_step: int | None = None) -> None:

@@ -9,24 +9,24 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 
 def share_of_step(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
-    """Return this pass's part of the step's labels, a scalar; None where it is not told the whole.
+    """Return this pass's part of the step's labels, a scalar; None where its loss is a mean.
 
-    A transformers Trainer tells a model that takes loss arguments ``num_items_in_batch``, the
-    labels of all micro-batches on all processes, and adds their losses up. What else belongs to a
-    step's loss must have the same weight, or gradient accumulation multiplies it. Labels are
-    counted as the Trainer counts them: none that is -100, and no first token of a causal model.
+    A transformers Trainer tells the model ``num_items_in_batch``, the labels of all micro-batches
+    on all processes. A causal language model's loss is a sum over its labels divided by that
+    number, and the Trainer adds these losses up: what else belongs to a step's loss must have the
+    same weight, or gradient accumulation multiplies it. Other models are told the number and do not
+    use it. Labels are counted as the Trainer counts them: none that is -100, and no row's first.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
-    if total is None or not isinstance(labels, Tensor):
+    if total is None or not isinstance(labels, Tensor) or not _is_causal(model):
         return None
-    if isinstance(shifted := inputs.get("shift_labels"), Tensor):
-        labels = shifted
-    elif _shifts_labels(model):
-        labels = labels[..., 1:]
-    whole = total.to(labels.device) if isinstance(total, Tensor) else total
-    return labels.ne(-100).sum() / whole
+    shifted = inputs.get("shift_labels")
+    counted = labels[..., 1:] if shifted is None else shifted
+    whole = total.to(counted.device) if isinstance(total, Tensor) else total
+    return counted.ne(-100).sum() / whole
 
 
-def _shifts_labels(model: nn.Module) -> bool:
+def _is_causal(model: nn.Module) -> bool:
+    """Whether the Trainer takes the model's loss for ``ForCausalLMLoss``."""
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss and not encodes

@@ -11,7 +11,7 @@ from torch import nn
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.budget import budget, top_mask
 from lora2.tuners.lora2.config import Lora2Config
-from lora2.tuners.lora2.layer import Factors
+from lora2.tuners.lora2.factors import Factors
 
 SHAPES = [(6, 5), (5, 9), (6, 5), (9, 6)]  # (d_in, d_out)
 

@@ -5,6 +5,7 @@ import torch
 from lora2_models import build, logits
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from lora2 import Lora2Config
@@ -83,6 +84,60 @@ def test_two_adapters_add_up_and_merge_one_by_one():
     layer.merge(adapter_names=["other"])
     one = base + x @ dense_update(layer, "other")
     torch.testing.assert_close(layer(x), one, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("adapters", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_without_gradients_it_is_the_same_map(bias, adapters):
+    layer = make_layer("linear")
+    layer.base_layer.bias = nn.Parameter(torch.randn(5, dtype=torch.float64)) if bias else None
+    if adapters == 2:
+        layer.update_layer("other", Lora2Config(r=3, k=1, init_weights=False))
+        layer.set_adapter(["default", "other"])
+    x = torch.randn(3, 2, 6, dtype=torch.float64)
+    for name in layer.active_adapters:
+        assert (x @ dense_update(layer, name)).abs().max() > 1e-3
+    tracked = layer(x).detach()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), tracked, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(layer(x[:0]), tracked[:0])
+        layer.base_layer.forward = lambda x: x.new_zeros(*x.shape[:-1], 5)
+        update = layer(x)  # beside what the replaced forward gives
+    torch.testing.assert_close(update, sum(x @ dense_update(layer, n) for n in layer.lora2_u))
+
+
+class Guarded(torch.Tensor):
+    """A weight that only its layer can multiply with, as a quantised one."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.addmm_, torch.Tensor.T.__get__):
+            raise NotImplementedError(func)
+        if func is not nn.functional.linear:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def test_a_weight_of_another_class_is_left_to_its_layer():
+    layer = make_layer("linear")
+    x = torch.randn(3, 6, dtype=torch.float64)
+    expected = layer(x).detach()
+    layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().as_subclass(Guarded))
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+
+
+def test_a_parametrised_factor_is_found():
+    model = nn.Sequential(nn.Linear(6, 5))
+    config = Lora2Config(r=4, k=2, target_modules=["0"], init_weights=False)
+    model = get_peft_model(model, config)
+    layer = model.base_model.model[0]
+    x = torch.randn(3, 6)
+    expected = model(x)
+    parametrize.register_parametrization(layer.lora2_u, "default", nn.Identity())
+    torch.testing.assert_close(model(x), expected)
+    assert model.base_model.regularization_loss() > 0
 
 
 def test_the_start_is_the_identity_at_the_stated_spread():

@@ -258,6 +258,41 @@ def test_a_model_that_recomputes_by_itself_gets_the_same_gradients(reentrant):
     torch.testing.assert_close(found[1], found[0])
 
 
+def test_a_recomputed_layer_draws_its_dropout_once():
+    """A second draw in the first pass would give the second one another mask."""
+    torch.manual_seed(0)
+    config = Lora2Config(
+        r=4, k=2, target_modules=["first", "second"], init_weights=False, lora_dropout=0.5
+    )
+    model = get_peft_model(Recomputing().to(torch.bfloat16), config).train()
+    model.base_model.model.way = True  # reentrant
+    inner = model.base_model.model.second
+    seen = []
+    inner.register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    x = torch.randn(3, 6, dtype=torch.bfloat16, requires_grad=True)
+    model(x).square().sum().backward()
+    first, again = seen
+    assert torch.equal(first, again)
+
+
+def test_an_interrupted_forward_leaves_nothing_to_the_next():
+    model = randomize(adapt("bert"))
+    layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    hook = layers[-1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(**batch())
+    hook.remove()
+    with torch.no_grad():
+        layers[0].lora2_u["default"].mul_(50)
+        loss = model.train()(**batch()).loss
+        penalty = model.base_model.regularization_loss()
+    assert loss > penalty > 1
+
+
 def test_a_hook_on_the_base_layer_sees_the_base_layers_own_output():
     model = randomize(adapt("bert"))
     layer = next(m for m in model.modules() if isinstance(m, Lora2Linear))
