@@ -187,7 +187,10 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
     def _narrow(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
         first, second = self.pair(name)
-        x = self.lora2_dropout[name](self._cast_input_dtype(x, first.dtype))
+        if x.dtype != first.dtype:
+            x = self._cast_input_dtype(x, first.dtype)
+        if (dropout := self.lora2_dropout[name]).training:
+            x = dropout(x)
         if torch.is_grad_enabled() or x.dim() != 2:
             return nn.functional.linear(x, first), second
         # (k, d_in) @ (d_in, t) -> (k, t): on a processor in float32 this order takes half the
@@ -199,7 +202,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         return True
 
     def _mine(self, adapter_names: Iterable[str]) -> list[str]:
-        return [name for name in adapter_names if name in self.lora2_u]
+        return [name for name in adapter_names if name in self.r]
 
 
 def _add(result: Tensor, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
