@@ -60,19 +60,20 @@ class Adapted:
             return
         layers = list(self.layers.values())
         scaling, device = layers[0].scaling[self.adapter], factors.lam[0].device.type
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(device):
+        tracked = torch.is_grad_enabled() or torch.is_autocast_enabled(device)
+        if tracked:
             self._stacks = stack_groups(self._groups, *factors)
             pairs = thin_pairs(self._stacks, self._groups, scaling)
         else:
             pairs = untracked_pairs(*factors, self._groups, scaling)
         for layer, pair in zip(layers, pairs, strict=True):
-            layer.handed[self.adapter] = pair
+            layer.hand(self.adapter, pair, tracked)
 
     def take_back(self) -> None:
         """Forget what was handed out."""
         self._stacks = None
         for layer in self.layers.values():
-            layer.handed.pop(self.adapter, None)
+            layer.take_back()
 
     def _alike(self, factors: Factors) -> bool:
         """Whether the parameters can be stacked: one device, dtype and scaling."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.factors import FACTOR_NAMES
+from lora2.tuners.lora2.ready import Ready, narrow
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
@@ -52,6 +53,8 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.lora2_mask = BufferDict(persistent=True)
         # Adapter -> its pair for the forward pass under way, from the model's stacks.
         self.handed: dict[str, tuple[Tensor, Tensor]] = {}
+        self._tracked = False  # whether gradients flow through it
+        self.ready: Ready | None = None  # for the pass under way
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -107,6 +110,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: with ``safe_merge``, the merged weight would not be finite.
         """
+        self.ready = None
         for name in self._mine(check_adapters_to_merge(self, adapter_names)):
             weight = self.get_base_layer().weight
             delta = self.get_delta_weight(name).detach()
@@ -135,7 +139,8 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
         In the dtype of autocast where it is on, rounded to it once.
         """
-        if (pair := self.handed.get(adapter_name)) and not _is_recomputed():
+        pair = self.handed.get(adapter_name)
+        if pair is not None and (not torch.is_grad_enabled() or self._may_differentiate()):
             return pair
         u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
         device = u.device.type
@@ -148,6 +153,8 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
+        if self.ready is not None and not (args or kwargs) and self.ready.suits(x):
+            return self.ready.forward(x)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
@@ -160,29 +167,13 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
                 result = (result + hidden @ second).to(result.dtype)
             return result
         rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
-        sum_up = self._base_first if torch.is_grad_enabled() else self._base_last
-        return sum_up(rows, names).view(*x.shape[:-1], self.out_features)
-
-    def _base_first(self, rows: Tensor, names: list[str]) -> Tensor:
-        """(t, d_in) -> (t, d_out), in the order in which gradients are summed."""
-        return _add(self.base_layer(rows), [self._narrow(rows, name) for name in names])
-
-    def _base_last(self, rows: Tensor, names: list[str]) -> Tensor:
-        """(t, d_in) -> (t, d_out): the wide product is added to the thin ones.
-
-        The thin ones then read x and write y while the processor's cache still holds them. The base
-        layer is not called: global hooks of torch on all modules do not see it.
-        """
-        base = cast(nn.Linear, self.base_layer)
-        parts = [self._narrow(rows, name) for name in names]
-        dtypes = {rows.dtype, base.weight.dtype, *(part.dtype for pair in parts for part in pair)}
-        # A weight of another class may know no product but that of its layer.
-        if not parts or len(dtypes) > 1 or type(base.weight) not in (nn.Parameter, Tensor):
-            return _add(self.base_layer(rows), parts)
-        total = base.bias  # (d_out,) or None
-        for hidden, second in parts:  # (t, k) @ (k, d_out)
-            total = hidden @ second if total is None else torch.addmm(total, hidden, second)
-        return total.addmm_(rows, base.weight.T)  # (t, d_in) @ (d_in, d_out)
+        result = self.base_layer(rows)  # (t, d_out), nobody else's, so added to in place
+        for hidden, second in [self._narrow(rows, name) for name in names]:
+            if result.dtype == hidden.dtype == second.dtype:
+                result.addmm_(hidden, second)  # (t, k) @ (k, d_out)
+            else:
+                result += hidden @ second
+        return result.view(*x.shape[:-1], self.out_features)
 
     def _narrow(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
         """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
@@ -193,9 +184,57 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             x = dropout(x)
         if torch.is_grad_enabled() or x.dim() != 2:
             return nn.functional.linear(x, first), second
-        # (k, d_in) @ (d_in, t) -> (k, t): on a processor in float32 this order takes half the
-        # time, and so does the product that reads the result.
-        return (first @ x.T).T, second
+        return narrow(first, x), second
+
+    def hand(self, adapter_name: str, pair: tuple[Tensor, Tensor], tracked: bool) -> None:
+        """Take the pair of ``adapter_name`` for the forward pass under way.
+
+        Where no gradient is wanted (not ``tracked``) all else that the pass needs is looked up now:
+        between the large products of a model it is in no cache, and costs several times as much.
+        """
+        self.handed[adapter_name], self._tracked = pair, tracked
+        self.ready = None if tracked else self._get_ready(adapter_name)
+
+    def take_back(self) -> None:
+        """Forget what was handed."""
+        self.handed.clear()
+        self.ready = None
+
+    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; in mid-pass, too."""
+        self.ready = None
+        super().set_adapter(*args, **kwargs)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """As PEFT's; in mid-pass, too."""
+        self.ready = None
+        super().enable_adapters(enabled)
+
+    def _get_ready(self, adapter_name: str) -> Ready | None:
+        """What a pass through a plain base layer needs, None where it takes another way."""
+        if self.disable_adapters or self.merged:
+            return None
+        if self._mine(self.active_adapters) != [adapter_name]:
+            return None
+        base, dropout = self.base_layer, self.lora2_dropout[adapter_name]
+        if not _is_plain(base) or (dropout.training and not isinstance(dropout, nn.Identity)):
+            return None
+        first, second = self.handed[adapter_name]
+        # A weight of another class may know no product but that of its layer.
+        if type(base.weight) is not nn.Parameter or base.weight.dtype != first.dtype:
+            return None
+        return Ready(first, second, base.bias, base.weight.T)
+
+    def _may_differentiate(self) -> bool:
+        """Whether gradients can flow through what was handed.
+
+        Not if the tensors of this pass are hooked when saved, as checkpointing does: the backward
+        pass then runs the layer again, after its pair was taken back, and must find the operations
+        of the first time.
+        """
+        if not self._tracked or torch.compiler.is_compiling():
+            return self._tracked
+        return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the update is added to the weight (see ``to_lora`` for an exact conversion)."""
@@ -203,16 +242,6 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def _mine(self, adapter_names: Iterable[str]) -> list[str]:
         return [name for name in adapter_names if name in self.r]
-
-
-def _add(result: Tensor, parts: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """Add (t, k) @ (k, d_out) of each part to ``result`` (t, d_out), which nobody else holds."""
-    for hidden, second in parts:
-        if result.dtype == hidden.dtype == second.dtype:
-            result.addmm_(hidden, second)
-        else:
-            result += hidden @ second
-    return result
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -224,14 +253,3 @@ def _is_plain(module: nn.Module) -> bool:
         or module._backward_pre_hooks
     )
     return type(module) is nn.Linear and not hooked and "forward" not in vars(module)
-
-
-def _is_recomputed() -> bool:
-    """Whether the tensors of this forward pass are hooked when saved, as checkpointing does.
-
-    The backward pass then runs the layer again, after its pair was taken back, and must find the
-    operations of the first time. A pair that was handed out is left unused.
-    """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return False
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None

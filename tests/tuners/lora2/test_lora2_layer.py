@@ -86,6 +86,19 @@ def test_two_adapters_add_up_and_merge_one_by_one():
     torch.testing.assert_close(layer(x), one, rtol=1e-12, atol=1e-12)
 
 
+def untracked(layer, x, *args, **kwargs):
+    """What a pass of the whole model without gradients makes of ``layer``, and whether in short."""
+    with torch.no_grad():
+        for name in layer.active_adapters:
+            layer.hand(name, layer.pair(name), tracked=False)
+        short = layer.ready is not None
+        try:
+            return layer(x, *args, **kwargs), short
+        finally:
+            layer.take_back()
+            assert layer.ready is None and not layer.handed
+
+
 @pytest.mark.parametrize("adapters", [1, 2])
 @pytest.mark.parametrize("bias", [False, True])
 def test_without_gradients_it_is_the_same_map(bias, adapters):
@@ -98,12 +111,57 @@ def test_without_gradients_it_is_the_same_map(bias, adapters):
     for name in layer.active_adapters:
         assert (x @ dense_update(layer, name)).abs().max() > 1e-3
     tracked = layer(x).detach()
-    with torch.no_grad():
+    for one, expected in ((x, tracked), (x[:0], tracked[:0]), (x[0, 0], tracked[0, 0])):
+        found, short = untracked(layer, one)
+        assert short == (adapters == 1)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():  # called alone
         torch.testing.assert_close(layer(x), tracked, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(layer(x[:0]), tracked[:0])
-        layer.base_layer.forward = lambda x: x.new_zeros(*x.shape[:-1], 5)
-        update = layer(x)  # beside what the replaced forward gives
-    torch.testing.assert_close(update, sum(x @ dense_update(layer, n) for n in layer.lora2_u))
+    layer.enable_adapters(False)
+    torch.testing.assert_close(untracked(layer, x), (layer.base_layer(x).detach(), False))
+
+
+def test_without_gradients_a_layer_that_somebody_looks_at_is_called():
+    layer = make_layer("linear")
+    x = torch.randn(3, 2, 6, dtype=torch.float64)
+    expected = layer(x).detach()
+    with pytest.raises(TypeError):
+        untracked(layer, x, scale=2)
+    seen = []
+    handle = layer.base_layer.register_forward_hook(lambda *_: seen.append(True))
+    found, short = untracked(layer, x)
+    torch.testing.assert_close(found, expected)
+    assert seen == [True] and not short
+    handle.remove()
+    layer.base_layer.forward = lambda x: x.new_zeros(*x.shape[:-1], 5)
+    torch.testing.assert_close(untracked(layer, x)[0], x @ dense_update(layer).detach())
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.float64])
+@pytest.mark.parametrize("base", [torch.float32, torch.float64])
+def test_without_gradients_dtypes_may_differ(base, given):
+    layer = make_layer("linear", dtype=base)
+    for name in layer.adapter_layer_names:
+        factor = getattr(layer, name)
+        factor["default"] = nn.Parameter(factor["default"].double())
+    x = torch.randn(3, 6, dtype=given)
+    if given != base:
+        with pytest.raises(RuntimeError, match="dtype"):  # as without an adapter
+            untracked(layer, x)
+        return
+    found, short = untracked(layer, x)
+    assert found.dtype == base and short == (base == torch.float64)
+    torch.testing.assert_close(found, layer(x).detach())
+
+
+def test_without_gradients_dropout_still_acts_in_training():
+    layer = make_layer("linear", lora_dropout=0.5).train()
+    x = torch.randn(64, 6, dtype=torch.float64)
+    torch.manual_seed(1)
+    expected = layer(x).detach()
+    torch.manual_seed(1)
+    torch.testing.assert_close(untracked(layer, x), (expected, False))
+    assert untracked(layer.eval(), x)[1]
 
 
 class Guarded(torch.Tensor):
@@ -124,8 +182,7 @@ def test_a_weight_of_another_class_is_left_to_its_layer():
     x = torch.randn(3, 6, dtype=torch.float64)
     expected = layer(x).detach()
     layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().as_subclass(Guarded))
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x), expected)
+    torch.testing.assert_close(untracked(layer, x), (expected, False))
 
 
 def test_a_parametrised_factor_is_found():

@@ -213,6 +213,64 @@ def test_two_active_adapters_add_up_and_each_is_stacked():
     torch.testing.assert_close(model(**batch()).logits, stacked)
 
 
+def test_of_two_active_adapters_one_may_be_unstacked_without_gradients():
+    model = randomize(adapt("bert", dtype=torch.float64, task_type=None))
+    model.add_adapter("other", Lora2Config(r=3, k=1, target_modules=TARGETS["bert"], init_std=0.2))
+    model.to(torch.float64)
+    randomize(model, "other", seed=9)
+    model.base_model.set_adapter(["default", "other"])
+    *_, last = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+    for name in last.adapter_layer_names:
+        factors = getattr(last, name)
+        factors["other"] = torch.nn.Parameter(factors["other"].detach().float())
+    expected = model(**batch()).logits.detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch()).logits, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("event", ["other", "disabled", "merged", "graded", "autocast"])
+def test_what_changes_in_mid_pass_without_gradients_counts(event):
+    dtype = torch.float32 if event == "autocast" else torch.float64
+    model = randomize(adapt("bert", dtype=dtype, task_type=None))
+    model.add_adapter("other", Lora2Config(r=3, k=1, target_modules=TARGETS["bert"], init_std=0.2))
+    randomize(model.to(dtype), "other", seed=9)
+    *_, last = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+    update = last.get_delta_weight("default").detach()
+    seen = []
+
+    def act(layer, args):
+        seen.append(layer.ready is not None)
+        handle.remove()
+        x = args[0]
+        base = x @ layer.base_layer.weight.T + layer.base_layer.bias
+        expected = base + x @ update.T
+        if event == "other":
+            layer.set_adapter("other")
+            expected = base + x @ layer.get_delta_weight("other").T
+        elif event == "disabled":
+            layer.enable_adapters(False)
+            expected = base
+        elif event == "merged":
+            layer.merge()
+        elif event == "graded":
+            with torch.enable_grad():
+                found = layer(x)
+                factors = [getattr(layer, n)["default"] for n in layer.adapter_layer_names]
+                assert all(g is not None for g in torch.autograd.grad(found.sum(), factors))
+        with torch.autocast("cpu", torch.bfloat16, enabled=event == "autocast"):
+            found = layer(x)
+        if event == "autocast":
+            assert found.dtype == torch.bfloat16
+            torch.testing.assert_close(found.to(dtype), expected, rtol=0.05, atol=0.2)
+        else:
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+    handle = last.register_forward_pre_hook(act)
+    with torch.no_grad():
+        model(**batch())
+    assert seen == [True]
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
     model = randomize(adapt("bert", dtype=torch.float64))
     model.train()

@@ -1,0 +1,53 @@
+"""The shortest way through one adapted layer where no gradient is wanted."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Ready(NamedTuple):
+    """All that y = x W0^T + b + s x (u v) diag(lambda) (U V) takes, of one dtype.
+
+    first: u^T (k, d_in); second: s v diag(lambda) U V (k, d_out); bias: (d_out,) or None;
+    weight: W0^T (d_in, d_out).
+    """
+
+    first: Tensor
+    second: Tensor
+    bias: Tensor | None
+    weight: Tensor
+
+    def suits(self, x: Tensor) -> bool:
+        """Whether ``forward`` may take ``x``; gradients or autocast may have begun in between."""
+        return (
+            x.dim() >= 2
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(x.device.type)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d_in) -> (..., d_out): the wide product is added to the thin ones.
+
+        The thin ones then read x and write y while the processor's cache still holds them. The base
+        layer is not called: hooks that torch has on all modules do not see it.
+        """
+        rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
+        hidden = narrow(self.first, rows)  # (t, k)
+        if self.bias is None:
+            result = hidden @ self.second  # (t, k) @ (k, d_out)
+        else:
+            result = torch.addmm(self.bias, hidden, self.second)
+        result.addmm_(rows, self.weight)  # (t, d_in) @ (d_in, d_out)
+        return result.view(*x.shape[:-1], result.shape[-1])
+
+
+def narrow(first: Tensor, rows: Tensor) -> Tensor:
+    """(k, d_in), (t, d_in) -> (t, k), a transposed view.
+
+    On a processor in float32 this order takes half the time of rows @ first^T, and so does the
+    product that reads the result.
+    """
+    return (first @ rows.T).T  # (k, d_in) @ (d_in, t)
