@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.factors import FACTOR_NAMES
-from lora2.tuners.lora2.ready import Ready, narrow
+from lora2.tuners.lora2.ready import Handed, Ready, narrow
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
@@ -51,10 +51,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.lora2_U = nn.ParameterDict()
         self.lora2_V = nn.ParameterDict()
         self.lora2_mask = BufferDict(persistent=True)
-        # Adapter -> its pair for the forward pass under way, from the model's stacks.
-        self.handed: dict[str, tuple[Tensor, Tensor]] = {}
-        self._tracked = False  # whether gradients flow through it
-        self.ready: Ready | None = None  # for the pass under way
+        self.handed = Handed()
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -110,7 +107,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: with ``safe_merge``, the merged weight would not be finite.
         """
-        self.ready = None
+        self.handed.ready = None
         for name in self._mine(check_adapters_to_merge(self, adapter_names)):
             weight = self.get_base_layer().weight
             delta = self.get_delta_weight(name).detach()
@@ -139,7 +136,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
         In the dtype of autocast where it is on, rounded to it once.
         """
-        pair = self.handed.get(adapter_name)
+        pair = self.handed.pairs.get(adapter_name)
         if pair is not None and (not torch.is_grad_enabled() or self._may_differentiate()):
             return pair
         u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
@@ -153,8 +150,9 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
-        if self.ready is not None and not (args or kwargs) and self.ready.suits(x):
-            return self.ready.forward(x)
+        ready = self.handed.ready
+        if ready is not None and not (args or kwargs) and ready.suits(x):
+            return ready.forward(x)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
@@ -192,22 +190,18 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         Where no gradient is wanted (not ``tracked``) all else that the pass needs is looked up now:
         between the large products of a model it is in no cache, and costs several times as much.
         """
-        self.handed[adapter_name], self._tracked = pair, tracked
-        self.ready = None if tracked else self._get_ready(adapter_name)
-
-    def take_back(self) -> None:
-        """Forget what was handed."""
-        self.handed.clear()
-        self.ready = None
+        handed = self.handed
+        handed.pairs[adapter_name], handed.tracked = pair, tracked
+        handed.ready = None if tracked else self._get_ready(adapter_name)
 
     def set_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; in mid-pass, too."""
-        self.ready = None
+        self.handed.ready = None
         super().set_adapter(*args, **kwargs)
 
     def enable_adapters(self, enabled: bool) -> None:
         """As PEFT's; in mid-pass, too."""
-        self.ready = None
+        self.handed.ready = None
         super().enable_adapters(enabled)
 
     def _get_ready(self, adapter_name: str) -> Ready | None:
@@ -219,11 +213,11 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         base, dropout = self.base_layer, self.lora2_dropout[adapter_name]
         if not _is_plain(base) or (dropout.training and not isinstance(dropout, nn.Identity)):
             return None
-        first, second = self.handed[adapter_name]
+        (first, second), weight = self.handed.pairs[adapter_name], base.weight
         # A weight of another class may know no product but that of its layer.
-        if type(base.weight) is not nn.Parameter or base.weight.dtype != first.dtype:
+        if type(weight) is not nn.Parameter or weight.dtype != first.dtype:
             return None
-        return Ready(first, second, base.bias, base.weight.T)
+        return Ready(first, second, base.bias, weight.t())
 
     def _may_differentiate(self) -> bool:
         """Whether gradients can flow through what was handed.
@@ -232,8 +226,8 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         pass then runs the layer again, after its pair was taken back, and must find the operations
         of the first time.
         """
-        if not self._tracked or torch.compiler.is_compiling():
-            return self._tracked
+        if not self.handed.tracked or torch.compiler.is_compiling():
+            return self.handed.tracked
         return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

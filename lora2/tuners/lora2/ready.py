@@ -1,4 +1,4 @@
-"""The shortest way through one adapted layer where no gradient is wanted."""
+"""What a layer is handed for a forward pass, and its shortest way where no gradient is wanted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Ready(NamedTuple):
         rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
         hidden = narrow(self.first, rows)  # (t, k)
         if self.bias is None:
-            result = hidden @ self.second  # (t, k) @ (k, d_out)
+            result = torch.mm(hidden, self.second)  # (t, k) @ (k, d_out)
         else:
             result = torch.addmm(self.bias, hidden, self.second)
         result.addmm_(rows, self.weight)  # (t, d_in) @ (d_in, d_out)
@@ -50,4 +50,24 @@ def narrow(first: Tensor, rows: Tensor) -> Tensor:
     On a processor in float32 this order takes half the time of rows @ first^T, and so does the
     product that reads the result.
     """
-    return (first @ rows.T).T  # (k, d_in) @ (d_in, t)
+    return torch.mm(first, rows.t()).t()  # (k, d_in) @ (d_in, t)
+
+
+class Handed:
+    """What the model's stacks gave a layer for the forward pass under way.
+
+    pairs: adapter -> u^T (k, d_in) and s v diag(lambda) U V (k, d_out); tracked: whether gradients
+    flow through them; ready: the shortest way, where there is one.
+    """
+
+    __slots__ = ("pairs", "ready", "tracked")
+
+    def __init__(self) -> None:
+        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self.tracked = False
+        self.ready: Ready | None = None
+
+    def take_back(self) -> None:
+        """Forget it all."""
+        self.pairs.clear()
+        self.ready = None

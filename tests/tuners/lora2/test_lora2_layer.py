@@ -91,12 +91,12 @@ def untracked(layer, x, *args, **kwargs):
     with torch.no_grad():
         for name in layer.active_adapters:
             layer.hand(name, layer.pair(name), tracked=False)
-        short = layer.ready is not None
+        short = layer.handed.ready is not None
         try:
             return layer(x, *args, **kwargs), short
         finally:
-            layer.take_back()
-            assert layer.ready is None and not layer.handed
+            layer.handed.take_back()
+            assert layer.handed.ready is None and not layer.handed.pairs
 
 
 @pytest.mark.parametrize("adapters", [1, 2])
