@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.factors import FACTOR_NAMES
 from lora2.tuners.lora2.ready import Handed, Ready, narrow
+from lora2.tuners.lora2.stacks import exact
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
@@ -141,7 +142,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             return pair
         u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
         device = u.device.type
-        with torch.autocast(device, enabled=False):
+        with exact(device):
             first, second = u.T, self.core(adapter_name) @ V  # (k, d_in); (k, k) @ (k, d_out)
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lora2.tuners.lora2.stacks import Stacks
+from lora2.tuners.lora2.stacks import Stacks, exact
 
 
 def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
@@ -30,7 +30,7 @@ def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
     selected = set(pairs.split("+"))
     inner: list[Tensor] = []  # (n, k, k) each
     outer: list[Tensor] = []  # (n, r, r) each
-    with torch.autocast(stacks.v.device.type, enabled=False):
+    with exact(stacks.v.device.type):
         if selected & {"uv", "PQ"}:
             u, v = [_wide(one) for one in stacks.u], _wide(stacks.v)  # v: (n, k, r)
             gram = torch.cat([_Gram.apply(one, None, False) for one in u])  # u^T u (n, k, k)

@@ -6,6 +6,7 @@ does not grow with the number of layers, and each parameter's gradient arrives i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +27,12 @@ class Stacks(NamedTuple):
     lam: Tensor
     U: Tensor
     V: list[Tensor]
+
+
+def exact(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """A context without autocast, whose promotion knows no float64; free where it is off."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
 def by_shape(*tensors: Sequence[Tensor]) -> Groups:
@@ -49,7 +56,7 @@ def stack_groups(
     ``u`` may be empty: then its stacks are left out.
     """
     order = [index for group in groups for index in group]
-    with torch.autocast(v[0].device.type, enabled=False):  # its promotion knows no float64
+    with exact(v[0].device.type):
         return Stacks(
             u=[torch.stack([u[at] for at in group]) for group in groups] if u else [],
             v=torch.stack([v[at] for at in order]),
@@ -102,7 +109,7 @@ def untracked_pairs(
 
 def _outs(stacks: Stacks, groups: Groups, scaling: float) -> list[Tensor]:
     """s * v diag(lambda) U V, (g, k, d_out) of each group."""
-    with torch.autocast(stacks.lam.device.type, enabled=False):
+    with exact(stacks.lam.device.type):
         scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
         cores = (scaled @ stacks.U).split([len(group) for group in groups])  # (g, k, k) each
         return [core @ V for core, V in zip(cores, stacks.V, strict=True)]
