@@ -62,8 +62,8 @@ class Adapted:
         self._is_out = True
         layers = list(self.layers.values())
         scaling, device = layers[0].scaling[self.adapter], factors.lam[0].device.type
-        tracked = torch.is_grad_enabled() or torch.is_autocast_enabled(device)
-        if tracked:
+        tracked = torch.is_grad_enabled()
+        if tracked or torch.is_autocast_enabled(device):
             self._stacks = stack_groups(self._groups, *factors)
             pairs = thin_pairs(self._stacks, self._groups, scaling)
         else:

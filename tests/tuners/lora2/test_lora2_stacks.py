@@ -275,6 +275,24 @@ def test_what_changes_in_mid_pass_without_gradients_counts(event):
     assert seen == [True]
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gradients_that_begin_in_mid_pass_reach_every_factor(mixed):
+    model = randomize(adapt("bert"))
+    *_, last = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+    factors = [getattr(last, name)["default"] for name in last.adapter_layer_names]
+    found = []
+
+    def act(layer, args):
+        handle.remove()
+        with torch.enable_grad():
+            found.extend(torch.autograd.grad(layer(args[0]).sum(), factors, allow_unused=True))
+
+    handle = last.register_forward_pre_hook(act)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        model(**batch())
+    assert len(found) == 5 and all(grad is not None for grad in found)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
     model = randomize(adapt("bert", dtype=torch.float64))
     model.train()
