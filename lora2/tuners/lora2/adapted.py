@@ -27,7 +27,6 @@ class Adapted:
         factors = self.factors()
         self._groups = by_shape(factors.u, factors.V)
         self._stacks: Stacks | None = None  # of the forward pass under way
-        self._is_out = False  # whether layers hold something of it
 
     def factors(self) -> Factors:
         """The parameters of every layer."""
@@ -59,7 +58,6 @@ class Adapted:
         """
         if not self.is_on() or not self._alike(factors := self.factors()):
             return
-        self._is_out = True
         layers = list(self.layers.values())
         scaling, device = layers[0].scaling[self.adapter], factors.lam[0].device.type
         tracked = torch.is_grad_enabled()
@@ -73,10 +71,9 @@ class Adapted:
 
     def take_back(self) -> None:
         """Forget what was handed out."""
-        if self._is_out:
-            self._stacks, self._is_out = None, False
-            for layer in self.layers.values():
-                layer.handed.take_back()
+        self._stacks = None
+        for layer in self.layers.values():
+            layer.handed.take_back()
 
     def _alike(self, factors: Factors) -> bool:
         """Whether the parameters can be stacked: one device, dtype and scaling."""

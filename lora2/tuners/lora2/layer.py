@@ -193,7 +193,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         """
         handed = self.handed
         handed.pairs[adapter_name], handed.tracked = pair, tracked
-        handed.ready = None if tracked else self._get_ready(adapter_name)
+        handed.ready = None if tracked else self._get_ready(adapter_name, pair)
 
     def set_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As PEFT's; in mid-pass, too."""
@@ -205,7 +205,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.handed.ready = None
         super().enable_adapters(enabled)
 
-    def _get_ready(self, adapter_name: str) -> Ready | None:
+    def _get_ready(self, adapter_name: str, pair: tuple[Tensor, Tensor]) -> Ready | None:
         """What a pass through a plain base layer needs, None where it takes another way."""
         if self.disable_adapters or self.merged:
             return None
@@ -214,11 +214,11 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         base, dropout = self.base_layer, self.lora2_dropout[adapter_name]
         if not _is_plain(base) or (dropout.training and not isinstance(dropout, nn.Identity)):
             return None
-        (first, second), weight = self.handed.pairs[adapter_name], base.weight
+        (first, second), weight = pair, base.weight
         # A weight of another class may know no product but that of its layer.
         if type(weight) is not nn.Parameter or weight.dtype != first.dtype:
             return None
-        return Ready(first, second, base.bias, weight.t())
+        return Ready(first, second, base.bias, weight)
 
     def _may_differentiate(self) -> bool:
         """Whether gradients can flow through what was handed.

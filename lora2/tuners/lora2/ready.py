@@ -12,7 +12,7 @@ class Ready(NamedTuple):
     """All that y = x W0^T + b + s x (u v) diag(lambda) (U V) takes, of one dtype.
 
     first: u^T (k, d_in); second: s v diag(lambda) U V (k, d_out); bias: (d_out,) or None;
-    weight: W0^T (d_in, d_out).
+    weight: W0 (d_out, d_in), the parameter itself: its data may be brought in during the pass.
     """
 
     first: Tensor
@@ -40,7 +40,7 @@ class Ready(NamedTuple):
             result = torch.mm(hidden, self.second)  # (t, k) @ (k, d_out)
         else:
             result = torch.addmm(self.bias, hidden, self.second)
-        result.addmm_(rows, self.weight)  # (t, d_in) @ (d_in, d_out)
+        result.addmm_(rows, self.weight.t())  # (t, d_in) @ (d_in, d_out)
         return result.view(*x.shape[:-1], result.shape[-1])
 
 

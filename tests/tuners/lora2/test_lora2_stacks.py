@@ -276,6 +276,30 @@ def test_what_changes_in_mid_pass_without_gradients_counts(event):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
+def test_a_weight_whose_data_comes_in_mid_pass_is_read():
+    """As offloading of whole blocks brings it."""
+    model = randomize(adapt("bert", dtype=torch.float64))
+    expected = model(**batch()).logits.detach()
+    block = model.base_model.model.bert.encoder.layer[-1]
+    base = block.output.dense.base_layer
+    real, empty = base.weight.data, torch.zeros_like(base.weight.data)
+    base.weight.data = empty
+    block.register_forward_pre_hook(lambda *_: setattr(base.weight, "data", real))
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch()).logits, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_a_pass_of_another_object_left_is_taken_back():
+    model = randomize(adapt("bert", task_type=None))
+    layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
+    model.add_adapter("other", Lora2Config(r=3, k=1, target_modules=["query"]))
+    with torch.no_grad():
+        model.base_model._adapters["default"].hand_out()  # of a pass that was interrupted
+        model.delete_adapter("other")
+        model(**batch())
+    assert not any(layer.handed.pairs or layer.handed.ready for layer in layers)
+
+
 def test_gradients_that_begin_in_mid_pass_reach_every_factor(mixed):
     model = randomize(adapt("bert"))
     *_, last = [m for m in model.modules() if isinstance(m, Lora2Linear)]
