@@ -275,7 +275,6 @@ def test_what_changes_in_mid_pass_without_gradients_counts(event):
     assert seen == [True]
 
 
-@pytest.mark.parametrize("mixed", [False, True])
 def test_a_weight_whose_data_comes_in_mid_pass_is_read():
     """As offloading of whole blocks brings it."""
     model = randomize(adapt("bert", dtype=torch.float64))
@@ -300,6 +299,7 @@ def test_what_a_pass_of_another_object_left_is_taken_back():
     assert not any(layer.handed.pairs or layer.handed.ready for layer in layers)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 def test_gradients_that_begin_in_mid_pass_reach_every_factor(mixed):
     model = randomize(adapt("bert"))
     *_, last = [m for m in model.modules() if isinstance(m, Lora2Linear)]
