@@ -24,8 +24,10 @@ class Adapted:
 
     def __init__(self, adapter: str, layers: dict[str, Lora2Linear]) -> None:
         self.adapter, self.layers = adapter, layers
-        factors = self.factors()
-        self._groups = by_shape(factors.u, factors.V)
+        factors, in_order = self.factors(), list(layers.values())
+        groups = by_shape(factors.u, factors.V)
+        self._sizes = [len(group) for group in groups]
+        self._sorted = [in_order[at] for group in groups for at in group]
         self._stacks: Stacks | None = None  # of the forward pass under way
 
     def factors(self) -> Factors:
@@ -40,11 +42,11 @@ class Adapted:
         """The parameters stacked, on one device: those handed out, or new ones."""
         if self._stacks is not None:
             return self._stacks
-        factors = self.factors()
+        factors = factors_of(self._sorted, self.adapter)
         if not self._alike(factors):  # a model split over devices, or of several dtypes
             device, dtype = factors.lam[0].device, _widest(factors.lam)
             factors = Factors(*([one.to(device, dtype) for one in part] for part in factors))
-        return stack_groups(self._groups, *factors)
+        return stack_groups(self._sizes, *factors)
 
     def is_on(self) -> bool:
         """Whether a forward pass goes through these layers, with the adapter beside the weights."""
@@ -56,23 +58,21 @@ class Adapted:
 
         A layer that is handed nothing computes the same from its own parameters.
         """
-        if not self.is_on() or not self._alike(factors := self.factors()):
+        if not self.is_on() or not self._alike(f := factors_of(self._sorted, self.adapter)):
             return
-        layers = list(self.layers.values())
-        scaling, device = layers[0].scaling[self.adapter], factors.lam[0].device.type
-        tracked = torch.is_grad_enabled()
-        if tracked or torch.is_autocast_enabled(device):
-            self._stacks = stack_groups(self._groups, *factors)
-            pairs = thin_pairs(self._stacks, self._groups, scaling)
+        scaling, tracked = self._sorted[0].scaling[self.adapter], torch.is_grad_enabled()
+        if tracked or torch.is_autocast_enabled(f.lam[0].device.type):
+            self._stacks = stack_groups(self._sizes, *f)
+            pairs = thin_pairs(self._stacks, scaling)
         else:
-            pairs = untracked_pairs(*factors, self._groups, scaling)
-        for layer, pair in zip(layers, pairs, strict=True):
+            pairs = untracked_pairs(self._sizes, *f, scaling)
+        for layer, pair in zip(self._sorted, pairs, strict=True):
             layer.hand(self.adapter, pair, tracked)
 
     def take_back(self) -> None:
         """Forget what was handed out."""
         self._stacks = None
-        for layer in self.layers.values():
+        for layer in self._sorted:
             layer.handed.take_back()
 
     def _alike(self, factors: Factors) -> bool:

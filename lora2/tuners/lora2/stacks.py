@@ -7,7 +7,8 @@ does not grow with the number of layers, and each parameter's gradient arrives i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ Groups = list[list[int]]
 
 
 class Stacks(NamedTuple):
-    """n matrices group by group, all of a group of one shape; v, lam and U in the groups' order.
+    """n matrices sorted by shape: those of one shape, a group, follow each other.
 
     u: (g, d_in, k) per group; v: (n, k, r); lam: (n, r); U: (n, r, k); V: (g, k, d_out) per group.
     """
@@ -44,7 +45,7 @@ def by_shape(*tensors: Sequence[Tensor]) -> Groups:
 
 
 def stack_groups(
-    groups: Groups,
+    sizes: Sequence[int],
     u: Sequence[Tensor],
     v: Sequence[Tensor],
     lam: Sequence[Tensor],
@@ -53,16 +54,17 @@ def stack_groups(
 ) -> Stacks:
     """Stack the factors of n matrices, (d_in, k), (k, r), (r,), (r, k), (k, d_out) each.
 
-    ``u`` may be empty: then its stacks are left out.
+    They come group by group, of these ``sizes``. ``u`` may be empty: its stacks are left out.
     """
-    order = [index for group in groups for index in group]
+    ends = list(itertools.accumulate(sizes, initial=0))
+    groups = [slice(*two) for two in itertools.pairwise(ends)]
     with exact(v[0].device.type):
         return Stacks(
-            u=[torch.stack([u[at] for at in group]) for group in groups] if u else [],
-            v=torch.stack([v[at] for at in order]),
-            lam=torch.stack([lam[at] for at in order]),
-            U=torch.stack([U[at] for at in order]),
-            V=[torch.stack([V[at] for at in group]) for group in groups],
+            u=[torch.stack(u[group]) for group in groups] if u else [],
+            v=torch.stack(v),
+            lam=torch.stack(lam),
+            U=torch.stack(U),
+            V=[torch.stack(V[group]) for group in groups],
         )
 
 
@@ -82,44 +84,38 @@ class _Turned(torch.autograd.Function):
         return grad.mT.contiguous()
 
 
-def thin_pairs(stacks: Stacks, groups: Groups, scaling: float) -> list[tuple[Tensor, Tensor]]:
-    """For each matrix in its original place u^T (k, d_in) and s * v diag(lambda) U V (k, d_out).
+def thin_pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield u^T (k, d_in) and s * v diag(lambda) U V (k, d_out) of each matrix.
 
     The two products x @ first^T @ second are the whole update of Eq. 4. Views of the stacks, in the
     dtype of autocast where it is on.
     """
     device = stacks.lam.device.type
-    outs = _outs(stacks, groups, scaling)
+    outs = _outs(stacks, scaling)
     ins = [_Turned.apply(one) for one in stacks.u]  # (g, d_in, k) -> (g, k, d_in)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         ins, outs = [one.to(dtype) for one in ins], [one.to(dtype) for one in outs]
-    return list(zip(_in_place(ins, groups), _in_place(outs, groups), strict=True))
+    return zip(_one_by_one(ins), _one_by_one(outs), strict=True)
 
 
 def untracked_pairs(
-    u: Sequence[Tensor], v: Sequence[Tensor], lam: Sequence[Tensor], U: Sequence[Tensor],
-    V: Sequence[Tensor], groups: Groups, scaling: float,
-) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    sizes: Sequence[int], u: Sequence[Tensor], v: Sequence[Tensor], lam: Sequence[Tensor],
+    U: Sequence[Tensor], V: Sequence[Tensor], scaling: float,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """``thin_pairs`` of unstacked factors where no gradient is wanted: u is read where it lies."""
-    stacks = stack_groups(groups, (), v, lam, U, V)
-    seconds = _in_place(_outs(stacks, groups, scaling), groups)
-    return [(one.T, second) for one, second in zip(u, seconds, strict=True)]
+    seconds = _one_by_one(_outs(stack_groups(sizes, (), v, lam, U, V), scaling))
+    return zip([one.t() for one in u], seconds, strict=True)
 
 
-def _outs(stacks: Stacks, groups: Groups, scaling: float) -> list[Tensor]:
+def _outs(stacks: Stacks, scaling: float) -> list[Tensor]:
     """s * v diag(lambda) U V, (g, k, d_out) of each group."""
     with exact(stacks.lam.device.type):
         scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
-        cores = (scaled @ stacks.U).split([len(group) for group in groups])  # (g, k, k) each
+        cores = (scaled @ stacks.U).split([len(V) for V in stacks.V])  # (g, k, k) each
         return [core @ V for core, V in zip(cores, stacks.V, strict=True)]
 
 
-def _in_place(stacked: Sequence[Tensor], groups: Groups) -> list[Tensor]:
-    """The matrices of all groups, each in its original place."""
-    places = {
-        at: one
-        for group, stack in zip(groups, stacked, strict=True)
-        for at, one in zip(group, stack.unbind(), strict=True)
-    }
-    return [places[at] for at in range(len(places))]
+def _one_by_one(stacked: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The matrices of all groups."""
+    return itertools.chain.from_iterable(one.unbind() for one in stacked)

@@ -26,10 +26,11 @@ def random_factors(k, r, shapes, dtype=torch.float64, seed=0):
 
 
 def orthogonality_penalty(u, v, U, V, pairs="uv+UV+PQ", squared=False):
+    groups = by_shape(u, V)
     lam = [one.new_empty(0) for one in v]
-    return stacked_penalty(
-        stack_groups(by_shape(u, V), u, v, lam, U, V), pairs=pairs, squared=squared
-    )
+    in_groups = [[part[at] for group in groups for at in group] for part in (u, v, lam, U, V)]
+    stacks = stack_groups([len(group) for group in groups], *in_groups)
+    return stacked_penalty(stacks, pairs=pairs, squared=squared)
 
 
 def naive_penalty(u, v, U, V, pairs, squared):
