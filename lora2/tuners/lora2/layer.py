@@ -211,14 +211,16 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             return None
         if self._mine(self.active_adapters) != [adapter_name]:
             return None
-        base, dropout = self.base_layer, self.lora2_dropout[adapter_name]
+        # Past the attribute look-up of nn.Module, as in factors_of.
+        base = self._modules["base_layer"]
+        dropout = self._modules["lora2_dropout"]._modules[adapter_name]
         if not _is_plain(base) or (dropout.training and not isinstance(dropout, nn.Identity)):
             return None
-        (first, second), weight = pair, base.weight
-        # A weight of another class may know no product but that of its layer.
-        if type(weight) is not nn.Parameter or weight.dtype != first.dtype:
+        (first, second), own = pair, base._parameters
+        # A weight of another class may know no product but that of its layer; FSDP has views.
+        if type(weight := own.get("weight")) is not nn.Parameter or "bias" not in own:
             return None
-        return Ready(first, second, base.bias, weight)
+        return Ready(first, second, own["bias"], weight) if weight.dtype == first.dtype else None
 
     def _may_differentiate(self) -> bool:
         """Whether gradients can flow through what was handed.

@@ -185,6 +185,18 @@ def test_a_weight_of_another_class_is_left_to_its_layer():
     torch.testing.assert_close(untracked(layer, x), (expected, False))
 
 
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_a_weight_that_is_no_parameter_is_left_to_its_layer(name):
+    layer = make_layer("linear")
+    layer.base_layer.bias = nn.Parameter(torch.randn(5, dtype=torch.float64))
+    x = torch.randn(3, 6, dtype=torch.float64)
+    expected = layer(x).detach()
+    value = getattr(layer.base_layer, name).detach()
+    delattr(layer.base_layer, name)
+    setattr(layer.base_layer, name, value)
+    torch.testing.assert_close(untracked(layer, x), (expected, False))
+
+
 def test_a_parametrised_factor_is_found():
     model = nn.Sequential(nn.Linear(6, 5))
     config = Lora2Config(r=4, k=2, target_modules=["0"], init_weights=False)
