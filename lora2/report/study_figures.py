@@ -77,7 +77,7 @@ def parameters(results: Results) -> Figure:
         axes.set_xscale("log")
         axes.set_xlabel("trainable parameters of the adapter (the head not counted)")
         axes.set_ylabel("best score, percent points")
-        axes.margins(x=0.2, y=0.12)
+        axes.margins(x=0.28, y=0.12)
         axes.grid(axis="y", color="0.92", linewidth=0.8)
         axes.set_axisbelow(True)
     figure.canvas.draw()
