@@ -1,6 +1,7 @@
 """What a piece of code has a device do: kernels, host synchronisations, memory.
 
-Counted at PyTorch's dispatcher, so that the counts are those of any device and never noisy.
+Counted at PyTorch's dispatcher, so that the counts are never noisy. They hold for other devices
+too, but for operations that only some devices compose of several, such as dropout.
 """
 
 from __future__ import annotations
