@@ -17,6 +17,7 @@ from lora2.tuners.lora2.layer import Lora2Linear
 from lora2.tuners.lora2.regularizer import stacked_penalty
 from lora2.tuners.lora2.share import share_of_step
 from lora2.tuners.lora2.training import RankTraining
+from lora2.tuners.mixed_batch import refuse_mixed_batch
 from lora2.tuners.replace import base_linear, replace_module
 
 
@@ -34,6 +35,7 @@ class Lora2Model(BaseTuner):
     prefix = "lora2_"
     tuner_layer_cls = Lora2Linear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _enable_peft_forward_hooks = refuse_mixed_batch
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lora2.tuners.lora_xs.config import LoraXsConfig
 from lora2.tuners.lora_xs.layer import LoraXsLinear
+from lora2.tuners.mixed_batch import refuse_mixed_batch
 from lora2.tuners.replace import replace_module
 
 
@@ -22,6 +23,7 @@ class LoraXsModel(BaseTuner):
     prefix = "loraxs_"
     tuner_layer_cls = LoraXsLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _enable_peft_forward_hooks = refuse_mixed_batch
     peft_config: dict[str, LoraXsConfig]
 
     def _check_new_adapter_config(self, config: Any) -> None:

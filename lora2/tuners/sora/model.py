@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
+from lora2.tuners.mixed_batch import refuse_mixed_batch
 from lora2.tuners.replace import replace_module
 from lora2.tuners.sora.config import SoraConfig
 from lora2.tuners.sora.gates import GateOptimizer
@@ -28,6 +29,7 @@ class SoraModel(BaseTuner):
     prefix = "sora_"
     tuner_layer_cls = SoraLinear
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    _enable_peft_forward_hooks = refuse_mixed_batch
     peft_config: dict[str, SoraConfig]
     gate_optimizer: GateOptimizer | None = None
     sparsity_seen = False
