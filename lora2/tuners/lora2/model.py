@@ -131,7 +131,7 @@ class Lora2Model(BaseTuner):
         """Have the active adapters' parameters stacked once for all layers."""
         self._after_forward()  # an interrupt of the last one runs no hook
         if module is self.model:
-            for name in self.active_adapters:
+            for name in self._active():
                 if name in self._adapters:
                     self._adapters[name].hand_out()
 
@@ -219,16 +219,22 @@ class Lora2Model(BaseTuner):
 
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Module name -> which of its r singular values survive, for the active adapter."""
-        adapter = self.active_adapters[0]
+        adapter = self._active()[0]
         return {
             name: layer.lora2_mask[adapter].tolist()
             for name, layer in self._adapted(adapter).items()
         }
 
+    def _active(self) -> list[str]:
+        """The active adapters. transformers' own set_adapter tells nobody but the layers."""
+        layers = (layer for one in self._adapters.values() for layer in one.layers.values())
+        first = next(layers, None)
+        return self.active_adapters if first is None else first.active_adapters
+
     def _trainable(self) -> list[str]:
         return [
             name
-            for name in self.active_adapters
+            for name in self._active()
             if name in self.peft_config and not self.peft_config[name].inference_mode
         ]
 

@@ -219,6 +219,21 @@ def test_the_regulariser_is_in_the_training_loss_and_not_in_the_evaluation_loss(
     assert added == pytest.approx(penalty, rel=1e-9)
 
 
+def test_added_by_transformers_the_chosen_adapter_is_regularised():
+    model = build("roberta", dtype=torch.float64)
+    for name, weight in (("first", 0.1), ("second", 100.0)):
+        config = Lora2Config(r=4, k=2, target_modules=["query"], orth_reg_weight=weight)
+        model.add_adapter(config, name)
+    model.set_adapter("first")
+    u = model.roberta.encoder.layer[0].attention.self.query.lora2_u
+    assert 0 < penalty_in_loss(model) < 1
+    model.train()
+    model(**batch()).loss.backward()
+    assert u["first"].grad.abs().max() > 0 and u["second"].grad is None
+    model.set_adapter("second")
+    assert penalty_in_loss(model) > 10
+
+
 def test_the_regulariser_is_left_out_where_it_has_no_place():
     model = adapt("roberta", dtype=torch.float64)
     weight = float(model.base_model.regularization_loss().detach())
