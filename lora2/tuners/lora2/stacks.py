@@ -75,9 +75,15 @@ class _Turned(torch.autograd.Function):
     transpose; a gradient that is only a transposed view would be copied matrix by matrix.
     """
 
+    generate_vmap_rule = True  # for torch.func, as is setup_context
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.mT.contiguous()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:

@@ -446,3 +446,21 @@ def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change():
         losses.append(loss.detach())
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_torch_func_gives_the_gradient_of_each_row():
+    config = Lora2Config(r=3, k=2, target_modules=["0"], init_weights=False)
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), config).double().eval()
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    x = torch.randn(3, 6, dtype=torch.float64)
+
+    def loss(parameters, row):
+        return torch.func.functional_call(model, parameters, (row[None],)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(trained, x)
+    for at, row in enumerate(x):
+        model.zero_grad()
+        model(row[None]).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                torch.testing.assert_close(each[name][at], parameter.grad)
