@@ -171,6 +171,13 @@ def test_two_adapters_are_switched_trained_one_at_a_time_and_deleted(tmp_path):
     )
 
 
+@pytest.mark.parametrize("task_type", ["SEQ_CLS", None])
+def test_an_adapter_for_each_row_is_refused(task_type):
+    model = adapt("roberta", task_type=task_type)
+    with pytest.raises(ValueError, match=r"adapter_names=.*set_adapter"):
+        model(**batch(rows=2), adapter_names=["default", "__base__"])
+
+
 def test_two_trained_adapters_at_once_are_refused():
     model = adapt("roberta", task_type=None)
     model.add_adapter("other", Lora2Config(target_modules=["query"]))

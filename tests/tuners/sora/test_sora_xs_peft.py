@@ -97,6 +97,13 @@ def test_the_layer_is_its_equation(method, base):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_for_each_row_is_refused(method):
+    rows = ["default", "__base__", "default"]
+    with pytest.raises(ValueError, match=r"adapter_names=.*set_adapter"):
+        adapted(method)(input_ids=tokens(), adapter_names=rows)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["deberta", "roberta", "bert"])
 @pytest.mark.parametrize("heads", [None, ["classifier", "pooler"]])
 def test_merge_and_unload_of_a_classifier(method, kind, heads):
