@@ -57,7 +57,27 @@ def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
         tree["train"]["warmup_steps"] = 0  # the ratio that was typed takes the place of the steps
     tree["protocol"], tree["ranks"] = protocol, ranks
     _fill_defaults(tree)
-    return _check(tree, published, set(values), _overtaken(list(values)))
+    kept = [] if "method.lora_alpha" in values else _keep_scale(tree, raw["method"])
+    resolved = _check(tree, published, set(values), _overtaken(list(values)))
+    return dataclasses.replace(resolved, notes=kept + resolved.notes)
+
+
+def _keep_scale(tree: dict[str, Any], file: dict[str, Any]) -> list[str]:
+    """Under ``equal``, give another rank than the method ``file``'s the same lora_alpha / rank.
+
+    Else the size of a step would change with the rank, and one learning rate would not fit both.
+    """
+    method = tree["method"]
+    key = "init_r" if "init_r" in file else "r"
+    rank, own, alpha = method.get(key), file.get(key), method.get("lora_alpha")
+    numbers = all(isinstance(x, int | float) and x > 0 for x in (rank, own, alpha))
+    if tree["protocol"] != "equal" or not numbers or rank == own:
+        return []
+    method["lora_alpha"] = alpha * rank / own
+    return [
+        f"method.lora_alpha: {alpha:g} -> {method['lora_alpha']:g} (protocol equal: the same "
+        f"lora_alpha / {key} at {key}={rank} as at {own})"
+    ]
 
 
 def _overtaken(typed: list[str]) -> set[str]:

@@ -114,6 +114,8 @@ def peft_config(config: RunConfig, steps: int) -> PeftConfig:
             values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
         return AdaLoraConfig(**values, total_step=steps)
     if isinstance(method, Lora2):
+        del values["lambda_lr_ratio"]  # the optimiser's
+        values["init_weights"] = method.init_weights or True
         return Lora2Config(**values, total_step=steps)
     if isinstance(method, Sora):
         values["gate_lr"] = method.gate_lr or config.train.learning_rate

@@ -162,7 +162,7 @@ class Lora2:
     lora_alpha: Positive
     lora_dropout: Fraction
     target_modules: Targets
-    init_std: Positive
+    init_std: Positive  # of the published start
     target_r: Count | None  # None: no pruning
     tinit: Steps
     tfinal: Steps
@@ -173,6 +173,8 @@ class Lora2:
     orthogonality: Literal["uv", "UV", "uv+UV", "PQ", "uv+UV+PQ", "none"]
     orth_squared: bool
     importance: Literal["factored", "full"]
+    init_weights: Literal["orthogonal"] | None = None  # None: the published start
+    lambda_lr_ratio: Positive | Literal["auto"] | None = None  # rate of lambda; None: the others'
 
 
 @checked

@@ -22,7 +22,8 @@ from lora2.experiment.batching import collator, group_by_length, longest_first
 from lora2.experiment.methods import in_head
 from lora2.experiment.provenance import world_size
 from lora2.experiment.recorder import Recorder
-from lora2.experiment.schema import RunConfig, Train
+from lora2.experiment.schema import Lora2, RunConfig, Train
+from lora2.optimizer import lambda_groups
 
 
 def build_trainer(
@@ -118,6 +119,8 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     The head has a rate of its own where ``train.head_learning_rate`` says so.
     """
     groups = list(parameter_groups(model.named_parameters(), config.train, config))
+    if isinstance(config.method, Lora2) and config.method.lambda_lr_ratio is not None:
+        groups = lambda_groups(model, groups, config.method.lambda_lr_ratio)
     return torch.optim.AdamW(
         groups, lr=config.train.learning_rate, fused=torch.cuda.is_available() or None
     )

@@ -116,13 +116,18 @@ def _early_notes(shown: pd.DataFrame) -> list[str]:
 def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:
     """The optimiser step from which a run's ranks stay as they are; 0 where nothing is pruned.
 
-    SoRA's gates move until the last step, budgets (LoRA2, AdaLoRA) are reached at steps - tfinal.
+    SoRA's gates move until the last step, AdaLoRA's budget is reached at steps - tfinal, LoRA2's
+    there if deltaT divides it, else a step later.
     """
     if settings.get("method.xi") or settings.get("method.xi_max"):
         return steps
     target = settings.get("method.target_r")
     start = settings.get("method.init_r", settings.get("method.r"))
-    return 0.0 if target is None or target == start else steps - settings["method.tfinal"]
+    if target is None or target == start:
+        return 0.0
+    frozen = steps - settings["method.tfinal"]
+    late = settings.get("method.k") is not None and frozen % settings.get("method.deltaT", 1)
+    return frozen + bool(late)
 
 
 def _row_notes(plan: Plan, table: Mapping[str, Mapping[str, Cell]]) -> list[str]:

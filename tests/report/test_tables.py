@@ -171,6 +171,8 @@ def test_means_of_printed_numbers_are_rounded_as_on_paper() -> None:
     [
         ({"r": 8, "target_r": 2, "tfinal": 40}, 59, True),
         ({"r": 8, "target_r": 2, "tfinal": 40}, 60, False),  # pruned for the last time at 60
+        ({"r": 8, "target_r": 2, "tfinal": 40, "deltaT": 7}, 60, True),  # 7 does not divide 60
+        ({"r": 8, "target_r": 2, "tfinal": 40, "deltaT": 7}, 61, False),
         ({"init_r": 12, "target_r": 8, "tfinal": 40}, 59, True),
         ({"r": 8, "target_r": 8, "tfinal": 40}, 1, False),
         ({"init_r": 8, "target_r": 8, "tfinal": 40}, 1, False),

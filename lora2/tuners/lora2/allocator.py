@@ -22,11 +22,13 @@ class Allocator:
 
     After optimiser step t = 1, 2, ..., T = ``total_step``:
 
-    * t <= T - tfinal: the averages take in the sensitivity |w dL/dw| of that step.
-    * tinit < t <= T - tfinal: the mask is renewed with budget(t) where (t - tinit) is a multiple of
-      deltaT, and at t = T - tfinal, where the budget reaches its target. In between, pruned
-      values may grow: they keep their gradients and may come back at the next renewal.
-    * t > T - tfinal: that last mask is applied again after every step.
+    * t < T - tfinal: the averages take in the sensitivity |w dL/dw| of that step.
+    * tinit < t <= T - tfinal: the mask is renewed with budget(t) where t is a multiple of deltaT.
+      In between, pruned values may grow: they keep their gradients and may come back at the next
+      renewal.
+    * t > T - tfinal: the mask of the frozen averages, at the target, is applied after every step.
+
+    This is the published allocator, and PEFT's AdaLoRA but for its forced renewal at T - tfinal.
 
     Args:
         config: the adapter's settings; ``config.prunes`` must hold.
@@ -97,17 +99,15 @@ class Allocator:
             RuntimeError: a factor that is trained has no gradient.
         """
         self._check_step(step)
-        last_renewal = self.total_step - self.config.tfinal
-        weights = self._scored(factors) if step <= last_renewal else factors.lam
+        frozen_from = self.total_step - self.config.tfinal
+        weights = self._scored(factors) if step < frozen_from else factors.lam
         flat = _flat(weights, self._averages)
-        if step <= last_renewal:
+        if step < frozen_from:
             self._observe(flat, weights)
         self.last_step = step
-        if step <= self.config.tinit:
+        if step <= self.config.tinit or (step <= frozen_from and step % self.config.deltaT):
             return
-        if step <= last_renewal:
-            if step != last_renewal and (step - self.config.tinit) % self.config.deltaT:
-                return
+        if step <= frozen_from + 1:  # later the averages, and so the mask, stay as they are
             self.mask = top_mask(self.scores(), self.budget(step), self._none_kept)
             torch._foreach_copy_(masks, list(self.mask.unbind()))
         lam = flat[: self.mask.numel()].view_as(self.mask)  # the flat state begins with lambda

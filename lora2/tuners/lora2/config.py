@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from peft import PeftConfig
 
@@ -32,8 +32,11 @@ class Lora2Config(PeftConfig):
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
         bias: the biases that are trained: "none", "all" or "lora2_only".
         fan_in_fan_out: the weights are stored as (d_in, d_out), as Conv1D does.
-        init_weights: False starts from a random non-zero update (for tests).
-        init_std: standard deviation of u, v, U, V at the start; lambda starts at zero.
+        init_weights: the start, at which lambda is zero and the model unchanged. True: u, v, U, V
+            at N(0, init_std^2), as published. "orthogonal": u^T u = V V^T = v v^T = U^T U = I_k,
+            where the penalties of "uv" and "UV" are zero; use it with create_lora2_optimizer,
+            which gives lambda a rate of its own. False: a random non-zero update (for tests).
+        init_std: standard deviation of u, v, U, V at the published start.
         target_r: mean rank of a matrix after training; None or r prunes nothing.
         tinit: optimiser steps before pruning starts.
         tfinal: optimiser steps at the end with the final ranks.
@@ -61,7 +64,7 @@ class Lora2Config(PeftConfig):
     modules_to_save: list[str] | None = None
     bias: str = "none"
     fan_in_fan_out: bool = False
-    init_weights: bool = True
+    init_weights: bool | Literal["orthogonal"] = True
     init_std: float = 0.02
     target_r: int | None = None
     tinit: int = 0
@@ -99,13 +102,26 @@ class Lora2Config(PeftConfig):
 
 def schedule_problem(config: Lora2Config, total_step: int) -> str | None:
     """Why the pruning schedule does not fit ``total_step`` optimiser steps, or None if it does."""
-    if not config.prunes or config.tinit + config.tfinal < total_step:
+    if not config.prunes:
         return None
-    return (
-        f"tinit={config.tinit} + tfinal={config.tfinal} leave no step for pruning in "
-        f"total_step={total_step} (allowed: tinit + tfinal < total_step; lower them, or train "
-        f"longer)"
-    )
+    if config.tinit + config.tfinal >= total_step:
+        return (
+            f"tinit={config.tinit} + tfinal={config.tfinal} leave no step for pruning in "
+            f"total_step={total_step} (allowed: tinit + tfinal < total_step; lower them, or train "
+            f"longer)"
+        )
+    if total_step - config.tfinal < 2:
+        return (
+            f"tfinal={config.tfinal} freezes the scores before the first of total_step="
+            f"{total_step} steps is scored (allowed: tfinal <= total_step - 2)"
+        )
+    if config.tfinal == 0 and total_step % config.deltaT:
+        return (
+            f"deltaT={config.deltaT} renews no mask at the last step, total_step={total_step}, so "
+            f"the target is never reached (allowed: tfinal >= 1, or a total_step that is a "
+            f"multiple of deltaT)"
+        )
+    return None
 
 
 def _is_int(value: Any, low: int) -> bool:
@@ -125,7 +141,11 @@ def _impossible_values(c: Lora2Config) -> list[str]:
         ("lora_alpha", _is_real(c.lora_alpha) and c.lora_alpha > 0, "a number > 0"),
         ("lora_dropout", _is_real(c.lora_dropout) and 0 <= c.lora_dropout < 1, "0 <= p < 1"),
         ("bias", c.bias in BIAS, " | ".join(BIAS)),
-        ("init_weights", isinstance(c.init_weights, bool), "True | False"),
+        (
+            "init_weights",
+            isinstance(c.init_weights, bool) or c.init_weights == "orthogonal",
+            "True | False | orthogonal",
+        ),
         ("init_std", _is_real(c.init_std) and c.init_std > 0, "a number > 0"),
         (
             "target_r",

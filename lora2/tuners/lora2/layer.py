@@ -16,6 +16,7 @@ from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.factors import FACTOR_NAMES
 from lora2.tuners.lora2.ready import Handed, Ready, narrow
 from lora2.tuners.lora2.stacks import exact
+from lora2.tuners.lora2.start import orthogonal_start
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
@@ -76,9 +77,13 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _reset_parameters(self, adapter_name: str, config: Lora2Config) -> None:
-        std = config.init_std if config.init_weights else _RANDOM_START_STD
-        for factor in (self.lora2_u, self.lora2_v, self.lora2_U, self.lora2_V):
-            nn.init.normal_(factor[adapter_name], std=std)
+        four = [f[adapter_name] for f in (self.lora2_u, self.lora2_v, self.lora2_U, self.lora2_V)]
+        if config.init_weights == "orthogonal":
+            orthogonal_start(*four)
+        else:
+            for factor in four:
+                std = config.init_std if config.init_weights else _RANDOM_START_STD
+                nn.init.normal_(factor, std=std)
         if config.init_weights:
             nn.init.zeros_(self.lora2_lambda[adapter_name])
         else:

@@ -1,0 +1,88 @@
+"""An optimiser in which LoRA2's singular values have a learning rate of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lora2.tuners.lora2.layer import Lora2Linear
+
+Ratio = float | Literal["auto"]
+
+
+def create_lora2_optimizer(
+    model: nn.Module,
+    optimizer_cls: type[Optimizer],
+    *,
+    lr: float,
+    lambda_lr_ratio: Ratio = "auto",
+    **kwargs: Any,
+) -> Optimizer:
+    """Return an optimiser of ``model``'s trainable parameters, lambda at ``lambda_lr_ratio * lr``.
+
+    "auto" takes sqrt(d_out / 3) for each matrix of d_out outputs. With
+    ``Lora2Config(init_weights="orthogonal")`` the first step of Adam then changes W0 as much as
+    LoRA's at the same lora_alpha / r does: LoRA's B has d_out entries that move for each rank, on
+    rows of A whose squared norm is 1/3, where LoRA2 has one lambda on unit vectors.
+
+    Biases and norms get no weight decay, everything else ``weight_decay`` of ``kwargs``. AdamW
+    multiplies it by the group's rate: lambda decays by lambda_lr_ratio * lr * weight_decay a step.
+    The regulariser has no gradient in lambda and is not affected.
+
+    Args:
+        model: a model with LoRA2 adapters, all other trainable parameters (a head) included.
+        optimizer_cls: a class of torch.optim, or one that takes parameter groups as they do.
+        lr: learning rate of everything but lambda.
+        lambda_lr_ratio: the factor for lambda; 1 is the published optimiser.
+        kwargs: passed on to ``optimizer_cls``.
+
+    Raises:
+        ValueError: the model has no LoRA2 adapter that is trained, or the ratio is not positive.
+    """
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    plain = [p for name, p in named if _undecayed(name, p)]
+    decayed = [p for name, p in named if not _undecayed(name, p)]
+    groups = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
+    return optimizer_cls(lambda_groups(model, groups, lambda_lr_ratio), lr=lr, **kwargs)
+
+
+def lambda_groups(
+    model: nn.Module, groups: Iterable[dict[str, Any]], lambda_lr_ratio: Ratio = "auto"
+) -> list[dict[str, Any]]:
+    """Return ``groups`` with every trained lambda taken out into groups of its own rate.
+
+    Each new group keeps the settings of the group that its lambdas came from; "lr" must be there.
+
+    Raises:
+        ValueError: as ``create_lora2_optimizer``.
+    """
+    if lambda_lr_ratio != "auto" and not lambda_lr_ratio > 0:
+        raise ValueError(f"lambda_lr_ratio={lambda_lr_ratio!r} (allowed: 'auto' or a number > 0)")
+    ratios = {
+        id(lam): math.sqrt(layer.out_features / 3) if lambda_lr_ratio == "auto" else lambda_lr_ratio
+        for layer in model.modules()
+        if isinstance(layer, Lora2Linear)
+        for lam in layer.lora2_lambda.values()
+        if lam.requires_grad
+    }
+    if not ratios:
+        raise ValueError(
+            "the model has no LoRA2 adapter in training: call get_peft_model(model, "
+            "Lora2Config(...)) first, or set_adapter(name) to train one that is loaded"
+        )
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        parts: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            parts.setdefault(ratios.get(id(parameter), 1.0), []).append(parameter)
+        split += [{**group, "params": p, "lr": group["lr"] * ratio} for ratio, p in parts.items()]
+    return split
+
+
+def _undecayed(name: str, parameter: nn.Parameter) -> bool:
+    """Biases and the weights of norms, as transformers' Trainer has it; lambda is neither."""
+    return name.endswith("bias") or (parameter.ndim == 1 and "lora2_lambda" not in name)
