@@ -1,0 +1,1 @@
+"""Studies: learning rates chosen on rows held out of train, final runs, and what they answer."""

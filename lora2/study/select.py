@@ -1,0 +1,155 @@
+"""The learning rate of every row of a study, from runs scored on rows held out of train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from lora2.experiment.reporting import matching
+from lora2.experiment.tableplan import Job
+from lora2.report import store
+from lora2.study.spec import Part, Study
+
+FACTOR = 2.0  # between two neighbouring rates
+MOST = 9  # rates tried for one row at one budget
+SETTLED = ("finished", "diverged")  # a rate that diverged cannot be chosen: that is a result
+COLUMNS = ["part", "row", "task", "steps", "learning_rate", "seed", "run", "status",
+           "score_best", "score_last", "chosen"]  # fmt: skip
+Run = Callable[[Sequence[Job]], int]  # do what is left of these jobs; 0 if all are settled
+
+
+class SelectionError(RuntimeError):
+    """No rate can be chosen; the message says why and what to type."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was tried for one row of one part, and the rate chosen."""
+
+    part: Part
+    row: str
+    rate: float
+    tried: pd.DataFrame  # one line a rate, as rates.csv has it
+
+
+def select(
+    study: Study, part: Part, rows: Sequence[str], folder: Path, extra: Sequence[str], run: Run
+) -> list[Choice]:
+    """Choose a rate for each of ``rows`` (each with a rate of its own) by the last held-out score.
+
+    A row's grid begins with half, once and twice its rate in the study's file. While its best rate
+    is an end of what was tried, the grid grows by a step of factor 2 on that side; of equal scores
+    the smaller rate is taken, and both sides grow where they are reached.
+
+    Raises:
+        SelectionError: a run failed, or no best rate lies inside a grid of ``MOST`` rates.
+    """
+    middle = study.rates
+    grids = {row: [middle[row] / FACTOR, middle[row], middle[row] * FACTOR] for row in rows}
+    while True:
+        tried = {row: _jobs(study, part, row, grid, extra) for row, grid in grids.items()}
+        if run([job for jobs in tried.values() for job in jobs.values()]):
+            raise SelectionError(
+                f"part {part.name}: runs of the selection failed; repeat the command"
+            )
+        runs = recorded(folder)
+        frames = {row: _scores(study, part, row, jobs, runs) for row, jobs in tried.items()}
+        wider = {row: _wider(frame) for row, frame in frames.items()}
+        if not any(wider.values()):
+            return [
+                Choice(part, row, float(frame.loc[frame["chosen"], "learning_rate"].iloc[0]), frame)
+                for row, frame in frames.items()
+            ]
+        for row, more in wider.items():
+            grids[row] = sorted({*grids[row], *more})
+            if len(grids[row]) > MOST:
+                raise SelectionError(
+                    f"part {part.name}: of {MOST} rates from {grids[row][0]:g} to "
+                    f"{grids[row][-1]:g} the best of {row} is still an end: set another rate for "
+                    f"it in configs/study/{study.name}.yaml"
+                )
+
+
+def recorded(folder: Path) -> pd.DataFrame:
+    """Return the settled runs of a results folder, those of its runs.csv among them."""
+    try:
+        runs = store.read(folder)
+    except store.StoreError:
+        return pd.DataFrame({"run": [], "seed": [], "config": [], "status": []})
+    return runs.loc[runs["status"].isin(SETTLED)]
+
+
+def left(jobs: Sequence[Job], folder: Path) -> list[Job]:
+    """Return the jobs that neither a run folder nor runs.csv has; each once."""
+    done = matching(jobs, recorded(folder))
+    return list({job.name: job for job in jobs if job.name not in done}.values())
+
+
+def _jobs(
+    study: Study, part: Part, row: str, grid: Sequence[float], extra: Sequence[str]
+) -> dict[float, Job]:
+    return {rate: study.candidate(part, row, rate, extra) for rate in grid}
+
+
+def _scores(
+    study: Study, part: Part, row: str, jobs: Mapping[float, Job], runs: pd.DataFrame
+) -> pd.DataFrame:
+    """Return a line for each rate tried, and which is chosen."""
+    names, by_name = matching(list(jobs.values()), runs), runs.set_index("run")
+    lines = []
+    for rate, job in jobs.items():
+        name = names.get(job.name)
+        if name is None:
+            raise SelectionError(f"the run {job.name} of the selection is missing")
+        values = by_name.loc[name]
+        lines.append(
+            {
+                "part": part.name,
+                "row": row,
+                "task": part.task,
+                "steps": part.steps,
+                "learning_rate": rate,
+                "seed": study.selection_seed,
+                "run": name,
+                "status": values["status"],
+                "score_best": values.get("score_best"),
+                "score_last": values.get("score_last"),
+            }
+        )
+    frame = pd.DataFrame(lines)
+    finished = frame.loc[frame["status"] == "finished"].sort_values("learning_rate")
+    if finished.empty:
+        raise SelectionError(
+            f"part {part.name}: every rate of {row} diverged: set a lower one in "
+            f"configs/study/{study.name}.yaml"
+        )
+    best = finished["score_last"].astype(float).idxmax()  # the first, so the smallest rate
+    return frame.assign(chosen=frame.index == best)[COLUMNS]
+
+
+def _wider(frame: pd.DataFrame) -> list[float]:
+    """Return the rates by which a grid grows: beyond each end that has the best score."""
+    rates = frame["learning_rate"]
+    finished = frame.loc[frame["status"] == "finished"]
+    best = finished.loc[finished["score_last"] == finished["score_last"].max(), "learning_rate"]
+    lower = [rates.min() / FACTOR] if best.min() == rates.min() else []
+    higher = [rates.max() * FACTOR] if best.max() == rates.max() else []
+    return [float(rate) for rate in (*lower, *higher)]
+
+
+def sentences(choices: Sequence[Choice]) -> Iterator[str]:
+    """Yield a line for each choice: the rate, and what was tried."""
+    for one in choices:
+        tried = ", ".join(
+            f"{rate:g}: {score:.1f}" if status == "finished" else f"{rate:g}: {status}"
+            for rate, score, status in zip(
+                one.tried["learning_rate"],
+                one.tried["score_last"],
+                one.tried["status"],
+                strict=True,
+            )
+        )
+        yield f"  {one.part.name}, {one.row}: {one.rate:g} (last held-out score of {tried})"
