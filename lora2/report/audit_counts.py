@@ -7,7 +7,7 @@ from decimal import Decimal
 import numpy as np
 
 from lora2.report import paper_tables, shapes
-from lora2.report.finding import Finding, exact, rounded, verdict
+from lora2.report.finding import Finding, exact, rounded, verdict, version
 
 MILLION = Decimal(10**6)
 MEBI = Decimal(2**20)
@@ -116,6 +116,27 @@ def share() -> list[Finding]:
             rounded(value, 3),
             verdict(exact(claim["value"]), value),
             "100 x 1.33M / 184M, both as printed in Table 1",
+            version(claim),
+        )
+    ]
+
+
+def eightfold() -> list[Finding]:
+    """The abstract's baseline with 8 times the parameters of LoRA2 with k=1."""
+    claim, base = paper_tables.claims().loc["eightfold"], shapes.DEBERTA_V3_BASE
+    ours = shapes.total(base, shapes.lora2_parameters(1))
+    theirs = shapes.total(base, shapes.lora_parameters(8))
+    value = Decimal(theirs) / ours
+    return [
+        Finding(
+            "parameters/eightfold",
+            claim["where"],
+            f"{claim['quote']}: {claim['value']:g}",
+            rounded(value),
+            verdict(exact(f"{claim['value']:g}"), value),
+            f"LoRA r=8, {theirs:,}, divided by LoRA2 k=1, {ours:,}; for the scores of the two see "
+            f"text/k1-over-r8",
+            version(claim),
         )
     ]
 
@@ -144,6 +165,7 @@ def scores() -> list[Finding]:
                 f"{rounded(saved)}: {some:,} of {whole:,} are left",
                 verdict(exact(claim["value"]), saved) if name == "768x768 k=1" else "note",
                 f"{name}, r=8; Eq. 9 reads the singular values, v and U: r + 2 k r",
+                version(claim),
             )
         )
     return found

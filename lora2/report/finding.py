@@ -6,12 +6,18 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Literal
 
+import pandas as pd
+
 Verdict = Literal["agrees", "differs", "not one run", "note"]
+ARXIV = "arXiv v1"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the paper prints, what its own numbers give, and how that was computed."""
+    """What the paper prints, what its own numbers give, and how that was computed.
+
+    ``version`` names the version of the paper that prints it.
+    """
 
     id: str
     where: str
@@ -19,6 +25,7 @@ class Finding:
     recomputed: str
     verdict: Verdict
     how: str
+    version: str = ARXIV
 
 
 def exact(value: object) -> Decimal:
@@ -42,3 +49,9 @@ def agrees(printed: Decimal, value: Decimal) -> bool:
 def verdict(printed: Decimal, value: Decimal) -> Verdict:
     """The verdict of ``agrees``."""
     return "agrees" if agrees(printed, value) else "differs"
+
+
+def version(claim: pd.Series) -> str:
+    """Return the version that makes ``claim``, and what the journal's abstract says instead."""
+    journal = claim["journal"]
+    return ARXIV if pd.isna(journal) else f"{ARXIV}; the journal's abstract {journal}"

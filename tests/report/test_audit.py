@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora2.report import audit, audit_counts, grim, shapes
+from lora2.report.escape import markdown
 from lora2.report.finding import agrees, exact
 
 REPORT = Path(__file__).parents[2] / "results" / "paper" / "audit.md"
@@ -64,6 +65,7 @@ EXPECTED = {
     "parameters/roberta-compression": ("99.88", "differs"),
     "parameters/roberta-saving": ("0.34", "differs"),
     "parameters/share": ("0.723", "agrees"),
+    "parameters/eightfold": ("7.92", "agrees"),
     "scores/768x768 k=1": ("98.46: 24 of 1,560 are left", "agrees"),
     "scores/768x3072 k=1": ("99.38: 24 of 3,864 are left", "note"),
     "scores/encoder k=1": ("98.97: 1,728 of 167,616 are left", "note"),
@@ -94,6 +96,15 @@ EXPECTED = {
     "grim/table1/sora r=8/rte_acc": ("next to 87.726 and 88.087", "not one run"),
     "grim/table1/lora2 k=8/qnli_acc": ("next to 94.271 and 94.289", "not one run"),
 }
+# The claims of arXiv v1's abstract that the journal's abstract does not repeat as they were.
+CHANGED = {
+    "parameters/share": "the journal's abstract says it of DeBERTa-V3-base alone",
+    "parameters/eightfold": "the journal's abstract no longer says it",
+    "scores/768x768 k=1": "the journal's abstract no longer says it",
+    "scores/768x3072 k=1": "the journal's abstract no longer says it",
+    "scores/encoder k=1": "the journal's abstract no longer says it",
+    "scores/encoder k=8": "the journal's abstract no longer says it",
+}
 FINDINGS = {finding.id: finding for finding in audit.audit()}
 
 
@@ -107,6 +118,19 @@ def test_finding(name: str) -> None:
     finding = FINDINGS[name]
     assert (finding.recomputed, finding.verdict) == EXPECTED[name]
     assert finding.where and finding.printed and finding.how
+    changed = f"; {CHANGED[name]}" if name in CHANGED else ""
+    assert finding.version == f"arXiv v1{changed}"
+
+
+def test_every_claim_of_the_abstract_says_what_became_of_it() -> None:
+    assert {name for name, f in FINDINGS.items() if f.where == "Abstract"} == set(CHANGED)
+
+
+def test_every_line_of_the_report_names_its_version() -> None:
+    lines = audit.render().splitlines()
+    for name, finding in FINDINGS.items():
+        start = f"| {markdown(name)} | {markdown(finding.version)} | "
+        assert sum(line.startswith(start) for line in lines) == 1, name
 
 
 def test_lora2_k8_average_by_hand() -> None:
@@ -123,6 +147,8 @@ def test_parameter_counts_by_hand() -> None:
         expected = 12 * (k * widths + 6 * (2 * k * 8 + 8))
         assert shapes.total(shapes.DEBERTA_V3_BASE, shapes.lora2_parameters(k)) == expected
     assert shapes.total(shapes.ROBERTA_LARGE, shapes.lora2_parameters(8)) == 3_558_528
+    lora = 12 * 8 * widths
+    assert FINDINGS["parameters/eightfold"].recomputed == f"{lora / 167_616:.2f}"
 
 
 def test_bitfit_count_is_the_encoders_own() -> None:

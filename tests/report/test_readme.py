@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from lora2 import safe_yaml
 from lora2.report.readme import BLOCK, PAGES, first_table, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,19 @@ def test_what_a_quickstart_takes_stands_in_the_readme_alone():
     assert re.search(r"make quickstart .* \d+ minutes on two cores", README)
     for path in (ROOT / "Makefile", *(ROOT / "docs").glob("*.md")):
         assert not re.search(r"\d+ min[^.]*\son two cores", path.read_text(encoding="utf-8")), path
+
+
+def test_both_versions_of_the_paper_are_named_alike():
+    citation = safe_yaml.load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (paper,) = citation["references"]
+    numbers = [one["value"].removeprefix("arXiv:") for one in paper["identifiers"]]
+    assert numbers == ["2408.06854v1", "10.1016/j.neucom.2025.130859"]
+    first_lines = README.partition("* a PEFT method")[0]
+    audit = (ROOT / "results" / "paper" / "audit.md").read_text(encoding="utf-8")
+    for number in numbers:
+        assert number in first_lines and number in audit
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 def test_links_and_make_targets_exist():
