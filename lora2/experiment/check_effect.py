@@ -52,6 +52,9 @@ def _pruning(method: dict[str, Any]) -> Iterator[Problem]:
 
 
 def _orthogonality(method: dict[str, Any]) -> Iterator[Problem]:
+    if method.get("init_weights") == "orthogonal":
+        allowed = "nothing with method.init_weights=orthogonal"
+        yield Problem("method.init_std", method.get("init_std"), allowed)
     terms, weight = method.get("orthogonality"), method.get("orth_reg_weight")
     if terms == "none":
         for key in ("orth_reg_weight", "orth_squared"):

@@ -71,6 +71,13 @@ def _allocation(tree: Tree, steps: int | None) -> Iterator[Problem]:
             f"less than the run's {steps} steps, or the ranks are never allocated; "
             f"leave both out to have the published ones fitted to the run",
         )
+    elif method.get("name") == "lora2":
+        rare = _int(method, "deltaT")
+        if tfinal > steps - 2:
+            yield Problem("method.tfinal", tfinal, f"at most {steps - 2}: a step must be scored")
+        if tfinal == 0 and rare and steps % rare:
+            allowed = f"a divisor of the run's {steps} steps while method.tfinal is 0"
+            yield Problem("method.deltaT", rare, f"{allowed}, or the target is never reached")
 
 
 def _length(tree: Tree, steps: int | None) -> Iterator[Problem]:

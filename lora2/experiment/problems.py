@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,8 +56,19 @@ def check_section(name: str, kind: type, values: Any, *, whole: bool = True) -> 
         kind(**values)
     except ValidationError as error:
         found = [detail for detail in error.errors() if whole or detail["type"] not in MISSING]
-        return [_explain(name, kind, detail) for detail in found]
+        return _one_each([_explain(name, kind, detail) for detail in found])
     return []
+
+
+def _one_each(problems: list[Problem]) -> list[Problem]:
+    """Join what pydantic says of each alternative of one key, such as a number or 'auto'."""
+    allowed: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        allowed.setdefault((problem.key, repr(problem.value)), []).append(problem)
+    return [
+        dataclasses.replace(same[0], allowed=", or ".join(one.allowed for one in same))
+        for same in allowed.values()
+    ]
 
 
 def field_names(kind: type) -> list[str]:
@@ -65,7 +77,9 @@ def field_names(kind: type) -> list[str]:
 
 
 def _explain(section: str, kind: type, detail: Any) -> Problem:
-    path = [str(part) for part in detail["loc"]]
+    # A part such as constrained-float or literal['auto'] names an alternative, not a key.
+    first, *rest = (str(part) for part in detail["loc"])
+    path = [first, *(part for part in rest if not re.search(r"[\[-]", part))]
     key = ".".join([section, *path]) if section else ".".join(path)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return Problem(key, detail["input"], f"unknown key; {nearest(path[-1], field_names(kind))}")

@@ -76,7 +76,7 @@ def values(kind: type, section: str, words: tuple[str, ...]) -> Iterator[Wrong]:
 
 def _one_of(options: list[str]) -> str:
     *first, last = [f"'{one}'" for one in options]
-    return f"{', '.join(first)} or {last}"
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def spellings(kind: type, section: str, words: tuple[str, ...]) -> Iterator[Wrong]:

@@ -1,4 +1,4 @@
-"""Which singular values survive: their importance, and the masks (Eq. 6-9).
+"""Which singular values survive: their importance (Eq. 8, 9), and the masks (Algorithm 1).
 
 One flat state for all n adapted matrices. A step is a handful of batched operations, none of which
 moves a value to the host.
@@ -66,12 +66,12 @@ class Allocator:
 
     @property
     def sensitivity(self) -> Tensor:
-        """The smoothed |w dL/dw| (Eq. 6), flat."""
+        """The smoothed |w dL/dw|, flat."""
         return self._averages[0]
 
     @property
     def uncertainty(self) -> Tensor:
-        """The smoothed deviation of the sensitivity (Eq. 7), flat."""
+        """The smoothed deviation of the sensitivity, flat."""
         return self._averages[1]
 
     @property
@@ -189,7 +189,7 @@ class Allocator:
             )
 
     def _observe(self, flat: Tensor, weights: list[Tensor]) -> None:
-        """Move the averages of Eq. 6 and 7 on by this step's gradients; ``flat``: the weights."""
+        """Take this step's gradients into both averages; ``flat``: the weights."""
         now = (flat * _flat([_gradient(weight) for weight in weights], flat)).abs_()
         beta1, beta2 = self.config.beta1, self.config.beta2
         torch.lerp(self.sensitivity, now, 1 - beta1, out=self._moved[0])

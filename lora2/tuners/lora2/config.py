@@ -41,8 +41,8 @@ class Lora2Config(PeftConfig):
         tinit: optimiser steps before pruning starts.
         tfinal: optimiser steps at the end with the final ranks.
         deltaT: optimiser steps between two allocations.
-        beta1: smoothing of the sensitivity (Eq. 6).
-        beta2: smoothing of the uncertainty (Eq. 7).
+        beta1: smoothing of the sensitivity |w dL/dw| (Algorithm 1).
+        beta2: smoothing of the sensitivity's deviation (Algorithm 1).
         orth_reg_weight: weight of the orthogonality regulariser in the loss.
         orthogonality: the regularised pairs of Eq. 5, one of ORTHOGONALITY.
         orth_squared: square the Frobenius norms of the regulariser.
