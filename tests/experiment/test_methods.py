@@ -20,10 +20,10 @@ from lora2.experiment.profile import load_profile
 from lora2.experiment.reload import load_run, read_config
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.shapes import random_encoder
-from lora2.study.spec import load_study
 from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
+from lora2.study.spec import load_study
 from lora2.tuners.lora2.layer import Lora2Linear
 
 YAMLS = sorted(CONFIGS.rglob("*.y*ml"))
@@ -162,7 +162,8 @@ def runs_of(path: Path) -> list[RunConfig]:
         return [cell.resolved.config for cell in cells]
     if path.parent.name == "study":
         study = load_study(path.stem)
-        cells = {row: part for part in study.parts for row in part.rows if row in study.rates}
+        parts = reversed(study.parts)  # the first part of each row: the shortest
+        cells = {row: part for part in parts for row in part.rows if row in study.rates}
         return [
             study.candidate(part, row, study.rates[row]).resolved.config
             for row, part in cells.items()
