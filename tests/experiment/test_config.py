@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -194,6 +195,61 @@ def test_hash_ignores_where_results_go_and_nothing_else():
 def test_a_resolved_configuration_survives_yaml():
     config = resolve(["task=stsb", "method=peft", "method.type=VERA", "method.args.r=8"]).config
     assert build(yaml.safe_load(yaml.safe_dump(as_tree(config)))) == config
+
+
+RANKS = [
+    # words that change the rank, the file's rank and lora_alpha
+    ("lora", ("method.r=1",), 8, 16),
+    ("sora", ("method.r=2",), 8, 16),
+    ("adalora", ("method.init_r=3", "method.target_r=2"), 12, 32),
+    ("adalora", ("ranks=public",), 12, 32),
+    ("lora2", ("ranks=public",), 8, 32),
+    ("lora_xs", ("method.r=4",), 16, 16),
+]
+
+
+@pytest.mark.parametrize(("method", "words", "rank", "alpha"), RANKS)
+def test_protocol_equal_keeps_the_scale_of_the_file_at_every_rank(method, words, rank, alpha):
+    def scaled(*more):
+        resolved = resolve(["task=rte", f"method={method}", "protocol=equal", *more])
+        notes = [note for note in resolved.notes if "method.lora_alpha" in note]
+        return resolved.config, notes
+
+    own, no_notes = scaled()
+    assert (own.method.lora_alpha, no_notes) == (alpha, [])
+    changed, notes = scaled(*words)
+    new = changed.method.init_r if method == "adalora" else changed.method.r
+    assert new != rank and changed.method.lora_alpha / new == pytest.approx(alpha / rank)
+    assert len(notes) == 1 and f"method.lora_alpha: {alpha} -> " in notes[0]
+    typed, no_notes = scaled(*words, "method.lora_alpha=7")
+    assert (typed.method.lora_alpha, no_notes) == (7, [])
+    public, no_notes = scaled(*words, "protocol=public")
+    assert (public.method.lora_alpha, no_notes) == (alpha, [])
+
+
+@pytest.mark.parametrize("method", ["lora", "sora", "lora2", "adalora"])
+def test_the_files_own_rank_typed_is_the_same_run(method):
+    words = ["task=cola", f"method={method}", "backbone=embedded"]
+    base = resolve(words)
+    key = "init_r" if method == "adalora" else "r"
+    typed = resolve([*words, f"method.{key}={getattr(base.config.method, key)}"])
+    assert config_hash(typed.config) == config_hash(base.config) and typed.notes == base.notes
+
+
+def test_recorded_runs_have_the_same_hash_today():
+    """A new key of the schema renames no run that was made before it."""
+    tables = sorted((ROOT / "results").glob("*/runs.csv"))
+    rows = [row for table in tables for row in csv.DictReader(table.open(newline=""))]
+    assert len(rows) > 100
+    for row in rows:
+        tree: dict = {}
+        for name, value in json.loads(row["config"]).items():
+            section, _, key = name.rpartition(".")
+            place = tree
+            for part in section.split(".") if section else ():
+                place = place.setdefault(part, {})
+            place[key] = value
+        assert config_hash(build(tree)) == row["config_hash"], row["run"]
 
 
 def test_refusal_is_quick_and_has_no_traceback():

@@ -9,7 +9,7 @@ from lora2_models import TARGETS, adapt, batch, randomize
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
-from lora2 import Lora2Config
+from lora2 import Lora2Config, create_lora2_optimizer
 from lora2.bench.counters import counting
 from lora2.tuners.lora2 import Lora2Linear
 
@@ -422,8 +422,9 @@ def test_merged_inference_is_the_graph_of_the_base_model():
 
 
 @pytest.mark.slow
-def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change():
-    settings = {"target_r": 1, "tfinal": 3, "total_step": 40, "orth_reg_weight": 0.1}
+@pytest.mark.parametrize("start", [True, "orthogonal"])
+def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change(start):
+    settings = {"target_r": 1, "tfinal": 3, "total_step": 40, "init_weights": start}
     losses = []
     for compiled in (False, True):
         model = adapt("roberta", **settings).train()
@@ -435,7 +436,7 @@ def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change():
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         forward = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+        optimizer = create_lora2_optimizer(model, torch.optim.AdamW, lr=2e-2)
         for step in range(1, 9):
             loss = forward(**batch(step)).loss
             loss.backward()
