@@ -205,11 +205,8 @@ def _attention(tree: Tree, steps: int | None) -> Iterator[Problem]:
     if not isinstance(query, str):
         return
     deberta = query.endswith("query_proj")  # so called in DeBERTa's disentangled attention alone
-    if kind == "flash" and not deberta:
-        allowed = "sdpa, eager or null: its kernels are for DeBERTa's attention"
-        yield Problem("backbone.attention", "flash", allowed)
     if kind == "sdpa" and deberta:
-        allowed = "eager, flash or null: transformers has no sdpa for DeBERTa's position terms"
+        allowed = "eager or null: transformers has no sdpa for DeBERTa's position terms"
         yield Problem("backbone.attention", "sdpa", allowed)
 
 

@@ -22,7 +22,6 @@ from lora2.experiment.checkpoint import forget, keep_only, newest_whole, readabl
 from lora2.experiment.config import config_hash, run_name
 from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
 from lora2.experiment.device import check_device, use_matmul_precision
-from lora2.experiment.flash import use_flash
 from lora2.experiment.memory import within_memory
 from lora2.experiment.methods import peft_config, prepare
 from lora2.experiment.paths import run_dir, status_of, tokens_dir, work_dir
@@ -99,8 +98,6 @@ def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note:
     steps = total_steps(vars(config.train), len(data.train))
     assert steps is not None
     tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
-    if config.backbone.attention == "flash":
-        use_flash(base, config.train)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
         for frame in (data.train, *data.validation.values())
