@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora2.experiment.check_effect import check_effect
-from lora2.experiment.check_encoder import check_encoder
-from lora2.experiment.check_peft import check_peft
+from lora2.experiment.check_encoder import check_encoder, folder_facts
 from lora2.experiment.problems import Problem
 from lora2.glue.tasks import TASKS
 
@@ -40,7 +39,7 @@ def check_combinations(
     for check in checks:
         found += check(tree, steps)
     found += _rare(tree["train"], steps, typed)
-    return found + check_encoder(tree) + check_peft(tree["method"])
+    return found + list(check_encoder(tree, folder_facts(tree["backbone"])))
 
 
 def _int(section: Any, key: str) -> int | None:
