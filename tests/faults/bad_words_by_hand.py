@@ -54,7 +54,7 @@ ONE_PLACE = [
             "'train.learning_rate=choice(1,2)'", "one plain key=value"),
     changed("train.learning_rate.x=1", "train.learning_rate", "{'x': 1}", "valid number"),
     changed("train.learning_rate=1e999", "train.learning_rate", "inf", "finite"),
-    changed("seed=${oc.env:HOME}", "seed", "'${oc.env:HOME}'", "a plain value"),
+    changed("seed=${oc.env:HOME}", "command line", "'seed=${oc.env:HOME}'", "quotes"),
     changed("seed=" + "9" * 5000, "command line", "'seed=9999", "quotes"),
     changed("seed=" + "[" * 3000, "command line", "'seed=[[[[", "quotes"),
     changed("method.target_modules=[querry]", "method.target_modules.0", "'querry'", "'query'"),
