@@ -14,6 +14,7 @@ FLOAT = re.compile(
     re.ASCII | re.IGNORECASE,
 )
 QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
+KEY = re.compile(r"""('[^']*'|"[^"]*")|([{,]\s*[\w.-]+):""")
 BARE = re.compile(r"[\w./\\%+?*@:| -]*")
 
 
@@ -25,7 +26,9 @@ def word_value(text: str) -> Any:
     """
     text = text.strip()
     if text.startswith(("[", "{")):
-        return safe_yaml.load(text.replace(":", ": ") if text[0] == "{" else text, _WordLoader)
+        # {r:8} for YAML's {r: 8}; text in quotes is left alone
+        spaced = KEY.sub(lambda match: match[1] or f"{match[2]}: ", text)
+        return safe_yaml.load(spaced, _WordLoader)
     if match := QUOTED.fullmatch(text):
         return re.sub(r"\\([\\'\"])", r"\1", match[2])
     if not BARE.fullmatch(text):

@@ -228,7 +228,9 @@ def test_configuration_and_a_worker_that_waits_need_no_torch():
         (" a b ", "a b"),
         ("'8'", "8"), ('"a, b"', "a, b"), (r"'it\'s'", "it's"), ("'a: ~ ='", "a: ~ ="),
         ("[query,key]", ["query", "key"]), ("[1, 1e-3, null, '2']", [1, 1e-3, None, "2"]),
-        ("[]", []), ("{}", {}), ("{r:8,b:[x]}", {"r": 8, "b": ["x"]}), ("2024-01-01", "2024-01-01"),
+        ("[]", []), ("{}", {}), ("{r:8,b:[x]}", {"r": 8, "b": ["x"]}),
+        ("{u: 'x,a:y', v:http://z}", {"u": "x,a:y", "v": "http://z"}), ("[a:b]", ["a:b"]),
+        ("[[1],[2,a b]]", [[1], [2, "a b"]]), ("2024-01-01", "2024-01-01"),
     ],
 )  # fmt: skip
 def test_words_are_read_as_hydra_read_them(text, value):
