@@ -33,9 +33,6 @@ def encoder_config(backbone: Backbone) -> PreTrainedConfig:
 
 
 def random_encoder(backbone: Backbone, task: Task) -> PreTrainedModel:
-    """Return a classifier of the encoder's shape with weights drawn from torch's generator.
-
-    It attends as ``backbone.attention`` says, with "flash" left to ``lora2.experiment.flash``.
-    """
-    attention = None if backbone.attention == "flash" else backbone.attention
-    return encoders.random_encoder(encoder_config(backbone), task.num_labels, attention)
+    """Return a classifier of the encoder's shape with weights drawn from torch's generator."""
+    config = encoder_config(backbone)
+    return encoders.random_encoder(config, task.num_labels, backbone.attention)

@@ -5,7 +5,7 @@ python -m lora2.experiment.speed task=mrpc method=lora2 backbone=minilm backbone
 
 Takes the words of scripts/run_glue.py and real rows. Three ways take turns, a batch each: padded to
 train.max_seq_length in fp32 with eager attention and unfused AdamW; the run as typed; and all that
-this device has (train.group_by_length, bf16, flash), unless typed otherwise.
+this device has (train.group_by_length, bf16), unless typed otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from lora2.experiment.backbone import load_backbone
 from lora2.experiment.batching import LengthGrouped, collator, lengths
 from lora2.experiment.config import resolve
 from lora2.experiment.device import autocast, check_device, use_matmul_precision
-from lora2.experiment.flash import use_flash
 from lora2.experiment.methods import prepare
 from lora2.experiment.paths import tokens_dir
 from lora2.experiment.problems import ConfigError, Problem
@@ -45,7 +44,7 @@ STEPS = 10
 WARM_UP = 2  # batches of each way that are not counted
 PLAIN = ("train.precision=fp32", "train.tf32=null", "train.group_by_length=null",
          "backbone.attention=eager")  # fmt: skip
-FAST = ("train.group_by_length=true", "train.precision=bf16", "backbone.attention=flash")
+FAST = ("train.group_by_length=true", "train.precision=bf16")
 
 
 @dataclasses.dataclass
@@ -140,8 +139,6 @@ def build(name: str, config: RunConfig, steps: int, padded: bool = False) -> Way
     config = from_middle_phase(config)
     train, data = config.train, load_data(config)
     tokenizer, base = load_backbone(config.backbone, data.task, train.cls_dropout)
-    if config.backbone.attention == "flash":
-        use_flash(base, train)
     rows, *parts = [
         tokenize_once(frame, data.task, tokenizer, train.max_seq_length, tokens_dir(config))
         for frame in (data.train, *data.validation.values())

@@ -14,7 +14,6 @@ from lora2.bench.encoders import longest
 from lora2.bench.lengths import draw, known_lengths, padded_batch
 from lora2.bench.step import Batch, Stepper, held_bytes, release, take_turns
 from lora2.experiment.device import use_matmul_precision
-from lora2.experiment.flash import use_flash
 from lora2.experiment.methods import prepare
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.shapes import encoder_config, random_encoder
@@ -48,8 +47,6 @@ def stepper(config: RunConfig, steps: int) -> Stepper:
     train = config.train
     use_matmul_precision(config)
     base = random_encoder(config.backbone, get_task(config.task))
-    if config.backbone.attention == "flash":
-        use_flash(base, train)
     model, driver = prepare(base, config, steps)
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return Stepper(

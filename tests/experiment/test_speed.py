@@ -48,10 +48,8 @@ def test_what_is_typed_or_lacking_is_not_turned_on(monkeypatch):
     typed = [*WORDS, "train.group_by_length=null"]
     assert speed.fastest(typed) == typed
     monkeypatch.setattr(speed, "check_device", lambda config: None)
-    added += ["train.precision=bf16", "backbone.attention=flash"]
+    added += ["train.precision=bf16"]
     assert speed.fastest(WORDS) == WORDS + added
-    roberta = [*WORDS, "backbone=embedded-roberta"]
-    assert speed.fastest(roberta) == roberta + added[:2]
 
 
 def test_wrong_words_are_named(capsys):
