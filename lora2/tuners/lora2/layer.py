@@ -118,7 +118,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             weight = self.get_base_layer().weight
             delta = self.get_delta_weight(name).detach()
             if safe_merge:
-                merged = weight.data + delta.to(weight.dtype)
+                merged = (weight.data + delta).to(weight.dtype)  # rounded once, as below
                 if not torch.isfinite(merged).all():
                     raise ValueError(
                         f"NaNs detected in the merged weights: the adapter {name!r} is broken; "

@@ -11,6 +11,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora2.tuners.replace import wide
 from lora2.tuners.sora.layer import SoraLinear
 from lora2.tuners.sora.model import SoraModel
 
@@ -45,7 +46,8 @@ def _factors(layer: SoraLinear, name: str) -> tuple[Tensor, Tensor]:
     gate = layer.sora_gate[name]
     kept = gate.nonzero().squeeze(1)  # (r,) -> (kept,)
     a = layer.sora_A[name][kept]
-    b = layer.sora_B[name][:, kept] * (gate[kept] * layer.scaling[name])
+    B = layer.sora_B[name]
+    b = (wide(B[:, kept]) * (wide(gate[kept]) * layer.scaling[name])).to(B.dtype)  # rounded once
     return a.cpu().contiguous(), b.cpu().contiguous()
 
 
