@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -20,6 +21,12 @@ from lora2.tuners.lora2.start import orthogonal_start
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
+_NOTHING = Handed()
+
+
+def this_thread() -> int:
+    """What tells the forward passes of several threads apart; 0 for torch.compile, as it is one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class Lora2Linear(nn.Module, BaseTunerLayer):
@@ -53,7 +60,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.lora2_U = nn.ParameterDict()
         self.lora2_V = nn.ParameterDict()
         self.lora2_mask = BufferDict(persistent=True)
-        self.handed = Handed()
+        self._handed: dict[int, Handed] = {}  # by thread
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -190,13 +197,22 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             return nn.functional.linear(x, first), second
         return narrow(first, x), second
 
+    @property
+    def handed(self) -> Handed:
+        """What the forward pass under way in this thread was handed."""
+        return self._handed.get(this_thread(), _NOTHING)
+
+    def take_back(self) -> None:
+        """Forget it all."""
+        self._handed.pop(this_thread(), None)
+
     def hand(self, adapter_name: str, pair: tuple[Tensor, Tensor], tracked: bool) -> None:
         """Take the pair of ``adapter_name`` for the forward pass under way.
 
         Where no gradient is wanted (not ``tracked``) all else that the pass needs is looked up now:
         between the large products of a model it is in no cache, and costs several times as much.
         """
-        handed = self.handed
+        handed = self._handed.setdefault(this_thread(), Handed())
         handed.pairs[adapter_name], handed.tracked = pair, tracked
         handed.ready = None if tracked else self._get_ready(adapter_name, pair)
 

@@ -95,7 +95,7 @@ def untracked(layer, x, *args, **kwargs):
         try:
             return layer(x, *args, **kwargs), short
         finally:
-            layer.handed.take_back()
+            layer.take_back()
             assert layer.handed.ready is None and not layer.handed.pairs
 
 
