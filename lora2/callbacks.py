@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,18 +24,20 @@ class Lora2Callback(TrainerCallback):
 
     Calls the hooks that the PeftModel's tuner defines: ``prepare_training(max_steps)`` at the
     start, ``before_optimizer_step`` and ``after_optimizer_step`` around each optimiser step
-    (counted from 1, gradients there), and ``finish_training`` at the end. The tuner's
-    ``training_state`` is written into every checkpoint and read back when a training resumes.
+    (counted from 1, gradients there, clipped and in their own scale), and ``finish_training`` at
+    the end. The tuner's ``training_state`` is written into every checkpoint and read back when a
+    training resumes.
 
     Args:
-        resume_from_checkpoint: the folder given to ``trainer.train(resume_from_checkpoint=...)``,
-            when it is not ``<output_dir>/checkpoint-<step>``.
+        resume_from_checkpoint: the folder with the tuner's state; None takes the one given to
+            ``trainer.train(resume_from_checkpoint=...)``.
         driver: an object with these hooks, for a tuner of PEFT's own that lacks them; None takes
             the model's tuner.
 
     Raises:
         TypeError: at the start, the model is no PeftModel with a tuner.
         FileNotFoundError: at the start of a resumed training, the tuner's state is missing.
+        ValueError: there, the tuner's state was not saved with the weights that are loaded.
     """
 
     def __init__(
@@ -44,9 +48,14 @@ class Lora2Callback(TrainerCallback):
     ) -> None:
         self._checkpoint = resume_from_checkpoint
         self._driver = driver
+        self._found: tuple[nn.Module, BaseTuner] | None = None
 
     def _driven(self, model: nn.Module) -> Any:
-        return _tuner(model) if self._driver is None else self._driver
+        if self._driver is not None:
+            return self._driver
+        if self._found is None or self._found[0] is not model:
+            self._found = model, _tuner(model)  # it may lie deep inside
+        return self._found[1]
 
     def on_train_begin(
         self,
@@ -55,6 +64,7 @@ class Lora2Callback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        self._found = None
         tuner = self._driven(kwargs["model"])
         if not any(hasattr(type(tuner), hook) for hook in _HOOKS):
             warnings.warn(
@@ -62,7 +72,7 @@ class Lora2Callback(TrainerCallback):
             )
         _call(tuner, "prepare_training", state.max_steps)
         if state.global_step > 0:
-            folder = self._checkpoint or _checkpoint_folder(args, state)
+            folder = self._checkpoint or _given_to_train() or _checkpoint_folder(args, state)
             _load_state(tuner, Path(folder) / TUNER_STATE_NAME)
 
     def on_pre_optimizer_step(
@@ -72,6 +82,7 @@ class Lora2Callback(TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
+        _unscale(kwargs.get("optimizer"))
         _call(self._driven(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
 
     def on_optimizer_step(
@@ -115,14 +126,29 @@ class Lora2Callback(TrainerCallback):
 
 
 def _tuner(model: nn.Module) -> BaseTuner:
-    """The tuner inside a PeftModel that may be wrapped for data parallelism or compiled."""
-    tuner = getattr(extract_model_from_parallel(model), "base_model", None)
-    if not isinstance(tuner, BaseTuner):
-        raise TypeError(
-            f"Lora2Callback drives the tuner of a PeftModel, but the Trainer's model is a "
-            f"{type(model).__name__}: pass get_peft_model(model, Lora2Config(...)) to the Trainer"
-        )
-    return tuner
+    """The tuner of a PeftModel, or of a model inside with an adapter by transformers' add_adapter.
+
+    The model may be wrapped for data parallelism or compiled.
+    """
+    inner = extract_model_from_parallel(model)
+    tuner = getattr(inner, "base_model", None)
+    if isinstance(tuner, BaseTuner):
+        return tuner
+    found = [vars(one)["_lora2_tuner"] for one in inner.modules() if "_lora2_tuner" in vars(one)]
+    if len(found) == 1:
+        return found[0]
+    raise TypeError(
+        f"Lora2Callback drives one tuner, but the Trainer's model is a {type(model).__name__} with "
+        f"{len(found)} of them: pass get_peft_model(model, Lora2Config(...)) to the Trainer, or "
+        f"call model.add_adapter(Lora2Config(...)) first"
+    )
+
+
+def _unscale(optimizer: Any) -> None:
+    """Bring the gradients to their own scale, if fp16's scaler has not done so (when clipping)."""
+    if getattr(optimizer, "scaler", None) is not None:
+        with contextlib.suppress(RuntimeError):  # it has
+            optimizer.scaler.unscale_(optimizer.optimizer)
 
 
 def _call(tuner: Any, hook: str, *args: Any) -> Any:
@@ -134,10 +160,22 @@ def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
+def _given_to_train() -> str | None:
+    """The folder given to ``Trainer.train``, which keeps it nowhere but in its own frame.
+
+    None where it is not found; what is loaded must match the weights in any case.
+    """
+    frame = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "_inner_training_loop":
+        frame = frame.f_back
+    folder = None if frame is None else frame.f_locals.get("resume_from_checkpoint")
+    return folder if isinstance(folder, str | os.PathLike) else None
+
+
 def _load_state(tuner: Any, path: Path) -> None:
-    if not _call(tuner, "training_state"):
-        return
     if not path.is_file():
+        if not _call(tuner, "training_state"):
+            return
         raise FileNotFoundError(
             f"cannot resume: {path} is missing. It is written beside each checkpoint while "
             f"Lora2Callback is among the Trainer's callbacks; for a checkpoint elsewhere, use "

@@ -69,6 +69,38 @@ def test_stop_and_resume_equals_the_uninterrupted_run_to_the_bit(tmp_path):
         )
 
 
+def weights_of(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "lora2_" in n])
+
+
+def test_resuming_from_another_run_than_the_output_folders_takes_all_from_there(tmp_path):
+    """Both folders have a checkpoint of that step; peft's LlamaFactory#2780."""
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    for name, rate in (("a", 2e-2), ("b", 5e-2)):
+        make_trainer(
+            build(), tmp_path / name, Lora2Callback(), learning_rate=rate, **saving
+        ).train()
+    checkpoint = str(tmp_path / "a" / "checkpoint-5")
+    models = [build(), build()]
+    for model, folder in zip(models, ("a", "b"), strict=True):
+        trainer = make_trainer(model, tmp_path / folder, Lora2Callback(), **saving)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    assert torch.equal(*map(weights_of, models))
+
+
+def test_a_state_that_was_not_saved_with_the_weights_is_refused(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    for name, rate in (("a", 2e-2), ("b", 5e-2)):
+        make_trainer(
+            build(), tmp_path / name, Lora2Callback(), learning_rate=rate, **saving
+        ).train()
+    callback = Lora2Callback(resume_from_checkpoint=tmp_path / "b" / "checkpoint-5")
+    trainer = make_trainer(build(), tmp_path / "c", callback, **saving)
+    with pytest.raises(ValueError, match="not saved with the weights"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert trainer.state.global_step == 5
+
+
 def test_the_evaluation_loss_has_no_regulariser(tmp_path):
     losses = {}
     for weight in (0.0, 5.0):
@@ -119,15 +151,11 @@ def test_without_pruning_no_state_is_written_and_resuming_works(tmp_path):
     assert resumed.state.global_step == STEPS
 
 
-def test_label_smoothing_takes_the_regulariser_out_of_the_loss_and_says_so(tmp_path):
-    trainer = make_trainer(build(), tmp_path, Lora2Callback(), label_smoothing_factor=0.1)
-    with pytest.warns(UserWarning, match="regulariser was part of no loss"):
-        trainer.train()
-
-
 def test_a_model_without_a_tuner_of_ours_is_named(tmp_path):
     plain = build().unload()
-    with pytest.raises(TypeError, match="Trainer's model is a RobertaForSequenceClassification"):
+    with pytest.raises(
+        TypeError, match="Trainer's model is a RobertaForSequenceClassification with 0"
+    ):
         make_trainer(plain, tmp_path, Lora2Callback()).train()
     lora = get_peft_model(
         build().unload(), LoraConfig(target_modules=["query"], task_type="SEQ_CLS")

@@ -6,7 +6,8 @@ What is worked around, each with the thread in huggingface/peft that tells of it
 * the step ``total_step - tfinal`` is skipped and the final budget never set (PR #855): every step
   is passed in, and ``finish_training`` checks the budget;
 * ``target_r == init_r`` makes the threshold's k-th value fail: then nothing is allocated;
-* the orthogonality term is part of the evaluation loss: it is added in training only;
+* the orthogonality term is part of the evaluation loss, and of a pass with the adapter disabled: it
+  is added in training and where the adapter is on;
 * saving truncates the ranks (``rank_pattern``) so that a pruned run cannot be resumed: the
   pattern is kept here while training and handed to PEFT at the end.
 """
@@ -17,7 +18,10 @@ from typing import Any
 
 import torch
 from peft import AdaLoraModel, PeftModel
+from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor
+
+from lora2.tuners.term import OTHER_WEIGHTS
 
 
 class AdaloraDriver:
@@ -59,9 +63,9 @@ class AdaloraDriver:
         self.pattern, self.config.rank_pattern = self.config.rank_pattern, None
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return the smoothed scores and the rank pattern, flat."""
+        """Return the smoothed scores, the rank pattern and what tells whose they are, flat."""
         allocator = self.tuner.rankallocator
-        state = {"steps": torch.tensor(self.steps)}
+        state = {"steps": torch.tensor(self.steps), "weights": self._singular_values()}
         for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
             for name, value in getattr(allocator, kind).items():
                 state[f"{kind}/{name}"] = value.detach().cpu().contiguous()
@@ -70,17 +74,29 @@ class AdaloraDriver:
         return state
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``training_state`` returned."""
+        """Restore what ``training_state`` returned.
+
+        Raises:
+            ValueError: it was not taken of the weights that are loaded.
+        """
+        own = self._singular_values()
+        if not torch.equal(own, state.get("weights", own.new_empty(0)).to(own.device)):
+            raise ValueError(f"AdaLoRA: {OTHER_WEIGHTS}")
         allocator, pattern = self.tuner.rankallocator, {}
         device = next(self.tuner.parameters()).device
         for key, value in state.items():
             kind, _, name = key.partition("/")
             if kind == "pattern":
                 pattern[name] = value.tolist()
-            elif kind != "steps":
+            elif kind not in ("steps", "weights"):
                 getattr(allocator, kind)[name] = value.to(device)
         self.steps = int(state["steps"])
         self.pattern = pattern or None
+
+    def _singular_values(self) -> Tensor:
+        suffix = f".lora_E.{self.tuner.trainable_adapter_name}"
+        named = self.tuner.model.named_parameters()
+        return torch.cat([p.detach().flatten() for name, p in named if name.endswith(suffix)])
 
     def finish_training(self) -> None:
         """Hand the final rank pattern to PEFT and check the budget.
@@ -114,12 +130,18 @@ class AdaloraDriver:
 
 
 def keep_regularizer_out_of_evaluation(tuner: AdaLoraModel) -> None:
-    """Make ``tuner`` add its orthogonality term to the loss in training mode only."""
+    """Make ``tuner`` add its term to the loss in training only, and where its adapter is on."""
     with_regularizer = tuner.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        if tuner.training:
+        if tuner.training and _is_on(tuner):
             return with_regularizer(*args, **kwargs)
         return tuner.model.forward(*args, **kwargs)
 
     tuner.forward = forward  # type: ignore[method-assign]
+
+
+def _is_on(tuner: AdaLoraModel) -> bool:
+    """Whether a forward pass goes through the adapter."""
+    layer = next(module for module in tuner.model.modules() if isinstance(module, AdaLoraLayer))
+    return not (layer.disable_adapters or layer.merged)

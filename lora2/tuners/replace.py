@@ -11,7 +11,7 @@ import warnings
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
@@ -45,7 +45,7 @@ def base_linear(target: nn.Module, name: str) -> nn.Linear | Conv1D:
 def merge_into_base(
     layer: BaseTunerLayer, safe_merge: bool = False, adapter_names: list[str] | None = None
 ) -> None:
-    """Add the update of each adapter to the base weight, in float32, rounded once to its dtype.
+    """Add each adapter's update to the base weight, in float32 at least, rounded once to its dtype.
 
     Args:
         adapter_names: the adapters to merge; the active ones when None.
@@ -57,7 +57,7 @@ def merge_into_base(
         if name not in layer._get_available_adapters():
             continue
         weight = layer.get_base_weight()
-        merged = (weight.float() + layer.get_delta_weight(name).float()).to(weight.dtype)
+        merged = (wide(weight) + layer.get_delta_weight(name)).to(weight.dtype)
         if safe_merge and not torch.isfinite(merged).all():
             raise ValueError(
                 f"merging adapter {name!r} gives weights that are not finite: it diverged, or its "
@@ -75,6 +75,9 @@ def unmerge_from_base(layer: BaseTunerLayer) -> None:
     while layer.merged_adapters:
         name = layer.merged_adapters.pop()
         weight = layer.get_base_weight()
-        layer.set_base_weight(
-            (weight.float() - layer.get_delta_weight(name).float()).to(weight.dtype)
-        )
+        layer.set_base_weight((wide(weight) - layer.get_delta_weight(name)).to(weight.dtype))
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In float32, or float64 where it is that."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -33,7 +33,7 @@ METHODS = {
     "lora": (),
     "adalora": ("method.init_r=4", "method.target_r=2"),
     "sora": ("method.xi=0.02",),
-    "lora2": ("method.k=2", "method.init_std=0.3"),
+    "lora2": ("method.k=2", "method.init_weights=null", "method.init_std=0.3"),
     "lora_xs": ("method.r=4",),
     "vera": ("method.args.r=16",),
 }

@@ -7,7 +7,7 @@ import pytest
 from tests.faults import crash
 
 METHODS = {
-    "lora2": ("method=lora2", "method.k=2", "method.init_std=0.3"),
+    "lora2": ("method=lora2", "method.k=2", "method.init_weights=null", "method.init_std=0.3"),
     "adalora": ("method=adalora",),
     "sora": ("method=sora", "method.xi=0.1"),  # half of the gates close within 8 steps
     "full": ("method=full",),

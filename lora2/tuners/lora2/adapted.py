@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora2.tuners.lora2.factors import Factors, factors_of
-from lora2.tuners.lora2.layer import Lora2Linear
+from lora2.tuners.lora2.layer import Lora2Linear, this_thread
 from lora2.tuners.lora2.stacks import (
     Stacks,
     by_shape,
@@ -28,7 +28,7 @@ class Adapted:
         groups = by_shape(factors.u, factors.V)
         self._sizes = [len(group) for group in groups]
         self._sorted = [in_order[at] for group in groups for at in group]
-        self._stacks: Stacks | None = None  # of the forward pass under way
+        self._stacks: dict[int, Stacks] = {}  # thread -> those of its forward pass under way
 
     def factors(self) -> Factors:
         """The parameters of every layer."""
@@ -40,8 +40,8 @@ class Adapted:
 
     def stacks(self) -> Stacks:
         """The parameters stacked, on one device: those handed out, or new ones."""
-        if self._stacks is not None:
-            return self._stacks
+        if (handed_out := self._stacks.get(this_thread())) is not None:
+            return handed_out
         factors = factors_of(self._sorted, self.adapter)
         if not self._alike(factors):  # a model split over devices, or of several dtypes
             device, dtype = factors.lam[0].device, _widest(factors.lam)
@@ -62,18 +62,18 @@ class Adapted:
             return
         scaling, tracked = self._sorted[0].scaling[self.adapter], torch.is_grad_enabled()
         if tracked or torch.is_autocast_enabled(f.lam[0].device.type):
-            self._stacks = stack_groups(self._sizes, *f)
-            pairs = thin_pairs(self._stacks, scaling)
+            self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
+            pairs = thin_pairs(stacks, scaling)
         else:
             pairs = untracked_pairs(self._sizes, *f, scaling)
         for layer, pair in zip(self._sorted, pairs, strict=True):
             layer.cache_pair(self.adapter, pair, with_grad=tracked)
 
     def take_back(self) -> None:
-        """Forget what was handed out."""
-        self._stacks = None
+        """Forget what this thread's forward pass was handed."""
+        self._stacks.pop(this_thread(), None)
         for layer in self._sorted:
-            layer.cached_pairs.clear()
+            layer.clear_cache()
 
     def _alike(self, factors: Factors) -> bool:
         """Whether the parameters can be stacked: one device, dtype and scaling."""

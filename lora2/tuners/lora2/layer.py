@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +20,12 @@ from lora2.tuners.lora2.start import orthogonal_start
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
+_NOTHING: tuple[dict[str, tuple[Tensor, Tensor]], bool] = ({}, False)
+
+
+def this_thread() -> int:
+    """What tells the forward passes of several threads apart; 0 for torch.compile, as it is one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class Lora2Linear(nn.Module, BaseTunerLayer):
@@ -52,9 +59,8 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.lora2_U = nn.ParameterDict()
         self.lora2_V = nn.ParameterDict()
         self.lora2_mask = BufferDict(persistent=True)
-        # Of the forward pass under way: adapter -> pair, and whether gradients flow through it.
-        self.cached_pairs: dict[str, tuple[Tensor, Tensor]] = {}
-        self.cached_with_grad = False
+        # Of the forward passes under way, by thread: adapter -> pair, whether gradients flow.
+        self._cache: dict[int, tuple[dict[str, tuple[Tensor, Tensor]], bool]] = {}
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -118,7 +124,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             weight = self.get_base_layer().weight
             delta = self.get_delta_weight(name).detach()
             if safe_merge:
-                merged = weight.data + delta.to(weight.dtype)
+                merged = (weight.data + delta).to(weight.dtype)  # rounded once, as below
                 if not torch.isfinite(merged).all():
                     raise ValueError(
                         f"NaNs detected in the merged weights: the adapter {name!r} is broken; "
@@ -142,8 +148,9 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
         In the dtype of autocast where it is on, rounded to it once.
         """
+        _, with_grad = self._cache.get(this_thread(), _NOTHING)
         pair = self.cached_pairs.get(adapter_name)
-        if pair is not None and (not torch.is_grad_enabled() or self._may_differentiate()):
+        if pair is not None and (not torch.is_grad_enabled() or _may_differentiate(with_grad)):
             return pair
         u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
         device = u.device.type
@@ -186,19 +193,20 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         return nn.functional.linear(x, first), second
 
     def cache_pair(self, adapter_name: str, pair: tuple[Tensor, Tensor], with_grad: bool) -> None:
-        """Keep the pair of ``adapter_name`` for the forward pass under way."""
-        self.cached_pairs[adapter_name], self.cached_with_grad = pair, with_grad
+        """Keep the pair of ``adapter_name`` for the forward pass under way in this thread."""
+        thread = this_thread()
+        pairs, _ = self._cache.get(thread, ({}, with_grad))
+        pairs[adapter_name] = pair
+        self._cache[thread] = pairs, with_grad
 
-    def _may_differentiate(self) -> bool:
-        """Tell whether gradients can flow through the cached pair.
+    @property
+    def cached_pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The pairs of this thread's forward pass, by adapter."""
+        return self._cache.get(this_thread(), _NOTHING)[0]
 
-        Not if the tensors of this pass are hooked when saved, as checkpointing does: the backward
-        pass then runs the layer again, after its pair was cleared, and must find the operations
-        of the first time.
-        """
-        if not self.cached_with_grad or torch.compiler.is_compiling():
-            return self.cached_with_grad
-        return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    def clear_cache(self) -> None:
+        """Forget the pairs of this thread's forward pass."""
+        self._cache.pop(this_thread(), None)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the update is added to the weight (see ``to_lora`` for an exact conversion)."""
@@ -206,6 +214,18 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def _mine(self, adapter_names: Iterable[str]) -> list[str]:
         return [name for name in adapter_names if name in self.r]
+
+
+def _may_differentiate(with_grad: bool) -> bool:
+    """Tell whether gradients can flow through a cached pair, made ``with_grad`` or without.
+
+    Not if the tensors of this pass are hooked when saved, as checkpointing does: the backward pass
+    then runs the layer again, after its pair was cleared, and must find the operations of the
+    first time.
+    """
+    if not with_grad or torch.compiler.is_compiling():
+        return with_grad
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any, cast
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
@@ -15,10 +17,16 @@ from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
 from lora2.tuners.lora2.regularizer import stacked_penalty
-from lora2.tuners.lora2.share import share_of_step
 from lora2.tuners.lora2.training import RankTraining
 from lora2.tuners.mixed_batch import refuse_mixed_batch
 from lora2.tuners.replace import base_linear, replace_module
+from lora2.tuners.term import (
+    OwnTerm,
+    add_gradient,
+    add_to_loss,
+    hook_forward,
+    unhook_forward,
+)
 
 
 class Lora2Model(BaseTuner):
@@ -40,7 +48,7 @@ class Lora2Model(BaseTuner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._ranks = RankTraining()
-        self._penalized = False
+        self._term = OwnTerm()
         self._hook_forward()
 
     def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -95,37 +103,40 @@ class Lora2Model(BaseTuner):
 
     def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
         model = super()._unload_and_optionally_merge(*args, **kwargs)
-        for hook in model.__dict__.pop("_lora2_hooks", ()):  # a second time there are none
-            hook.remove()
+        unhook_forward(model)
         return model
 
     def regularization_loss(self) -> Tensor:
         """orth_reg_weight times the mean of the selected terms of Eq. 5, a scalar.
 
-        For a loss computed outside the model; a loss that the model returns contains it already.
+        For a loss computed outside the model; a loss that the model returns contains it already,
+        and with Lora2Callback it acts whatever the loss is.
         """
         adapter, config = self._trained()
-        self._penalized = True
         adapted = self._adapters[adapter]
         if not config.regularizes:
             return adapted.factors().lam[0].new_zeros(())
-        stacks = adapted.stacks()
-        penalty = stacked_penalty(stacks, pairs=config.orthogonality, squared=config.orth_squared)
-        return config.orth_reg_weight * penalty
+        return self._term.watch(self._penalty(adapted, config))
+
+    def _penalty(self, adapted: Adapted, config: Lora2Config) -> Tensor:
+        pairs, squared = config.orthogonality, config.orth_squared
+        return config.orth_reg_weight * stacked_penalty(
+            adapted.stacks(), pairs=pairs, squared=squared
+        )
 
     def _hook_forward(self) -> None:
         """Have the wrapped model's own forward stack the factors and add the penalty.
 
         A PeftModel without a task type calls that forward directly, past this class's.
         """
-        for hook in getattr(self.model, "_lora2_hooks", ()):
-            hook.remove()  # get_peft_model was called twice on one model: one penalty is enough
-        self.model._lora2_hooks = [
+        handles = [
             self.model.register_forward_pre_hook(self._before_forward),
             self.model.register_forward_hook(self._add_penalty, with_kwargs=True),
             # Also after a forward that raised, or its stacks would serve as the next loss's.
             self.model.register_forward_hook(self._after_forward, always_call=True),
+            self.model.register_state_dict_pre_hook(partial(self._watch_training, saving=True)),
         ]
+        hook_forward(self.model, self, handles)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Have the active adapters' parameters stacked once for all layers."""
@@ -134,27 +145,29 @@ class Lora2Model(BaseTuner):
             for name in self._active():
                 if name in self._adapters:
                     self._adapters[name].hand_out()
+            if module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                self._watch_training()
+
+    def _watch_training(self, *_: Any, saving: bool = False) -> None:
+        """See a training pass or a saving begin."""
+        for name in self._trainable():
+            adapted, config = self._adapters[name], cast(Lora2Config, self.peft_config[name])
+            if adapted.is_on():
+                self._ranks.watch(adapted, config, saving=saving)
+                if not saving:
+                    self._term.begin(adapted.layers.values())
 
     def _after_forward(self, *_: Any) -> None:
+        self._term.end()
         for adapted in self._adapters.values():
             adapted.take_back()
 
     def _add_penalty(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
-        if not (module.training and self._is_training()):
+        if not (module.training and self._is_training()) or self._term.recomputed:
             return output
-        if isinstance(output, dict):
-            if isinstance(loss := output.get("loss"), Tensor):
-                output["loss"] = loss + self._penalty_in(module, kwargs).to(loss.device)
-        elif isinstance(output, tuple) and kwargs.get("labels") is not None:
-            loss = output[0]
-            return (loss + self._penalty_in(module, kwargs).to(loss.device), *output[1:])
-        return output
-
-    def _penalty_in(self, module: nn.Module, kwargs: dict[str, Any]) -> Tensor:
-        share, penalty = share_of_step(module, kwargs), self.regularization_loss()
-        return penalty if share is None else penalty * share.to(penalty.device)
+        return add_to_loss(module, kwargs, output, self.regularization_loss)
 
     def prepare_training(self, total_step: int | None = None) -> None:
         """Start a training of ``total_step`` optimiser steps (None: as the config says).
@@ -165,6 +178,20 @@ class Lora2Model(BaseTuner):
         """
         adapter, config = self._trained()
         self._ranks.prepare(self._adapters[adapter], config, total_step)
+        self._term = OwnTerm()
+
+    def before_optimizer_step(self, step: int) -> None:
+        """Give the penalty's gradient to optimiser step ``step``, if no backward pass brought it.
+
+        For gradients in their own scale (GradScaler.unscale_) and after any clipping.
+        """
+        adapter, config = self._trained()
+        adapted = self._adapters[adapter]
+        if config.regularizes and adapted.is_on() and self._term.missing():
+            trained = [p for part in adapted.factors() for p in part if p.requires_grad]
+            with torch.enable_grad():
+                penalty = self._penalty(adapted, config)
+            add_gradient(penalty, trained)
 
     def after_optimizer_step(self, step: int) -> None:
         """Score, allocate and mask after optimiser step ``step`` = 1, 2, ...
@@ -174,12 +201,12 @@ class Lora2Model(BaseTuner):
             ValueError: ``step`` does not follow the last one, or see ``prepare_training``.
         """
         adapter, config = self._trained()
-        if config.regularizes and not self._penalized:
-            self._penalized = True
+        if config.regularizes and not self._term.acted:
+            self._term.acted = True
             warnings.warn(
-                "the orthogonality regulariser was part of no loss: pass labels to the model, or "
-                "add peft_model.base_model.regularization_loss() to your own loss, or set "
-                "orth_reg_weight=0",
+                "the orthogonality regulariser was part of no loss: train with the loss that the "
+                "model returns, or add peft_model.base_model.regularization_loss() to your own, or "
+                "call before_optimizer_step(step), or set orth_reg_weight=0",
                 stacklevel=2,
             )
         self._ranks.step(step, self._adapters[adapter], config)
@@ -190,14 +217,15 @@ class Lora2Model(BaseTuner):
 
     def training_state(self) -> dict[str, Tensor]:
         """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
-        return self._ranks.state()
+        return self._ranks.state(self._adapters)
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Continue after the step at which ``training_state`` was taken.
 
         Raises:
             RuntimeError: another adapter is being trained.
-            ValueError: ``state`` is of another run (shapes, steps), or see ``prepare_training``.
+            ValueError: ``state`` is of another run (shapes, steps, singular values), or see
+                ``prepare_training``.
         """
         adapter, config = self._trained()
         self._ranks.load(state, self._adapters[adapter], config)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from lora2.tuners.lora2.adapted import Adapted
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
+from lora2.tuners.lora2.layer import Lora2Linear
+from lora2.tuners.term import OTHER_WEIGHTS
+from lora2.tuners.undriven import Undriven
 
 
 class RankTraining:
@@ -16,36 +23,75 @@ class RankTraining:
     def __init__(self) -> None:
         self.allocator: Allocator | None = None
         self._adapter = ""
+        self._total_step: int | None = None
+        self._kept: list[Any] = []  # hooks that keep the ranks of an adapter that is final
+        self._undriven = Undriven()
 
     def prepare(self, adapted: Adapted, config: Lora2Config, total_step: int | None) -> None:
         """Start anew; see ``Lora2Model.prepare_training``."""
-        self.allocator, self._adapter = None, adapted.adapter
+        self.forget(self._adapter)
+        self._adapter = adapted.adapter
+        self._total_step = config.total_step if total_step is None else total_step
+        if _is_final(adapted, config):
+            self._keep(adapted)
+            return
         if total_step is not None and config.total_step not in (None, total_step):
             raise ValueError(
                 f"Lora2Config has total_step={config.total_step}, but this training has "
                 f"{total_step} optimiser steps: drop total_step from the config or make them agree"
             )
-        if not config.prunes:
-            return
-        total_step = config.total_step if total_step is None else total_step
-        if total_step is None:
+        if config.prunes:
+            self._start(adapted, config)
+
+    def _start(self, adapted: Adapted, config: Lora2Config) -> Allocator:
+        if self._total_step is None:
             raise ValueError(
                 f"target_r={config.target_r} prunes along a schedule, which needs the number of "
                 f"optimiser steps: set Lora2Config(total_step=...), or train with a transformers "
                 f"Trainer and callbacks=[Lora2Callback()], which knows it"
             )
-        self.allocator = Allocator(config, adapted.factors(), total_step)
+        self._release()
+        self.allocator = Allocator(config, adapted.factors(), self._total_step)
         for mask in adapted.masks():
             mask.fill_(True)
+        return self.allocator
 
     def step(self, step: int, adapted: Adapted, config: Lora2Config) -> None:
         """Score, allocate and mask after optimiser step ``step``."""
-        if config.prunes:
-            self._allocator_of(adapted, config).step(step, adapted.factors(), adapted.masks())
+        if not config.prunes:
+            return
+        if (allocator := self._allocator_of(adapted, config)) is not None:
+            allocator.step(step, adapted.factors(), adapted.masks())
+        else:  # an optimiser from before may still move what was pruned
+            with torch.no_grad():
+                torch._foreach_mul_(adapted.factors().lam, adapted.masks())
 
-    def state(self) -> dict[str, Tensor]:
-        """What a resumed training needs beyond the weights; empty when nothing is pruned."""
-        return self.allocator.state_dict() if self.allocator is not None else {}
+    def watch(self, adapted: Adapted, config: Lora2Config, *, saving: bool = False) -> None:
+        """See a training pass begin: keep final ranks, and warn once where nobody allocates any."""
+        if not config.prunes or self._kept or (self.allocator and self.allocator.last_step):
+            return
+        first = next(iter(adapted.layers.values()))
+        version = first.lora2_lambda[adapted.adapter]._version
+        new = not (saving or self._undriven.versions or self.allocator)
+        if new and _is_final(adapted, config):
+            self._adapter = adapted.adapter
+            self._keep(adapted)
+        elif self._undriven.to_say(version, saving):
+            warnings.warn(
+                f"target_r={config.target_r} was asked for, but nobody allocates ranks, so every "
+                f"rank is still {config.r}: train with callbacks=[Lora2Callback()], or call "
+                f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()",
+                stacklevel=2,
+            )
+
+    def state(self, adapters: dict[str, Adapted]) -> dict[str, Tensor]:
+        """What a resumed training needs beyond the weights; empty when nothing is pruned.
+
+        With the singular values, which tell whose it is.
+        """
+        if self.allocator is None:
+            return {}
+        return {**self.allocator.state_dict(), "lambda": _lambdas(adapters[self._adapter])}
 
     def load(self, state: dict[str, Tensor], adapted: Adapted, config: Lora2Config) -> None:
         """Continue after the step at which ``state`` was taken."""
@@ -56,13 +102,21 @@ class RankTraining:
                     "the target_r of the first run"
                 )
             return
+        own = _lambdas(adapted)
+        differs = not torch.equal(own, state.get("lambda", own.new_empty(0)).to(own.device))
         allocator = self._allocator_of(adapted, config)
-        allocator.load_state_dict(state)
+        if allocator is None:
+            if not differs and state["step"] == state["total_step"]:
+                return  # of a training that is over: its ranks stay
+            allocator = self._start(adapted, config)
+        allocator.load_state_dict({key: one for key, one in state.items() if key != "lambda"})
+        if differs:
+            raise ValueError(f"LoRA2: {OTHER_WEIGHTS}")
         torch._foreach_copy_(adapted.masks(), list(allocator.mask.unbind()))
 
     def finish(self, adapted: Adapted, config: Lora2Config) -> None:
         """Check that the ranks are what the schedule promised."""
-        if not config.prunes:
+        if not config.prunes or self._kept:
             return
         if self.allocator is None or self.allocator.last_step == 0:
             raise RuntimeError(
@@ -71,17 +125,33 @@ class RankTraining:
                 f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
             )
         allocator = self._allocator_of(adapted, config)
+        assert allocator is not None
         allocator.check_finished(adapted.factors(), adapted.masks())
 
     def forget(self, adapter: str) -> None:
-        """Drop the allocator if it is ``adapter``'s, which is gone."""
+        """Drop what is known of ``adapter``, which is gone or begins anew."""
         if adapter == self._adapter:
-            self.allocator, self._adapter = None, ""
+            self.allocator, self._adapter, self._undriven = None, "", Undriven()
+            self._release()
 
-    def _allocator_of(self, adapted: Adapted, config: Lora2Config) -> Allocator:
-        if self.allocator is None:
+    def _keep(self, adapted: Adapted) -> None:
+        """Let no gradient reach a pruned singular value."""
+
+        def masked(layer: Lora2Linear, gradient: Tensor) -> Tensor:
+            return gradient * layer.lora2_mask[adapted.adapter]
+
+        for layer in adapted.layers.values():
+            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad:
+                self._kept.append(lam.register_hook(partial(masked, layer)))
+
+    def _release(self) -> None:
+        while self._kept:
+            self._kept.pop().remove()
+
+    def _allocator_of(self, adapted: Adapted, config: Lora2Config) -> Allocator | None:
+        """The allocator of a training that is prepared here if need be; None of final ranks."""
+        if self.allocator is None and not self._kept:
             self.prepare(adapted, config, None)
-        assert self.allocator is not None
         if adapted.adapter != self._adapter:
             raise RuntimeError(
                 f"adapter {adapted.adapter!r} is active, but the ranks of {self._adapter!r} are "
@@ -89,3 +159,18 @@ class RankTraining:
                 f"{adapted.adapter!r}"
             )
         return self.allocator
+
+
+def _lambdas(adapted: Adapted) -> Tensor:
+    """All singular values, flat, on one device."""
+    lambdas = adapted.factors().lam
+    return torch.cat([one.detach().to(lambdas[0].device) for one in lambdas])
+
+
+def _is_final(adapted: Adapted, config: Lora2Config) -> bool:
+    """Whether the ranks are those at the end of a training; moves one number to the host."""
+    masks = adapted.masks()
+    if not config.prunes or not masks or any(mask.is_meta for mask in masks):
+        return False
+    kept = torch.stack([mask.to(masks[0].device) for mask in masks]).sum()
+    return int(kept) == len(masks) * (config.target_r or config.r)

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora2.tuners.lora_xs.basis import frozen_weight, truncated_svd
 from lora2.tuners.lora_xs.config import LoraXsConfig
-from lora2.tuners.replace import base_linear, merge_into_base, unmerge_from_base
+from lora2.tuners.replace import base_linear, merge_into_base, unmerge_from_base, wide
 
 
 class LoraXsLinear(nn.Module, BaseTunerLayer):
@@ -76,10 +76,10 @@ class LoraXsLinear(nn.Module, BaseTunerLayer):
         return truncated_svd(weight if self.fan_in_fan_out else weight.T, config.r)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """s A R B in float32, in the layout of the base weight."""
-        core = self.loraxs_R[adapter_name].float() * self.scaling[adapter_name]
+        """s A R B in float32 at least, in the layout of the base weight."""
+        core = wide(self.loraxs_R[adapter_name]) * self.scaling[adapter_name]
         # (d_in, r), (r, r), (r, d_out) -> (d_in, d_out)
-        delta = self.loraxs_A[adapter_name].float() @ core @ self.loraxs_B[adapter_name].float()
+        delta = wide(self.loraxs_A[adapter_name]) @ core @ wide(self.loraxs_B[adapter_name])
         return delta if self.fan_in_fan_out else delta.T
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

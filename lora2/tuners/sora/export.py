@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torch
@@ -10,7 +9,9 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.functional import pad
 
+from lora2.tuners.replace import wide
 from lora2.tuners.sora.layer import SoraLinear
 from lora2.tuners.sora.model import SoraModel
 
@@ -45,7 +46,8 @@ def _factors(layer: SoraLinear, name: str) -> tuple[Tensor, Tensor]:
     gate = layer.sora_gate[name]
     kept = gate.nonzero().squeeze(1)  # (r,) -> (kept,)
     a = layer.sora_A[name][kept]
-    b = layer.sora_B[name][:, kept] * (gate[kept] * layer.scaling[name])
+    B = layer.sora_B[name]
+    b = (wide(B[:, kept]) * (wide(gate[kept]) * layer.scaling[name])).to(B.dtype)  # rounded once
     return a.cpu().contiguous(), b.cpu().contiguous()
 
 
@@ -54,9 +56,10 @@ def to_lora(
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
     """The pruned adapter as plain LoRA: its config and its state dict, with the head.
 
-    Gate and scale are folded into B, so every module has lora_alpha = its own rank. A module that
-    has no gate left is no target any more. Should no module have one, the first stays as a zero
-    update of rank 1, since PEFT loads no adapter without a target.
+    Gate and scale are folded into B. Every module gets the largest rank, filled up with zeros, and
+    lora_alpha is that rank: the scale is 1 in every program, whichever rank it divides by. A module
+    that has no gate left is no target any more. Should no module have one, the first stays as a
+    zero update of rank 1, since PEFT loads no adapter without a target.
     """
     tuner, name = _sora(model, adapter_name)
     factors = {key: _factors(layer, name) for key, layer in tuner.layers(name)}
@@ -67,17 +70,15 @@ def to_lora(
     saved = get_peft_model_state_dict(model, adapter_name=name)
     ours = SoraLinear.adapter_layer_names
     state = {key: value.cpu() for key, value in saved.items() if key.rpartition(".")[2] not in ours}
+    rank = max(len(a) for a, _ in kept.values())
     for key, (a, b) in kept.items():
-        state[f"{PREFIX}{key}.lora_A.weight"] = a
-        state[f"{PREFIX}{key}.lora_B.weight"] = b
-    # "^" and the escapes: PEFT reads the keys as regular expressions that may match a name's end
-    ranks = {f"^{re.escape(key)}": len(a) for key, (a, _) in kept.items()}
+        missing = rank - len(a)
+        state[f"{PREFIX}{key}.lora_A.weight"] = pad(a, (0, 0, 0, missing))
+        state[f"{PREFIX}{key}.lora_B.weight"] = pad(b, (0, missing))
     config = tuner.peft_config[name]
     lora = LoraConfig(
-        r=max(ranks.values()),
-        lora_alpha=max(ranks.values()),
-        rank_pattern=ranks,
-        alpha_pattern=dict(ranks),
+        r=rank,
+        lora_alpha=rank,
         target_modules=sorted(kept),
         fan_in_fan_out=all(layer.fan_in_fan_out for _, layer in tuner.layers(name)),
         lora_dropout=config.lora_dropout,

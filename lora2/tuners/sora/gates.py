@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from lora2.tuners.sora.config import SoraConfig
+from lora2.tuners.term import OTHER_WEIGHTS
 
 
 def proximal_step(gate: Tensor, xi: float, threshold: str = "soft") -> Tensor:
@@ -41,7 +45,7 @@ def lr_at(config: SoraConfig, step: int, total_step: int) -> float:
 
 
 class GateOptimizer:
-    """Steps the gates of one adapter.
+    """Steps the gates of one adapter, all of them at once; no value is moved to the host.
 
     Args:
         gates: module name -> gate (r,), all on one device.
@@ -53,18 +57,18 @@ class GateOptimizer:
         self.config = config
         self.total_step = total_step
         self.driven = 0
-        self.adamw = torch.optim.AdamW(
-            gates.values(),
-            lr=config.gate_lr,
-            betas=(0.9, 0.999),
-            eps=1e-6,
-            weight_decay=config.gate_weight_decay,
-            foreach=True,
-        )
+        # The gates after the last step, and AdamW's moments: (modules, r) each.
+        self.last = self._stacked()
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.last), torch.zeros_like(self.last)
 
     @torch.no_grad()
-    def step(self, step: int) -> None:
+    def step(self, step: int, with_term: bool = False) -> None:
         """AdamW, the proximal step, and no gradient left: another optimizer skips the gates.
+
+        A step whose gradients are not finite, which fp16's loss scaler skips, changes nothing.
+
+        Args:
+            with_term: add the gradient of sparse_lambda mean |g|, which no backward pass brought.
 
         Raises:
             RuntimeError: no gate has a gradient.
@@ -75,43 +79,81 @@ class GateOptimizer:
                 f"SoRA: no gate has a gradient at step {step}; call before_optimizer_step(step) "
                 f"after loss.backward() and before optimizer.step() and optimizer.zero_grad()"
             )
-        self.adamw.param_groups[0]["lr"] = lr_at(self.config, step, self.total_step)
-        self.adamw.step()
-        xi = xi_at(self.config, step, self.total_step)
-        shrunk = proximal_step(torch.stack(gates), xi, self.config.threshold)  # (modules, r)
-        torch._foreach_copy_(gates, list(shrunk.unbind()))
-        for gate in gates:
-            gate.grad = None
+        gate = self._stacked()
+        unused = torch.zeros_like(gates[0])
+        grad = torch.stack([unused if one.grad is None else one.grad for one in gates])
+        if with_term:
+            grad += gate.sign() * (self.config.sparse_lambda / gate.numel())
         self.driven += 1
+        stepped, *moments = self._adamw(gate, grad, lr_at(self.config, step, self.total_step))
+        xi = xi_at(self.config, step, self.total_step)
+        new = (proximal_step(stepped, xi, self.config.threshold), *moments)
+        finite, old = grad.abs().amax() < torch.inf, (gate, self.exp_avg, self.exp_avg_sq)
+        self.last, self.exp_avg, self.exp_avg_sq = map(partial(torch.where, finite), new, old)
+        torch._foreach_copy_(gates, list(self.last.unbind()))
+        for one in gates:
+            one.grad = None
+
+    def _adamw(self, gate: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The gates and moments after a step of AdamW, operation by operation as in torch.optim."""
+        beta1, beta2, eps = 0.9, 0.999, 1e-6
+        gate = gate * (1 - lr * self.config.gate_weight_decay)
+        exp_avg = self.exp_avg.lerp(grad, 1 - beta1)
+        exp_avg_sq = (self.exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
+        correction = (1 - beta2**self.driven) ** 0.5
+        size = exp_avg_sq.sqrt().div_(correction).add_(eps)
+        rate = lr / (1 - beta1**self.driven)
+        return gate.addcdiv_(exp_avg, size, value=-rate), exp_avg, exp_avg_sq
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments and step counts, and the number of steps driven: flat, on the CPU."""
-        flat = {"driven": torch.tensor(self.driven)}
-        for name, gate in self.gates.items():
-            for key, value in self.adamw.state[gate].items():
-                flat[f"{name}.{key}"] = value.detach().cpu().clone()
-        return flat
+        """AdamW's moments, the number of steps driven, and whose they are: flat, on the CPU."""
+        tensors = {"gate": self._stacked(), "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        copies = {key: value.cpu().clone() for key, value in tensors.items()}
+        return {"driven": torch.tensor(self.driven), **copies}
 
     def load_state(self, flat: dict[str, Tensor]) -> None:
-        """Put back what ``state`` returned.
+        """Put back what ``state`` returned; the gates must be those of that time.
 
         Raises:
             ValueError: it is the state of other gates.
         """
-        modules = {key.rpartition(".")[0] for key in flat} - {""}
-        driven = int(flat.get("driven", -1))
-        # fewer modules are right where one never had a gradient, none only before the first step
-        if driven < 0 or not modules <= set(self.gates) or bool(modules) != (driven > 0):
+        own = self.state()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in flat.items()}:
             raise ValueError(
-                f"SoRA: the saved gate optimizer has {len(modules)} modules and this model "
-                f"{len(self.gates)}, or they are others; resume with the same target_modules"
+                "SoRA: the saved gate optimizer is of another number of gates, or of another "
+                "version of lora2; resume with the same target_modules and r"
             )
-        self.driven = driven
-        self.adamw.state.clear()
-        for name, gate in self.gates.items():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in flat]
-            for key in keys:
-                # AdamW wants its step count on the CPU, so that reading it never waits for a GPU
-                device = "cpu" if key == "step" else gate.device
-                value = flat[f"{name}.{key}"].to(device, copy=True)
-                self.adamw.state[gate][key] = value
+        if not torch.equal(own["gate"], flat["gate"]):
+            raise ValueError(f"SoRA: {OTHER_WEIGHTS}")
+        self.driven = int(flat["driven"])
+        self.exp_avg.copy_(flat["exp_avg"])
+        self.exp_avg_sq.copy_(flat["exp_avg_sq"])
+        self.last = self._stacked()
+
+    def check_finished(self) -> None:
+        """Warn where the gates are another checkpoint's than the last step's, or none was pruned.
+
+        Raises:
+            RuntimeError: no step was made, so that this was a LoRA with gates and not SoRA.
+        """
+        if self.driven == 0:
+            raise RuntimeError(
+                "SoRA: no proximal step was made in this training; call "
+                "before_optimizer_step(step) in every step, or pass Lora2Callback() to the Trainer"
+            )
+        last, loaded = self.last != 0, self._stacked() != 0
+        if not torch.equal(last, loaded):
+            warnings.warn(
+                f"the weights loaded after training keep {int(loaded.sum())} gates, the last step "
+                f"kept {int(last.sum())}: this checkpoint was taken before the ranks were final",
+                stacklevel=3,
+            )
+        elif last.all():
+            warnings.warn(
+                "SoRA: no gate is zero; a larger xi or sparse_lambda, or more steps, would prune",
+                stacklevel=3,
+            )
+
+    def _stacked(self) -> Tensor:
+        """A copy of all gates, (modules, r)."""
+        return torch.stack([gate.detach() for gate in self.gates.values()])

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora2.tuners.replace import base_linear, merge_into_base, unmerge_from_base
+from lora2.tuners.replace import base_linear, merge_into_base, unmerge_from_base, wide
 from lora2.tuners.sora.config import SoraConfig
 
 
@@ -59,10 +59,10 @@ class SoraLinear(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """s B diag(g) A in float32, in the layout of the base weight."""
-        gate = self.sora_gate[adapter_name].float() * self.scaling[adapter_name]  # (r,)
-        b = self.sora_B[adapter_name].float() * gate
-        delta = b @ self.sora_A[adapter_name].float()  # (d_out, r), (r, d_in) -> (d_out, d_in)
+        """s B diag(g) A in float32 at least, in the layout of the base weight."""
+        gate = wide(self.sora_gate[adapter_name]) * self.scaling[adapter_name]  # (r,)
+        b = wide(self.sora_B[adapter_name]) * gate
+        delta = b @ wide(self.sora_A[adapter_name])  # (d_out, r), (r, d_in) -> (d_out, d_in)
         return delta.T if self.fan_in_fan_out else delta
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

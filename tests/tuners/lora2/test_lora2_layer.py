@@ -94,7 +94,7 @@ def untracked(layer, x, *args, **kwargs):
         try:
             return layer(x, *args, **kwargs)
         finally:
-            layer.cached_pairs.clear()
+            layer.clear_cache()
 
 
 @pytest.mark.parametrize("adapters", [1, 2])
@@ -237,6 +237,22 @@ def test_float32_adapters_on_a_half_precision_base_keep_its_dtype(dtype):
     merged = (layer.base_layer.weight.float() + dense_update(layer).T).to(dtype)
     layer.merge()
     assert torch.equal(layer.base_layer.weight, merged)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_safe_merge_rounds_once_as_merge_does(dtype):
+    torch.manual_seed(0)
+    config = Lora2Config(r=4, k=2, init_weights=False)
+    one, other = (Lora2Linear(nn.Linear(64, 64, dtype=dtype), "default", config) for _ in range(2))
+    other.load_state_dict(one.state_dict())
+    weight = one.base_layer.weight.detach().clone()
+    for layer in (one, other):
+        for name in layer.adapter_layer_names:
+            getattr(layer, name)["default"].data = getattr(layer, name)["default"].data.float()
+    one.merge(safe_merge=False)
+    other.merge(safe_merge=True)
+    assert not torch.equal(one.base_layer.weight, weight)
+    assert torch.equal(one.base_layer.weight, other.base_layer.weight)
 
 
 def test_all_five_factors_get_gradients_and_the_base_none():

@@ -4,10 +4,18 @@ import pytest
 import torch
 from lora2_models import adapt, batch
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import (
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
 
 from lora2 import Lora2Config
-from lora2.tuners.lora2.share import share_of_step
+from lora2.tuners.share import share_of_step
 
 
 def causal():
@@ -73,6 +81,14 @@ def test_the_shares_of_a_steps_micro_batches_sum_to_one():
     assert share_of_step(model, shifted) == pytest.approx(2 / 6)
     model.config.is_encoder_decoder = True  # its loss is another
     assert share_of_step(model, inputs) is None
+
+
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])
+def test_a_causal_model_is_known_whatever_its_name(kind):
+    model = kind(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
+    inputs = {"labels": torch.tensor([[5, 6, 7]]), "num_items_in_batch": torch.tensor(4)}
+    share = share_of_step(model, inputs)
+    assert share == 0.5 if kind is GPT2LMHeadModel else share is None
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora2 import Lora2Config
+from lora2.bench.counters import counting
 
 SCHEDULE = {"target_r": 1, "tinit": 2, "tfinal": 3, "total_step": 14}
 
@@ -67,13 +68,115 @@ def test_without_pruning_there_is_nothing_to_allocate(target_r):
     assert all(all(mask) for mask in tuner.kept_ranks().values())
 
 
-def test_a_second_training_starts_with_all_ranks():
+def test_a_second_training_keeps_the_final_ranks():
     model = adapt("roberta", **SCHEDULE)
     train(model, optimizer_of(model), 1, 14)
-    model.base_model.prepare_training(14)
-    assert all(all(mask) for mask in model.base_model.kept_ranks().values())
-    train(model, optimizer_of(model), 1, 14)
+    kept = model.base_model.kept_ranks()
+    model.base_model.prepare_training(20)
+    train(model, optimizer_of(model), 1, 20)
     model.base_model.finish_training()
+    assert model.base_model.kept_ranks() == kept == nonzero(model)
+
+
+def nonzero(model):
+    layers = model.base_model._adapted("default").items()
+    return {name: (layer.lora2_lambda["default"] != 0).tolist() for name, layer in layers}
+
+
+@pytest.mark.parametrize("driven", [True, False])
+def test_a_pruned_adapter_that_is_trained_on_keeps_its_masks(driven, tmp_path, recwarn):
+    model = adapt("roberta", **SCHEDULE)
+    train(model, optimizer_of(model), 1, 14)
+    model.save_pretrained(tmp_path)
+    kept = model.base_model.kept_ranks()
+    again = PeftModel.from_pretrained(build("roberta"), tmp_path, is_trainable=True)
+    before = torch.cat([p.flatten() for n, p in again.named_parameters() if "lora2_lambda" in n])
+    optimizer = optimizer_of(again)
+    for step in range(1, 6):
+        step_once(again)
+        optimizer.step()
+        if driven:
+            again.base_model.update_and_allocate(step)
+        optimizer.zero_grad()
+    assert again.base_model.kept_ranks() == kept == nonzero(again)
+    after = torch.cat([p.flatten() for n, p in again.named_parameters() if "lora2_lambda" in n])
+    assert (after != before).sum() == 10 and int((after != 0).sum()) == 10
+    assert not [w for w in recwarn if "nobody allocates" in str(w.message)]
+
+
+def test_a_training_that_nobody_allocates_warns_once(tmp_path):
+    model = adapt("roberta", **SCHEDULE)
+    optimizer = optimizer_of(model)
+    with pytest.warns(UserWarning, match="nobody allocates ranks") as caught:
+        for _ in range(8):
+            for _ in range(4):  # micro-batches of a step
+                step_once(model)
+            optimizer.step()
+            optimizer.zero_grad()
+        model.save_pretrained(tmp_path)
+    assert len([w for w in caught if "nobody allocates" in str(w.message)]) == 1
+
+
+def test_saving_an_adapter_that_was_trained_and_never_pruned_warns(tmp_path, recwarn):
+    model = adapt("roberta", **SCHEDULE)
+    model.save_pretrained(tmp_path)
+    step_once(model)
+    model.save_pretrained(tmp_path)  # not trained yet
+    assert not [w for w in recwarn if "nobody allocates" in str(w.message)]
+    optimizer_of(model).step()
+    with pytest.warns(UserWarning, match="nobody allocates ranks"):
+        model.save_pretrained(tmp_path)
+    driven = adapt("roberta", **SCHEDULE)
+    recwarn.clear()
+    train(driven, optimizer_of(driven), 1, 6)
+    driven.save_pretrained(tmp_path)
+    plain = adapt("roberta")
+    for _ in range(6):
+        step_once(plain)
+        optimizer_of(plain).step()
+    plain.save_pretrained(tmp_path)
+    assert not [w for w in recwarn if "nobody allocates" in str(w.message)]
+
+
+def test_the_penalty_is_given_to_a_step_whose_loss_had_none_once():
+    model = adapt("roberta", dtype=torch.float64, orth_reg_weight=0.3)
+    own = {k: v for k, v in batch().items() if k != "labels"}
+    named = {n: p for n, p in model.named_parameters() if "lora2_" in n}
+
+    def gradients(with_term):
+        model.train().zero_grad()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        loss = model(**own).logits.square().sum()
+        if with_term:
+            loss = loss + model.base_model.regularization_loss()
+        loss.backward()
+        model.base_model.before_optimizer_step(1)
+        return {n: p.grad.clone() for n, p in named.items()}
+
+    torch.testing.assert_close(gradients(False), gradients(True), rtol=1e-12, atol=1e-14)
+    model.zero_grad()
+    model(**batch()).loss.backward()  # contains it
+    wanted = {n: p.grad.clone() for n, p in named.items()}
+    with counting() as counts:
+        model.base_model.before_optimizer_step(2)
+    assert counts.kernels == []
+    torch.testing.assert_close({n: p.grad for n, p in named.items()}, wanted, rtol=0, atol=0)
+
+
+def test_the_penalty_is_few_kernels_and_waits_for_no_value():
+    def counts(layers):
+        config = Lora2Config(r=4, k=2, target_modules=[f"{i}" for i in range(layers)])
+        model = get_peft_model(nn.Sequential(*(nn.Linear(6, 6) for _ in range(layers))), config)
+        model.train()(torch.randn(3, 6)).sum().backward()
+        with counting() as found:
+            model.base_model.before_optimizer_step(1)
+        return found
+
+    three, nine = counts(3), counts(9)
+    assert three.syncs == nine.syncs == []
+    assert 0 < len(three.kernels) == len(nine.kernels) <= 85
 
 
 def step_once(model):

@@ -62,7 +62,7 @@ def test_exported_equals_gated(heads, tmp_path):
     folder = export_lora(model, tmp_path / "lora")
     state = load_file(folder / "adapter_model.safetensors")
     ranks = [len(t) for key, t in state.items() if key.endswith("lora_A.weight")]
-    assert sorted(ranks) == [1, 2, 2, 3, 4]
+    assert ranks == [4] * 5
     assert not any("sora_" in key for key in state)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # PEFT's for patterns that match nothing
@@ -99,6 +99,33 @@ def test_no_gate_left_anywhere(tmp_path):
     assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 1
 
 
+def test_a_program_that_scales_by_alpha_over_a_tensors_rank_computes_the_same():
+    """llama.cpp, for one: it reads one alpha of the config and the rank of each tensor."""
+    model = pruned()
+    config, state = to_lora(model)
+    assert not config.rank_pattern and not config.alpha_pattern
+    for key, layer in model.base_model.layers("default"):
+        if layer.sora_gate["default"].any():
+            a, b = (state[f"base_model.model.{key}.lora_{one}.weight"] for one in "AB")
+            update = config.lora_alpha / len(a) * b @ a
+            torch.testing.assert_close(update, layer.get_delta_weight("default").detach())
+
+
+def test_an_export_in_half_precision_rounds_once():
+    model = pruned(lora_alpha=3)
+    for _, layer in model.base_model.layers("default"):
+        layer.bfloat16()
+    _, state = to_lora(model)
+    for key, layer in model.base_model.layers("default"):
+        gate = layer.sora_gate["default"].double()
+        kept = gate != 0
+        if kept.any():
+            wide = layer.sora_B["default"].double() * gate * layer.scaling["default"]
+            b = state[f"base_model.model.{key}.lora_B.weight"][:, : int(kept.sum())]
+            # Through float32, in which the product of three is itself not exact.
+            assert torch.equal(b, wide[:, kept].float().bfloat16())
+
+
 def test_conv1d(tmp_path):
     def gpt2() -> GPT2LMHeadModel:
         torch.manual_seed(0)
@@ -125,7 +152,7 @@ def test_surviving_parameters_use_each_matrix_own_size():
     assert surviving_parameters(full) == counted
 
 
-def test_names_that_end_alike_keep_their_own_rank():
+def test_names_that_end_alike_keep_their_own_factors():
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -141,7 +168,7 @@ def test_names_that_end_alike_keep_their_own_rank():
     wanted = model(torch.eye(4)).detach()
     loaded = get_peft_model(model.unload(), lora)
     assert loaded.base_model.model.sub["lin"].r["default"] == 3
-    assert loaded.base_model.model.lin.r["default"] == 1
+    assert loaded.base_model.model.lin.r["default"] == 3
     for key, value in state.items():
         loaded.get_parameter(key.replace(".weight", ".default.weight")).data.copy_(value)
     torch.testing.assert_close(loaded.eval()(torch.eye(4)), wanted)

@@ -105,7 +105,7 @@ def test_state_goes_round_and_refuses_other_gates():
     gate["a"].grad = torch.randn(4)
     optimizer.step(1)
     saved = optimizer.state()
-    assert set(saved) == {"driven", "a.step", "a.exp_avg", "a.exp_avg_sq"}
+    assert set(saved) == {"driven", "gate", "exp_avg", "exp_avg_sq"}
     fresh = GateOptimizer({"a": nn.Parameter(gate["a"].detach().clone())}, config, 9)
     fresh.load_state(saved)
     grad = torch.randn(4)
@@ -115,9 +115,35 @@ def test_state_goes_round_and_refuses_other_gates():
     assert torch.equal(fresh.gates["a"], gate["a"])
     assert fresh.driven == 2
     other = GateOptimizer({"b": nn.Parameter(torch.randn(4))}, config, 9)
-    for wrong in (saved, {}, {"driven": torch.tensor(3)}):
+    for wrong in ({}, {"driven": torch.tensor(3)}, {**saved, "gate": torch.ones(2, 4)}):
         with pytest.raises(ValueError, match="resume with the same target_modules"):
             other.load_state(wrong)
+    with pytest.raises(ValueError, match="another run or step"):
+        other.load_state(saved)
+
+
+def test_a_step_with_infinite_gradients_changes_no_gate():
+    """As fp16's loss scaler skips one."""
+    optimizer = GateOptimizer({"a": nn.Parameter(torch.randn(4))}, SoraConfig(xi=0.1), 9)
+    gate, before = optimizer.gates["a"], optimizer.gates["a"].detach().clone()
+    for bad in (torch.inf, torch.nan):
+        gate.grad = torch.tensor([1.0, bad, 2.0, 3.0])
+        optimizer.step(3)
+        assert torch.equal(gate, before) and gate.grad is None
+    assert not optimizer.exp_avg.any() and not optimizer.exp_avg_sq.any()
+
+
+def test_the_term_that_no_backward_pass_brought_is_added():
+    config = SoraConfig(sparse_lambda=3.0, gate_warmup_ratio=0.0)
+    gate = {name: nn.Parameter(torch.randn(4)) for name in "ab"}
+    twin = {name: nn.Parameter(one.detach().clone()) for name, one in gate.items()}
+    (3.0 * torch.cat([*gate.values()]).abs().mean()).backward()
+    for one in twin.values():
+        one.grad = torch.zeros(4)
+    GateOptimizer(gate, config, 5).step(1)
+    GateOptimizer(twin, config, 5).step(1, with_term=True)
+    for name in "ab":
+        assert torch.equal(gate[name], twin[name])
 
 
 def test_settings():

@@ -97,6 +97,17 @@ def test_the_layer_is_its_equation(method, base):
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_merge_in_float64_keeps_float64(method):
+    base = nn.Linear(6, 9, dtype=torch.float64)
+    layer = LAYERS[method](copy.deepcopy(base), "default", settings(method), "here").double()
+    wanted = base.weight + updates(layer, method).T
+    layer.merge()
+    torch.testing.assert_close(layer.base_layer.weight.data, wanted, rtol=1e-14, atol=1e-14)
+    layer.unmerge()
+    torch.testing.assert_close(layer.base_layer.weight, base.weight, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_an_adapter_for_each_row_is_refused(method):
     rows = ["default", "__base__", "default"]
     with pytest.raises(ValueError, match=r"adapter_names=.*set_adapter"):

@@ -27,6 +27,13 @@ def share_of_step(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
 
 
 def _is_causal(model: nn.Module) -> bool:
-    """Whether the Trainer takes the model's loss for ``ForCausalLMLoss``."""
+    """Whether the model's loss is ``ForCausalLMLoss``.
+
+    transformers takes the kind of loss from the class's name, and this one where the name tells
+    none: of those, the models named like GPT2LMHeadModel are the causal ones.
+    """
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return LOSS_MAPPING.get(getattr(model, "loss_type", None)) is ForCausalLMLoss and not encodes
+    kind = getattr(model, "loss_type", None)
+    if kind is None and type(model).__name__.endswith("LMHeadModel"):
+        kind = "ForCausalLM"
+    return LOSS_MAPPING.get(kind) is ForCausalLMLoss and not encodes
