@@ -48,6 +48,7 @@ class Sizes:
 
 
 SIZES = {"cuda": Sizes(None, 32, 128, 50), "cpu": Sizes(3, 4, 48, 15)}
+DRIVER_SIZES = {kind: Sizes(None, 32, own.tokens, own.rounds) for kind, own in SIZES.items()}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 def measure(part: str, args: argparse.Namespace) -> list[Row]:
     """Return the rows of one part."""
-    sizes = SIZES[args.device]
+    sizes = _sizes(part, args.device)
     rounds, layers = args.rounds or sizes.rounds, sizes.layers
     layers = layers if args.layers is None else args.layers or None
     batch, tokens = args.batch or sizes.batch, args.tokens or sizes.tokens
@@ -95,6 +96,11 @@ def measure(part: str, args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def _sizes(part: str, device: str) -> Sizes:
+    """Return the defaults of a part: the driver's are a whole run's, on any device."""
+    return (DRIVER_SIZES if part == "driver" else SIZES)[device]
+
+
 def write(path: Path, rows: Sequence[Row], origin: Row) -> None:
     """Write ``rows`` to six digits, each with ``origin``."""
     lines = [{**row, **origin} for row in rows]
@@ -102,7 +108,8 @@ def write(path: Path, rows: Sequence[Row], origin: Row) -> None:
         {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in line.items()}
         for line in lines
     ]
-    write_atomically(path, pd.DataFrame(rounded).to_csv(index=False, lineterminator="\n"))
+    frame = pd.DataFrame(rounded, dtype=object)  # whole numbers stay whole beside empty cells
+    write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def slug(device: str) -> str:
@@ -117,7 +124,7 @@ def narrowed(args: argparse.Namespace, part: str) -> bool:
     """
     if part == "micro":
         return False  # counts, which no option changes
-    sizes = SIZES[args.device]
+    sizes = _sizes(part, args.device)
     whole = {
         "methods": None,
         "encoders": None,
