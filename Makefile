@@ -5,7 +5,7 @@ CLUSTER ?= local
 TABLE ?= 1
 RESULTS ?= results/embedded
 KILLS ?= 50
-STUDY ?= results/small
+STUDY ?= small-cpu
 ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -67,9 +67,9 @@ report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)
 	$(PY) -m lora2.report.readme
 
-# docs/study.md, its figures and README's lines on it, from the CSVs in $(STUDY) alone.
+# docs/study.md, its figure and README's lines on it, from the CSVs in results/small alone.
 report-study: $(READY)
-	$(PY) -m lora2.report.study $(STUDY)
+	$(PY) -m lora2.study.page $(STUDY) results/small
 
 # Times the methods on this device; ARGS="--only step --rounds 20" for a part.
 bench: $(READY)

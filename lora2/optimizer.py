@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lora2.tuners.lora2.layer import Lora2Linear
+from lora2.tuners.lora2.start import first_step_ratio
 
 Ratio = float | Literal["auto"]
 
@@ -24,10 +25,9 @@ def create_lora2_optimizer(
 ) -> Optimizer:
     """Return an optimiser of ``model``'s trainable parameters, lambda at ``lambda_lr_ratio * lr``.
 
-    "auto" takes sqrt(d_out / 3) for each matrix of d_out outputs. With
-    ``Lora2Config(init_weights="orthogonal")`` the first step of Adam then changes W0 as much as
-    LoRA's at the same lora_alpha / r does: LoRA's B has d_out entries that move for each rank, on
-    rows of A whose squared norm is 1/3, where LoRA2 has one lambda on unit vectors.
+    "auto" takes sqrt(d_out / 3) for each matrix of d_out outputs (a little more for 1 < k < r, see
+    ``first_step_ratio``). With ``Lora2Config(init_weights="orthogonal")`` the first step of Adam
+    then changes W0 as much as LoRA's at rank k and the same lora_alpha / r does.
 
     Biases and norms get no weight decay, everything else ``weight_decay`` of ``kwargs``. AdamW
     multiplies it by the group's rate: lambda decays by lambda_lr_ratio * lr * weight_decay a step.
@@ -60,13 +60,16 @@ def lambda_groups(
     Raises:
         ValueError: as ``create_lora2_optimizer``.
     """
-    if lambda_lr_ratio != "auto" and not lambda_lr_ratio > 0:
+    auto = lambda_lr_ratio == "auto"
+    if not (auto or (isinstance(lambda_lr_ratio, int | float) and 0 < lambda_lr_ratio < math.inf)):
         raise ValueError(f"lambda_lr_ratio={lambda_lr_ratio!r} (allowed: 'auto' or a number > 0)")
     ratios = {
-        id(lam): math.sqrt(layer.out_features / 3) if lambda_lr_ratio == "auto" else lambda_lr_ratio
+        id(lam): first_step_ratio(layer.out_features, layer.k[name], layer.r[name])
+        if auto
+        else lambda_lr_ratio
         for layer in model.modules()
         if isinstance(layer, Lora2Linear)
-        for lam in layer.lora2_lambda.values()
+        for name, lam in layer.lora2_lambda.items()
         if lam.requires_grad
     }
     if not ratios:

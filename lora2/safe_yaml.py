@@ -24,7 +24,7 @@ class YamlError(ValueError):
         self.line = line
 
 
-class _Loader(_Base):
+class Loader(_Base):
     """Safe construction that does not let the later of two equal keys win."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -38,7 +38,7 @@ class _Loader(_Base):
         return super().construct_mapping(node, deep)
 
 
-def load(text: str) -> Any:
+def load(text: str, loader: type[Loader] = Loader) -> Any:
     """Return the plain values (dict, list, str, int, float, bool, None, date) of a YAML text.
 
     Refused: tags of Python objects, anchors and aliases (a few lines of them can stand for
@@ -51,7 +51,7 @@ def load(text: str) -> Any:
         raise YamlError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
     try:
         _check_events(text)
-        return yaml.load(text, _Loader)
+        return yaml.load(text, loader)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
         raise _explain(error, text) from error
 

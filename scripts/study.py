@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run_study(request: StudyRequest) -> int:
     """Do or plan what is asked for, part by part; what is finished is not done again."""
+    from lora2.study.read import collect
     from lora2.study.select import SelectionError, select, sentences
 
     print("\n".join(request.notes), flush=True)
@@ -55,6 +56,7 @@ def run_study(request: StudyRequest) -> int:
             rates = {one.row: one.rate for one in choices}
             if request.does("final"):
                 code = max(code, sweep(finals(request, part, rates), request, "final"))
+            collect(request.study, choices, request.folder, request.extra)
     return code
 
 

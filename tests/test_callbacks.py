@@ -10,80 +10,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import (
-    RobertaConfig,
-    RobertaForSequenceClassification,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
 
 import lora2
-from lora2 import Lora2Callback, Lora2Config
+from lora2 import Lora2Callback
 from lora2.callbacks import TUNER_STATE_NAME
-
-STEPS = 12
-
-
-def build(**settings) -> PeftModel:
-    torch.manual_seed(0)
-    model = RobertaForSequenceClassification(
-        RobertaConfig(
-            vocab_size=40,
-            hidden_size=8,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=12,
-            max_position_embeddings=20,
-        )
-    )
-    # Its loss is a mean per batch, not per accumulated batch, although its forward takes **kwargs.
-    model.accepts_loss_kwargs = False
-    defaults = {
-        "r": 4,
-        "k": 2,
-        "target_modules": ["query", "value", "intermediate.dense"],
-        "target_r": 1,
-        "tinit": 2,
-        "tfinal": 3,
-        "init_std": 0.2,
-        "lora_dropout": 0.1,
-        "task_type": "SEQ_CLS",
-    }
-    return get_peft_model(model, Lora2Config(**{**defaults, **settings}))
-
-
-def examples(count: int = 24) -> list[dict]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(4, 40, (count, 6), generator=generator)
-    return [{"input_ids": row, "labels": int(row.sum() % 2)} for row in ids]
-
-
-def make_trainer(
-    model: nn.Module, folder: Path, *callbacks: TrainerCallback, **settings
-) -> Trainer:
-    defaults = {
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 2e-2,
-        "save_strategy": "no",
-        "logging_strategy": "no",
-        "report_to": "none",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    arguments = TrainingArguments(output_dir=str(folder), **{**defaults, **settings})
-    data = examples()
-    return Trainer(model, arguments, train_dataset=data, eval_dataset=data, callbacks=[*callbacks])
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step == self.step
+from tests.tiny_trainer import STEPS, StopAt, build, examples, make_trainer
 
 
 def survivors(model: PeftModel) -> int:
@@ -274,16 +205,16 @@ def test_the_hooks_are_called_in_order_with_optimiser_steps(tmp_path, monkeypatc
 TWO_PROCESSES = """
 import sys
 import torch
-sys.path.insert(0, sys.argv[1])
-from test_callbacks import Lora2Callback, build, make_trainer
+from lora2 import Lora2Callback
+from tests.tiny_trainer import build, make_trainer
 model = build()
 make_trainer(
-    model, sys.argv[2], Lora2Callback(), per_device_train_batch_size=2, ddp_backend="gloo",
+    model, sys.argv[1], Lora2Callback(), per_device_train_batch_size=2, ddp_backend="gloo",
     gradient_accumulation_steps=2, save_strategy="steps", save_steps=6,
 ).train()
 rank = torch.distributed.get_rank()
 state = {n: t.clone() for n, t in model.state_dict().items() if "lora2_" in n}
-torch.save((model.base_model.kept_ranks(), state), f"{sys.argv[2]}/rank{rank}.pt")
+torch.save((model.base_model.kept_ranks(), state), f"{sys.argv[1]}/rank{rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -294,7 +225,7 @@ def test_two_processes_keep_the_same_ranks_and_weights(tmp_path):
     script.write_text(TWO_PROCESSES)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launcher, str(script), str(Path(__file__).parent), str(tmp_path)],
+        [*launcher, str(script), str(tmp_path)],
         env={**os.environ, "PYTHONPATH": str(Path(lora2.__file__).parent.parent)},
         capture_output=True,
         text=True,

@@ -34,9 +34,7 @@ def load_backbone(
 
     The head is new (drawn from torch's generator); ``cls_dropout`` is the head's dropout, None
     for the encoder's own. ``random_init`` draws the encoder's weights as well. Pickled weights are
-    read with ``weights_only``; code from a model repository is never run. Attention is the one of
-    ``backbone.attention``, with "flash" left to ``lora2.experiment.flash``: a saved run loads
-    without it.
+    read with ``weights_only``; code from a model repository is never run.
 
     Raises:
         BackboneError: folder or hub repository not found or unreadable, or no network.
@@ -53,8 +51,7 @@ def load_backbone(
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         config = AutoConfig.from_pretrained(path, num_labels=task.num_labels, **options)
         _set_head_dropout(config, cls_dropout)
-        attention = None if backbone.attention == "flash" else backbone.attention
-        kinds = {"dtype": torch.float32, "attn_implementation": attention}
+        kinds = {"dtype": torch.float32, "attn_implementation": backbone.attention}
         if backbone.random_init:
             model = AutoModelForSequenceClassification.from_config(config, **kinds)
         else:

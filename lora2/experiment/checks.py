@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lora2.experiment.check_effect import check_effect
-from lora2.experiment.check_encoder import check_encoder
-from lora2.experiment.check_peft import check_peft
+from lora2.experiment.check_encoder import check_encoder, folder_facts
 from lora2.experiment.problems import Problem
 from lora2.glue.tasks import TASKS
 
@@ -40,7 +39,7 @@ def check_combinations(
     for check in checks:
         found += check(tree, steps)
     found += _rare(tree["train"], steps, typed)
-    return found + check_encoder(tree) + check_peft(tree["method"])
+    return found + list(check_encoder(tree, folder_facts(tree["backbone"])))
 
 
 def _int(section: Any, key: str) -> int | None:
@@ -205,11 +204,8 @@ def _attention(tree: Tree, steps: int | None) -> Iterator[Problem]:
     if not isinstance(query, str):
         return
     deberta = query.endswith("query_proj")  # so called in DeBERTa's disentangled attention alone
-    if kind == "flash" and not deberta:
-        allowed = "sdpa, eager or null: its kernels are for DeBERTa's attention"
-        yield Problem("backbone.attention", "flash", allowed)
     if kind == "sdpa" and deberta:
-        allowed = "eager, flash or null: transformers has no sdpa for DeBERTa's position terms"
+        allowed = "eager or null: transformers has no sdpa for DeBERTa's position terms"
         yield Problem("backbone.attention", "sdpa", allowed)
 
 

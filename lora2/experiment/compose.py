@@ -1,26 +1,24 @@
-"""From the command line to one nested dict: Hydra's groups and overrides."""
+"""From the command line to one nested dict: the words' values and the chosen files."""
 
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from lora2 import safe_yaml
-from lora2.experiment.layers import GROUPS, copy, leaves
+from lora2.experiment.layers import GROUPS, copy
 from lora2.experiment.problems import ConfigError, Problem, field_names, nearest
 from lora2.experiment.schema import METHODS, RunConfig
+from lora2.experiment.words import word_value
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 # What says which file was taken: another value would put a run under a name that is not its own.
 FIXED = ("method.name", "backbone.name", "backbone.profile")
+# Signs of Hydra's that change what a key means, the key, a package, and the value's text.
+WORD = re.compile(r"([+~]*)([A-Za-z_][\w./-]*)(@[\w.:]*)?(?:=(.*))?", re.DOTALL)
+GRID = re.compile(r"\s*([^\s'\"\[{][^'\"]*,|\w+\()")  # a,b or choice(a, b)
 
 
 def options(group: str, configs: Path = CONFIGS) -> list[str]:
@@ -39,15 +37,11 @@ def parse(argv: list[str], configs: Path = CONFIGS) -> tuple[dict[str, str], dic
     problems: list[Problem] = []
     for word in argv:
         try:
-            override = OverridesParser.create().parse_override(word)
-        except (HydraException, ValueError):  # ValueError: a number of thousands of digits
-            problems.append(Problem("command line", word, _how_to_write(word)))
+            key, value = _parse_word(word, configs)
+        except ConfigError as error:
+            problems += error.problems
             continue
-        key, value = override.key_or_group or "command line", override.value()
-        problem = _check_word(word, override, configs)
-        if problem is not None:
-            problems.append(problem)
-        elif key in GROUPS:
+        if key in GROUPS:
             choices[key] = str(value)
         else:
             values.pop(key, None)  # in the order of the words that count
@@ -72,37 +66,34 @@ def overridden(argv: list[str]) -> list[str]:
 
 
 def load(choices: dict[str, str], configs: Path = CONFIGS) -> dict[str, Any]:
-    """Compose configs/config.yaml with the chosen groups by Hydra; return plain containers.
+    """Return configs/config.yaml with the files of the chosen task, method and backbone in it.
 
     Raises:
-        ConfigError: a YAML file cannot be read or composed, or is not what its group needs.
+        ConfigError: a YAML file cannot be read, or is not what its group needs.
     """
-    # Group by group, and cached: a table asks for the same files again for every cell.
-    base = _load("", "", configs)
+    base = _load(configs / "config.yaml")
     known = field_names(RunConfig)
     problems = [
         Problem(f"config.yaml: {key}", None, "this key is required")
         for key in known
-        if key not in (*GROUPS, *base)
+        if key not in ("task", "method", *base)
     ]
     problems += [
-        Problem(f"config.yaml: {key}", base[key], f"unknown key; {nearest(key, known)}")
+        Problem(f"config.yaml: {key}", base[key], f"unknown key; {nearest(str(key), known)}")
         for key in base
         if key not in known
     ]
-    tree = dict(base)
-    for group, name in choices.items():
-        part = _load(group, name, configs)
-        others = {key: value for key, value in part.items() if base.get(key, ...) != value}
-        tree[group] = others.pop(group, base.get(group))
-        problems += [
-            Problem(f"{group}/{name}.yaml: {key}", value, f"only keys of {group} stand here")
-            for key, value in others.items()
-        ]
-    problems += [problem for group in GROUPS for problem in _check_group(tree, group, choices)]
+    default, encoders = base.get("backbone"), options("backbone", configs)
+    if default not in encoders:
+        problems.append(Problem("config.yaml: backbone", default, nearest(str(default), encoders)))
     if problems:
         raise ConfigError(problems)
-    return {key: copy(value) for key, value in tree.items()}
+    chosen = {"backbone": default, **choices}
+    parts = {group: _load(configs / group / f"{name}.yaml") for group, name in chosen.items()}
+    problems = [_check_name(group, chosen[group], parts[group]) for group in parts]
+    if any(problems):
+        raise ConfigError(filter(None, problems))
+    return {key: copy(value) for key, value in {**base, **parts}.items()}
 
 
 def read_yaml(path: Path) -> Any:
@@ -119,29 +110,32 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError([Problem("file", str(path), f"readable UTF-8 text; {error}")]) from error
 
 
-@functools.lru_cache
-def _load(group: str, name: str, configs: Path) -> dict[str, Any]:
-    # Hydra's own reader knows anchors and lets its errors through as they are.
-    for path in [configs / "config.yaml"] + [configs / group / f"{name}.yaml"] * bool(group):
-        values = read_yaml(path)
-        if not isinstance(values, dict):
-            raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
-        problems = [
-            Problem(f"{path}: {key}", value, "a plain value; ${...} and ??? are not filled in here")
-            for key, value in leaves(values)
-            if isinstance(value, str) and ("${" in value or value == "???")
-        ]
-        if problems:
-            raise ConfigError(problems)
-    words = [f"{group}={name}"] if group else []
+@functools.lru_cache  # a table asks for the same files again for every cell
+def _load(path: Path) -> dict[str, Any]:
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
+    return values
+
+
+def _parse_word(word: str, configs: Path) -> tuple[str, Any]:
+    match = WORD.fullmatch(word)
+    changed, key, package, text = match.groups() if match else ("", "", "", None)
+    if key and (changed or package or GRID.match(text or "")):
+        allowed = "one plain key=value; grids: scripts/reproduce.py"
+        raise ConfigError([Problem(key, word, allowed)])
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(configs)):
-            composed = compose(config_name="config", overrides=words)
-        tree = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([Problem(str(configs), words, str(error).strip())]) from error
-    assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
+        value = word_value("," if text is None else text)
+    except ValueError as error:
+        raise ConfigError([Problem("command line", word, _how_to_write(word))]) from error
+    root = key.partition(".")[0]
+    if key in FIXED or (root == "task" and key != "task"):
+        known = ", ".join(options(root, configs))
+        allowed = f"nothing: the file of {root} sets it; {root}=NAME of {known}"
+        raise ConfigError([Problem(key, value, allowed)])
+    if key in GROUPS and value not in options(key, configs):
+        raise ConfigError([Problem(key, value, nearest(str(value), options(key, configs)))])
+    return key, value
 
 
 def _how_to_write(word: str) -> str:
@@ -151,35 +145,12 @@ def _how_to_write(word: str) -> str:
     return f"key=value; a value with signs such as ~ = ( ) , needs quotes: {key}='\"VALUE\"'"
 
 
-def _check_word(word: str, override: Override, configs: Path) -> Problem | None:
-    key, value = override.key_or_group, override.value()
-    root = key.partition(".")[0]
-    if not _is_plain(override):
-        return Problem(key, word, "one plain key=value; grids: scripts/reproduce.py")
-    if "${" in str(value):
-        return Problem(key, value, "a plain value; ${...} is not filled in here")
-    if key in FIXED or (root == "task" and key != "task"):
-        known = ", ".join(options(root, configs))
-        return Problem(key, value, f"nothing: the file of {root} sets it; {root}=NAME of {known}")
-    if key in GROUPS and value not in options(key, configs):
-        return Problem(key, value, nearest(str(value), options(key, configs)))
-    return None
-
-
-def _check_group(tree: dict[str, Any], group: str, choices: dict[str, str]) -> list[Problem]:
-    section, name = tree.get(group), choices.get(group)
-    if not isinstance(section, dict):
-        return [Problem(group, section, "a section of keys and values, name among them")]
+def _check_name(group: str, name: str, section: dict[str, Any]) -> Problem | None:
     given = section.get("name")
     free = group == "method" and given in METHODS  # another file of a method that is ours
-    if name is None or given == name or free:
-        return []
-    return [Problem(f"{group}/{name}.yaml: name", given, f"{name}, as the file is called")]
-
-
-def _is_plain(override: Override) -> bool:
-    changes = override.is_delete() or override.is_add() or override.is_force_add()
-    return not (changes or override.is_sweep_override() or override.package)
+    if given == name or free:
+        return None
+    return Problem(f"{group}/{name}.yaml: name", given, f"{name}, as the file is called")
 
 
 def _unknown_roots(values: dict[str, Any]) -> list[Problem]:

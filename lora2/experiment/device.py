@@ -1,11 +1,10 @@
-"""What this machine's device can do of what a run asks for, said before anything is loaded."""
+"""Check that this machine's device can do what a run asks for, before anything is loaded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 
 import torch
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
@@ -24,12 +23,12 @@ def autocast(device: str, precision: str) -> AbstractContextManager[object]:
 
 
 def check_device(config: RunConfig) -> None:
-    """Refuse what the device or an optional package lacks.
+    """Refuse what the device lacks.
 
     Raises:
         ConfigError: naming every key at fault and what to type.
     """
-    problems = [*_precision(config), *_attention(config)]
+    problems = list(_precision(config))
     if problems:
         raise ConfigError(problems)
 
@@ -69,14 +68,3 @@ def _has_bf16() -> bool:
     # Other processors emulate it, which is slower than fp32.
     processor = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
     return bool(is_torch_bf16_gpu_available()) or processor
-
-
-def _attention(config: RunConfig) -> Iterator[Problem]:
-    if config.backbone.attention != "flash":
-        return
-    if not torch.cuda.is_available():
-        allowed = f"null here: its kernels need an NVIDIA GPU, not {device_name()}"
-        yield Problem("backbone.attention", "flash", allowed)
-    if find_spec("disentangled_flash") is None:
-        allowed = 'null, or first: pip install "disentangled-flash==1.1.1"'
-        yield Problem("backbone.attention", "flash", allowed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from lora2.experiment.problems import ConfigError, Problem, check_section, field_names, nearest
@@ -68,16 +67,6 @@ def copy(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: copy(item) for key, item in value.items()}
     return list(value) if isinstance(value, list) else value
-
-
-def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) of everything in nested dicts and lists that is neither."""
-    if isinstance(value, dict | list):
-        parts = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, part in parts:
-            yield from leaves(part, f"{key}.{name}".lstrip("."))
-    else:
-        yield key, value
 
 
 def _check_files(tree: dict[str, Any], values: dict[str, list[str]]) -> list[Problem]:

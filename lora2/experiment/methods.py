@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
+import typing
+from collections.abc import Iterator
 from typing import Any
 
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftType, get_peft_model
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
 import lora2
 from lora2.experiment.adalora import AdaloraDriver
+from lora2.experiment.check_encoder import Facts, check_encoder
+from lora2.experiment.config import as_tree
 from lora2.experiment.problems import ConfigError, Problem, nearest
 from lora2.experiment.schema import (
     Adalora,
@@ -33,6 +40,15 @@ from lora2.tuners.lora2 import Lora2Config
 from lora2.tuners.lora_xs import LoraXsConfig
 from lora2.tuners.sora import SoraConfig
 
+# Arguments of PEFT's config classes that every run sets, and how.
+SET_BY_US = {
+    "task_type": "every run sets it",
+    "inference_mode": "every run sets it",
+    "peft_type": "method.type says it",
+    "modules_to_save": "backbone.head_modules says it",
+}
+RANKS = ("r", "init_r", "target_r", "rank")
+
 
 def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.Module, Any]:
     """Return the model to train and its driver, an object with the hooks of ``lora2.callbacks``.
@@ -41,48 +57,89 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
     run's number of optimiser steps, for methods with a schedule.
 
     Raises:
-        ConfigError: a PEFT type or an argument of its config class is not known; a name of a module
-            matches nothing in ``model``; a rank is more than its width.
+        ConfigError: PEFT does not know the type or an argument of its config class, or cannot
+            build the method on this encoder.
     """
     method = config.method
-    check_model(model, config)
     if isinstance(method, Full):
         return model, None
     if isinstance(method, Bitfit):
         train_biases(model, config.backbone.head_modules)
         return model, None
-    peft_model = get_peft_model(model, peft_config(config, steps))
+    adapter = peft_config(config, steps)
+    if isinstance(method, Peft):
+        peft_model = _try_peft(model, adapter, method)
+    else:
+        peft_model = get_peft_model(model, adapter)
     if isinstance(method, Adalora):
         return peft_model, AdaloraDriver(peft_model)
     tuner = peft_model.base_model
     return peft_model, tuner if hasattr(type(tuner), "training_state") else None
 
 
-def check_model(model: PreTrainedModel, config: RunConfig) -> None:
-    """Refuse what an encoder from the hub shows only when it is loaded.
+def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> PeftModel:
+    """Wrap the model and pass three tokens through it: many of PEFT's types fail only there.
 
     Raises:
-        ConfigError: naming every name of a module that matches nothing, and every rank too high.
+        ConfigError: PEFT, or the model with its adapter, refused; with what it said.
     """
-    names, backbone, method = dict(model.named_modules()), config.backbone, config.method
-    heads = [name.rpartition(".")[2] for name in names if name]  # BERT's pooler is bert.pooler
-    problems = [
+    try:
+        peft_model = get_peft_model(model, adapter)
+        tokens = torch.full((2, 3), 2, device=model.device)  # (rows, tokens)
+        with torch.no_grad(), torch.random.fork_rng():
+            if model.device.type != "meta":
+                peft_model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # PEFT's methods raise many unrelated kinds
+        said = " ".join(str(error).split()) or type(error).__name__
+        allowed = f"what {adapter.peft_type.value} can be built from on this encoder: {said}"
+        raise ConfigError([Problem("method.args", method.args, allowed)]) from error
+    return peft_model
+
+
+def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = None) -> None:
+    """Refuse what an encoder from the hub shows only when it is loaded.
+
+    ``tokens`` is the longest input that its tokenizer allows.
+
+    Raises:
+        ConfigError: naming every name of a module that matches nothing, every rank too high, and a
+            length that the encoder cannot read.
+    """
+    modules, encoder = dict(model.named_modules()), model.config
+    facts = Facts(encoder.model_type, int(encoder.hidden_size), tokens)
+    problems = [*check_encoder(as_tree(config), facts), *_targets(modules, config)]
+    inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
+    children = {**dict(inner.named_children()), **dict(model.named_children())}
+    heads = [
+        name
+        for name, child in children.items()
+        if child is not inner and name not in ("embeddings", "encoder")
+        if next(child.parameters(), None) is not None
+    ]
+    problems += [
         Problem("backbone.head_modules", one, f"modules of its head; {nearest(one, heads)}")
-        for one in backbone.head_modules
+        for one in config.backbone.head_modules
         if one not in heads
     ]
-    targets = getattr(method, "target_modules", None) or []
-    for target in targets:
-        if not any(re.fullmatch(target_pattern([target], backbone), name) for name in names):
-            key, path = f"backbone.targets.{target}", backbone.targets[target]
-            problems.append(Problem(key, path, "the path of a matrix inside each layer"))
-    width = int(model.config.hidden_size)
-    for key in ("r", "k", "init_r"):
-        rank = getattr(method, key, None)
-        if rank is not None and rank > width:
-            problems.append(Problem(f"method.{key}", rank, f"at most {width}, the encoder's width"))
     if problems:
         raise ConfigError(problems)
+
+
+def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Problem]:
+    """Yield the paths of targets, and PEFT's own names of modules, that match no module."""
+    matrices = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    inside = {match[1] for name in matrices if (match := re.search(r"\.layer\.\d+\.(.+)$", name))}
+    for target, path in config.backbone.targets.items():
+        if path not in inside:
+            allowed = f"the path of a matrix inside each layer; {nearest(path, inside)}"
+            yield Problem(f"backbone.targets.{target}", path, allowed)
+    given = config.method.args.get("target_modules") if isinstance(config.method, Peft) else None
+    for one in given if isinstance(given, list) else []:
+        if not any(f".{name}".endswith(f".{one}") for name in modules):
+            allowed = f"the end of a matrix's path; {nearest(str(one), inside)}"
+            yield Problem("method.args.target_modules", one, allowed)
 
 
 def target_pattern(targets: list[str], backbone: Backbone) -> str:
@@ -137,14 +194,10 @@ def _any_peft_config(method: Peft, backbone: Backbone) -> PeftConfig:
     if kind not in known:
         raise ConfigError([Problem("method.type", method.type, nearest(kind, known))])
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
-    fields = {field.name for field in dataclasses.fields(config_class) if field.init}
-    problems = [
-        Problem(f"method.args.{key}", value, f"unknown to {kind}; {nearest(key, fields)}")
-        for key, value in method.args.items()
-        if key not in fields
-    ]
+    problems = list(_wrong_arguments(kind, config_class, method))
     if problems:
         raise ConfigError(problems)
+    fields = {field.name for field in dataclasses.fields(config_class)}
     values: dict[str, Any] = {"task_type": "SEQ_CLS"}
     if "modules_to_save" in fields:
         values["modules_to_save"] = list(backbone.head_modules)
@@ -154,3 +207,41 @@ def _any_peft_config(method: Peft, backbone: Backbone) -> PeftConfig:
         return config_class(**{**values, **method.args})
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("method.args", method.args, str(error))]) from error
+
+
+def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) -> Iterator[Problem]:
+    """Yield the arguments that the config class does not have, or not with that value."""
+    types = typing.get_type_hints(config_class)
+    fields = {field.name for field in dataclasses.fields(config_class) if field.init}
+    targets = method.target_modules
+    if targets is not None and "target_modules" not in fields:
+        yield Problem("method.target_modules", targets, f"null: {kind} adapts no chosen modules")
+    for key, value in method.args.items():
+        allowed = None
+        if key in SET_BY_US:
+            allowed = f"nothing: {SET_BY_US[key]}"
+        elif key not in fields:
+            allowed = f"unknown to {kind}; {nearest(str(key), fields - SET_BY_US.keys())}"
+        elif key == "target_modules" and targets is not None:
+            allowed = f"nothing beside method.target_modules, which is {targets}"
+        elif not _fits(types[key], value):
+            allowed = f"{kind} takes {inspect.formatannotation(types[key])}"
+        elif key in RANKS and isinstance(value, int) and value < 1:
+            allowed = "at least 1"
+        elif key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            allowed = "at least 0 and less than 1"
+        if allowed is not None:
+            yield Problem(f"method.args.{key}", value, allowed)
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Tell whether ``value`` is of a field's type, as far as pydantic knows that type."""
+    if "[number" in str(annotation):  # stands for any: Literal['pissa_niter_[number of iters]']
+        return True
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    except PydanticUserError:
+        return True
+    return True

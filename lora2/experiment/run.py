@@ -22,10 +22,10 @@ from lora2.experiment.checkpoint import forget, keep_only, newest_whole, readabl
 from lora2.experiment.config import config_hash, run_name
 from lora2.experiment.counting import Counts, count_encoder, count_kept, count_start
 from lora2.experiment.device import check_device, use_matmul_precision
-from lora2.experiment.flash import use_flash
 from lora2.experiment.memory import within_memory
-from lora2.experiment.methods import peft_config, prepare
+from lora2.experiment.methods import check_model, peft_config, prepare
 from lora2.experiment.paths import run_dir, status_of, tokens_dir, work_dir
+from lora2.experiment.problems import ConfigError
 from lora2.experiment.provenance import (
     forget_peak_memory,
     is_main_process,
@@ -49,7 +49,8 @@ def run(config: RunConfig, *, progress: bool = True) -> Path:
     """Do one run and return its folder; a finished run is found again and not repeated.
 
     An interrupted run goes on from its newest whole checkpoint. Whatever goes wrong after the
-    configuration was accepted is recorded in a run folder with status failed or diverged.
+    configuration was accepted is recorded in a run folder with status failed or diverged; what the
+    encoder or PEFT refuses before training leaves no folder.
 
     Raises:
         Exception: what made the run fail, after it was recorded.
@@ -64,6 +65,8 @@ def run(config: RunConfig, *, progress: bool = True) -> Path:
     with disk.explained(Path(config.results.dir)):
         try:
             within_memory(config, partial(_train_and_record, config, progress))
+        except ConfigError:
+            raise
         except Diverged as error:
             record_failure(config, folder, "diverged", error)
             _over(work)
@@ -99,8 +102,7 @@ def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note:
     steps = total_steps(vars(config.train), len(data.train))
     assert steps is not None
     tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
-    if config.backbone.attention == "flash":
-        use_flash(base, config.train)
+    check_model(base, config, tokenizer.model_max_length)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
         for frame in (data.train, *data.validation.values())

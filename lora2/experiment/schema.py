@@ -81,7 +81,7 @@ class Backbone:
     profile: Literal["paper", "small", "embedded"]
     head_modules: Annotated[list[Head], Field(min_length=1)]
     targets: dict[Target, Module]  # our name of a matrix -> its path inside one layer
-    attention: Literal["eager", "sdpa", "flash"] | None = None  # None: the encoder's default
+    attention: Literal["eager", "sdpa"] | None = None  # None: the encoder's default
     overlap: list[TaskName] | None = None  # tasks whose data, or data like it, it was trained on
 
 

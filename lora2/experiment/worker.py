@@ -21,6 +21,7 @@ from lora2.experiment import disk
 from lora2.experiment.checkpoint import newest_whole
 from lora2.experiment.config import run_name
 from lora2.experiment.paths import log_file, run_dir, status_of, work_dir
+from lora2.experiment.problems import ConfigError
 from lora2.experiment.publish import alone
 from lora2.experiment.schema import RunConfig
 
@@ -136,6 +137,8 @@ def _attempt(order: Order, run: Run, record: Record) -> Outcome:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return "; ".join(map(str, error.problems))
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 

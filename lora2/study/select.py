@@ -41,8 +41,8 @@ def select(
     """Choose a rate for each of ``rows`` (each with a rate of its own) by the last held-out score.
 
     A row's grid begins with half, once and twice its rate in the study's file. While its best rate
-    is an end of what was tried, the grid grows by a step of factor 2 on that side; of equal scores
-    the smaller rate is taken, and both sides grow where they are reached.
+    is an end of what was tried, the grid grows by a step of factor 2 on that side. Of rates with
+    equal scores the middle one is taken, so a row that learns at none does not grow for ever.
 
     Raises:
         SelectionError: a run failed, or no best rate lies inside a grid of ``MOST`` rates.
@@ -126,18 +126,19 @@ def _scores(
             f"part {part.name}: every rate of {row} diverged: set a lower one in "
             f"configs/study/{study.name}.yaml"
         )
-    best = finished["score_last"].astype(float).idxmax()  # the first, so the smallest rate
-    return frame.assign(chosen=frame.index == best)[COLUMNS]
+    scores = finished["score_last"].astype(float)
+    best = finished.index[scores == scores.max()]
+    return frame.assign(chosen=frame.index == best[(len(best) - 1) // 2])[COLUMNS]
 
 
 def _wider(frame: pd.DataFrame) -> list[float]:
-    """Return the rates by which a grid grows: beyond each end that has the best score."""
-    rates = frame["learning_rate"]
-    finished = frame.loc[frame["status"] == "finished"]
-    best = finished.loc[finished["score_last"] == finished["score_last"].max(), "learning_rate"]
-    lower = [rates.min() / FACTOR] if best.min() == rates.min() else []
-    higher = [rates.max() * FACTOR] if best.max() == rates.max() else []
-    return [float(rate) for rate in (*lower, *higher)]
+    """Return the rate beyond the end of the grid that was chosen, if one was."""
+    rates, chosen = (
+        frame["learning_rate"],
+        float(frame.loc[frame["chosen"], "learning_rate"].iloc[0]),
+    )
+    lower = [chosen / FACTOR] if chosen == rates.min() else []
+    return lower + ([chosen * FACTOR] if chosen == rates.max() else [])
 
 
 def sentences(choices: Sequence[Choice]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from lora2.experiment.tableplan import Job, TablePlan, TableRow, jobs, load_tabl
 
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Words = list[str]  # of run_glue.py
+Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # ids of rows
 
 
 @checked
@@ -29,6 +30,14 @@ class Part:
     rows: Annotated[list[str], Field(min_length=1)]
     seeds: Seeds
     overrides: Words = dataclasses.field(default_factory=list)
+
+
+@checked
+class Question:
+    """A question and the pairs of rows whose difference answers it, in every part with both."""
+
+    ask: str
+    pairs: Annotated[list[Pair], Field(min_length=1)]  # [first, second]: first minus second
 
 
 @checked
@@ -47,6 +56,7 @@ class Study:
     rows: list[TableRow] = dataclasses.field(default_factory=list)  # beside those of Table 1
     rate_of: dict[str, str] = dataclasses.field(default_factory=dict)  # row -> whose rate it takes
     overrides: Words = dataclasses.field(default_factory=list)  # of every run
+    questions: list[Question] = dataclasses.field(default_factory=list)
 
     def table(self) -> TablePlan:
         """Return Table 1 with the study's rows after its own and the study's tasks."""
@@ -96,7 +106,7 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
         raise ConfigError([Problem(where, values, "a mapping of keys to values")])
     tree: dict[str, Any] = {**values, "name": name}
     problems = []
-    for key, kind in (("parts", Part), ("rows", TableRow)):
+    for key, kind in (("parts", Part), ("rows", TableRow), ("questions", Question)):
         listed = tree.get(key)
         for one in listed if isinstance(listed, list) else []:
             problems += check_section(f"{where}, {key}", kind, one)
@@ -129,11 +139,11 @@ def _check(where: str, study: Study) -> list[Problem]:
     ]
     used = {f"rate_of.{row}": row for row in study.rate_of}
     used |= {f"rates.{row}": row for row in study.rates}
-    used |= {f"{part.name}.rows": row for part in study.parts for row in part.rows}
+    named = [*used.items()]
+    named += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
+    named += [("questions", row) for one in study.questions for pair in one.pairs for row in pair]
     problems += [
-        Problem(f"{where}, {key}", row, nearest(row, rows))
-        for key, row in used.items()
-        if row not in rows
+        Problem(f"{where}, {key}", row, nearest(row, rows)) for key, row in named if row not in rows
     ]
     for part in study.parts:
         lacking = [row for row in part.rows if study.source(row) not in study.rates]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import itertools
+import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,12 @@ import yaml
 
 from lora2.experiment import compose
 from lora2.experiment.config import as_tree, build, config_hash, resolve, run_name
+from lora2.experiment.layers import set_value
 from lora2.experiment.problems import ConfigError
+from lora2.experiment.profile import load_profile
 from lora2.experiment.schema import Lora2
+from lora2.experiment.tableplan import jobs, load_table
+from lora2.experiment.words import word_value
 from lora2.glue.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -196,6 +202,61 @@ def test_a_resolved_configuration_survives_yaml():
     assert build(yaml.safe_load(yaml.safe_dump(as_tree(config)))) == config
 
 
+RANKS = [
+    # words that change the rank, the file's rank and lora_alpha
+    ("lora", ("method.r=1",), 8, 16),
+    ("sora", ("method.r=2",), 8, 16),
+    ("adalora", ("method.init_r=3", "method.target_r=2"), 12, 32),
+    ("adalora", ("ranks=public",), 12, 32),
+    ("lora2", ("ranks=public",), 8, 32),
+    ("lora_xs", ("method.r=4",), 16, 16),
+]
+
+
+@pytest.mark.parametrize(("method", "words", "rank", "alpha"), RANKS)
+def test_protocol_equal_keeps_the_scale_of_the_file_at_every_rank(method, words, rank, alpha):
+    def scaled(*more):
+        resolved = resolve(["task=rte", f"method={method}", "protocol=equal", *more])
+        notes = [note for note in resolved.notes if "method.lora_alpha" in note]
+        return resolved.config, notes
+
+    own, no_notes = scaled()
+    assert (own.method.lora_alpha, no_notes) == (alpha, [])
+    changed, notes = scaled(*words)
+    new = changed.method.init_r if method == "adalora" else changed.method.r
+    assert new != rank and changed.method.lora_alpha / new == pytest.approx(alpha / rank)
+    assert len(notes) == 1 and f"method.lora_alpha: {alpha} -> " in notes[0]
+    typed, no_notes = scaled(*words, "method.lora_alpha=7")
+    assert (typed.method.lora_alpha, no_notes) == (7, [])
+    public, no_notes = scaled(*words, "protocol=public")
+    assert (public.method.lora_alpha, no_notes) == (alpha, [])
+
+
+@pytest.mark.parametrize("method", ["lora", "sora", "lora2", "adalora"])
+def test_the_files_own_rank_typed_is_the_same_run(method):
+    words = ["task=cola", f"method={method}", "backbone=embedded"]
+    base = resolve(words)
+    key = "init_r" if method == "adalora" else "r"
+    typed = resolve([*words, f"method.{key}={getattr(base.config.method, key)}"])
+    assert config_hash(typed.config) == config_hash(base.config) and typed.notes == base.notes
+
+
+def test_recorded_runs_have_the_same_hash_today():
+    """A new key of the schema renames no run that was made before it."""
+    tables = sorted((ROOT / "results").glob("*/runs.csv"))
+    rows = [row for table in tables for row in csv.DictReader(table.open(newline=""))]
+    assert len(rows) > 100
+    for row in rows:
+        tree: dict = {}
+        for name, value in json.loads(row["config"]).items():
+            section, _, key = name.rpartition(".")
+            place = tree
+            for part in section.split(".") if section else ():
+                place = place.setdefault(part, {})
+            place[key] = value
+        assert config_hash(build(tree)) == row["config_hash"], row["run"]
+
+
 def test_refusal_is_quick_and_has_no_traceback():
     start = time.perf_counter()
     done = subprocess.run(
@@ -211,3 +272,46 @@ def test_refusal_is_quick_and_has_no_traceback():
 def test_configuration_and_a_worker_that_waits_need_no_torch():
     code = "import sys, lora2.experiment.worker; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("8", 8), ("-1", -1), ("1_000", 1000), ("007", "007"), ("0x10", "0x10"), ("1:30", "1:30"),
+        ("1e-3", 1e-3), ("2.", 2.0), (".5", 0.5), ("1e999", float("inf")), ("-inf", -float("inf")),
+        ("true", True), ("False", False), ("yes", "yes"), ("null", None), ("", ""),
+        (" a b ", "a b"),
+        ("'8'", "8"), ('"a, b"', "a, b"), (r"'it\'s'", "it's"), ("'a: ~ ='", "a: ~ ="),
+        ("[query,key]", ["query", "key"]), ("[1, 1e-3, null, '2']", [1, 1e-3, None, "2"]),
+        ("[]", []), ("{}", {}), ("{r:8,b:[x]}", {"r": 8, "b": ["x"]}),
+        ("{u: 'x,a:y', v:http://z}", {"u": "x,a:y", "v": "http://z"}), ("[a:b]", ["a:b"]),
+        ("[[1],[2,a b]]", [[1], [2, "a b"]]), ("2024-01-01", "2024-01-01"),
+    ],
+)  # fmt: skip
+def test_words_are_read_as_hydra_read_them(text, value):
+    found = word_value(text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["~/a", "a=b", "(a)", "'a", "'a' 'b'", "[a", "{a", "$x", "&a", "[*a]"]
+)
+def test_words_with_signs_need_quotes(text):
+    with pytest.raises(ValueError):
+        word_value(text)
+
+
+def test_the_committed_runs_keep_their_hashes():
+    with open(ROOT / "results/embedded/runs.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 116
+    for row in rows:
+        tree: dict = {}
+        for key, value in json.loads(row["config"]).items():
+            set_value(tree, key, value)
+        assert config_hash(build(tree)) == row["config_hash"]
+    cells = jobs(load_table("1"), load_profile("embedded"), [1])
+    hashes = {row["config_hash"] for row in rows}
+    found = Counter(c.row for c in cells if config_hash(c.resolved.config) in hashes)
+    for row in ("full", "bitfit", "lora-xs", "sora-r8"):  # others have new rates since
+        assert found[row] == 8

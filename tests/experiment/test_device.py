@@ -35,7 +35,6 @@ def no_gpu(monkeypatch):
         ("train.precision=bf16", "train.precision = 'bf16': fp32 here: bf16 needs a GPU"),
         ("train.precision=fp16", "train.precision = 'fp16': fp32 here: fp16 needs a GPU"),
         ("train.tf32=true", "train.tf32 = True: null here: TF32 needs an NVIDIA GPU"),
-        ("backbone.attention=flash", "'flash': null here: its kernels need an NVIDIA GPU"),
     ],
 )
 def test_what_a_cpu_lacks_is_refused_before_loading(no_gpu, monkeypatch, tmp_path, word, says):
@@ -89,15 +88,6 @@ def test_a_launch_in_another_precision_is_refused(monkeypatch, launched, refused
         device.check_device(config)
 
 
-def test_flash_without_the_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(device, "find_spec", lambda name: None)
-    monkeypatch.setattr(device, "device_name", lambda: "H100")
-    config = resolve([*TINY, *WORDS, "backbone.attention=flash"]).config
-    with pytest.raises(ConfigError, match=r'pip install "disentangled-flash==1\.1\.1"'):
-        device.check_device(config)
-
-
 def test_one_run_with_tf32_leaves_nothing_to_the_next():
     config = resolve([*TINY, *WORDS]).config
     before = torch.get_float32_matmul_precision()
@@ -114,9 +104,8 @@ def test_one_run_with_tf32_leaves_nothing_to_the_next():
 @pytest.mark.parametrize(
     ("backbone", "kind", "says"),
     [
-        ("embedded-roberta", "flash", "sdpa, eager or null"),
-        ("embedded", "sdpa", "eager, flash or null"),
-        ("embedded", "fast", "'eager', 'sdpa' or 'flash'"),
+        ("embedded", "sdpa", "eager or null"),
+        ("embedded", "flash", "'eager' or 'sdpa'"),
     ],
 )
 def test_attention_that_the_encoder_does_not_have_is_refused(backbone, kind, says):

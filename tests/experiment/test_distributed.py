@@ -25,8 +25,13 @@ def test_processes_that_are_not_joined_are_refused(do_run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(do_run, tmp_path):
-    words = ("task=rte", "method=lora2", "method.init_std=0.3", "train.cls_dropout=0")
+@pytest.mark.parametrize(
+    "start",
+    [("method.init_std=0.3",), ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")],
+    ids=["published", "orthogonal"],
+)
+def test_two_processes_equal_one(do_run, tmp_path, start):
+    words = ("task=rte", "method=lora2", *start, "train.cls_dropout=0")
     alone = do_run(*words)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
     command += ["--num_processes=2", "--num_machines=1", "--mixed_precision=no"]

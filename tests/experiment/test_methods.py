@@ -20,11 +20,10 @@ from lora2.experiment.profile import load_profile
 from lora2.experiment.reload import load_run, read_config
 from lora2.experiment.schema import RunConfig
 from lora2.experiment.shapes import encoder_config, random_encoder
-from lora2.experiment.study import load_study
-from lora2.experiment.studyruns import candidates
 from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
+from lora2.study.spec import load_study
 from lora2.tuners.lora2.layer import Lora2Linear
 
 YAMLS = sorted(CONFIGS.rglob("*.y*ml"))
@@ -162,8 +161,13 @@ def runs_of(path: Path) -> list[RunConfig]:
         cells = jobs(narrow(plan, plan.tasks[:1], None), load_profile("embedded"), [1])
         return [cell.resolved.config for cell in cells]
     if path.parent.name == "study":
-        found = candidates(load_study(path.stem))
-        return list({one.method: one.job.resolved.config for one in found}.values())
+        study = load_study(path.stem)
+        parts = reversed(study.parts)  # the first part of each row: the shortest
+        cells = {row: part for part in parts for row in part.rows if row in study.rates}
+        return [
+            study.candidate(part, row, study.rates[row]).resolved.config
+            for row, part in cells.items()
+        ]
     if path.parent.name == "profile":
         profile = load_profile(path.stem)
         encoders = [name for name in profile.encoders.values() if name is not None]

@@ -66,26 +66,25 @@ def test_embedded_batches_are_the_embedded_sentences():
     assert (first["input_ids"][:, 0] == first["input_ids"][0, 0]).all()  # [CLS]
 
 
-@pytest.mark.parametrize("tf32", ["true", "null"])
-def test_a_step_is_taken_with_the_runs_attention_and_matrix_products(tf32, monkeypatch):
+def test_a_step_is_taken_with_the_runs_attention_and_matrix_products(monkeypatch):
     built = []
     monkeypatch.setattr(
         step, "build", lambda *own, **kind: built.append(build(*own, **kind)) or built[-1]
     )
+
+    def made(*words):
+        plan = narrow(load_table("2"), ["rte"], ["lora-r8"])
+        words = ["backbone=embedded-roberta", *words]
+        config = jobs(plan, load_profile("embedded"), [1], words)[0].resolved.config
+        measure({"lora-r8": (config, 10)}, batches(config, 1), 1, 0)
+        kind = built[-1].model.config._attn_implementation
+        return kind, torch.get_float32_matmul_precision()
+
     before = torch.get_float32_matmul_precision()
     try:
-        for kind in ("eager", "sdpa"):
-            words = [
-                "backbone=embedded-roberta",
-                f"train.tf32={tf32}",
-                f"backbone.attention={kind}",
-            ]
-            plan = narrow(load_table("2"), ["rte"], ["lora-r8"])
-            config = jobs(plan, load_profile("embedded"), [1], words)[0].resolved.config
-            measure({"lora-r8": (config, 10)}, batches(config, 1), 1, 0)
-            assert built[-1].model.config._attn_implementation == kind
-            expected = "high" if tf32 == "true" else "highest"
-            assert torch.get_float32_matmul_precision() == expected
+        assert made("train.tf32=true", "backbone.attention=eager") == ("eager", "high")
+        assert made("backbone.attention=sdpa") == ("sdpa", "highest")
+        assert made() == ("sdpa", "highest")
     finally:
         torch.set_float32_matmul_precision(before)
 

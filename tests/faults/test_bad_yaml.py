@@ -28,19 +28,18 @@ def configs(tmp_path, monkeypatch) -> Path:
         monkeypatch.setattr(request, name, functools.partial(original, configs=folder))
     monkeypatch.setattr(request, "CONFIGS", folder)
     monkeypatch.setattr(tableplan, "load_table", request.load_table)
-    monkeypatch.setattr(compose, "_load", _cached_by_content(folder))
+    monkeypatch.setattr(compose, "_load", _cached_by_content())
     return folder
 
 
-def _cached_by_content(folder: Path) -> Any:
+def _cached_by_content() -> Any:
     """Return ``compose._load`` with a cache that sees a file change, as a new process would."""
     load, kept = compose._load.__wrapped__, dict[Any, Any]()
 
-    def cached(group: str, name: str, configs: Path) -> Any:
-        files = [folder / "config.yaml", *([folder / group / f"{name}.yaml"] if group else [])]
-        key = (group, name, *(file.read_bytes() for file in files))
+    def cached(path: Path) -> Any:
+        key = (path, path.read_bytes())
         if key not in kept:
-            kept[key] = load(group, name, configs)
+            kept[key] = load(path)
         return kept[key]
 
     return cached

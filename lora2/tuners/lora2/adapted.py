@@ -67,13 +67,13 @@ class Adapted:
         else:
             pairs = untracked_pairs(self._sizes, *f, scaling)
         for layer, pair in zip(self._sorted, pairs, strict=True):
-            layer.hand(self.adapter, pair, tracked)
+            layer.cache_pair(self.adapter, pair, with_grad=tracked)
 
     def take_back(self) -> None:
         """Forget what was handed out."""
         self._stacks = None
         for layer in self._sorted:
-            layer.handed.take_back()
+            layer.cached_pairs.clear()
 
     def _alike(self, factors: Factors) -> bool:
         """Whether the parameters can be stacked: one device, dtype and scaling."""

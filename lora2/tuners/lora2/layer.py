@@ -14,7 +14,6 @@ from transformers.pytorch_utils import Conv1D
 
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.factors import FACTOR_NAMES
-from lora2.tuners.lora2.ready import Handed, Ready, narrow
 from lora2.tuners.lora2.stacks import exact
 from lora2.tuners.lora2.start import orthogonal_start
 
@@ -53,7 +52,9 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         self.lora2_U = nn.ParameterDict()
         self.lora2_V = nn.ParameterDict()
         self.lora2_mask = BufferDict(persistent=True)
-        self.handed = Handed()
+        # Of the forward pass under way: adapter -> pair, and whether gradients flow through it.
+        self.cached_pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        self.cached_with_grad = False
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -113,7 +114,6 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
         Raises:
             ValueError: with ``safe_merge``, the merged weight would not be finite.
         """
-        self.handed.ready = None
         for name in self._mine(check_adapters_to_merge(self, adapter_names)):
             weight = self.get_base_layer().weight
             delta = self.get_delta_weight(name).detach()
@@ -142,7 +142,7 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
         In the dtype of autocast where it is on, rounded to it once.
         """
-        pair = self.handed.pairs.get(adapter_name)
+        pair = self.cached_pairs.get(adapter_name)
         if pair is not None and (not torch.is_grad_enabled() or self._may_differentiate()):
             return pair
         u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
@@ -156,9 +156,6 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
-        ready = self.handed.ready
-        if ready is not None and not (args or kwargs) and ready.suits(x):
-            return ready.forward(x)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
@@ -186,56 +183,21 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
             x = self._cast_input_dtype(x, first.dtype)
         if (dropout := self.lora2_dropout[name]).training:
             x = dropout(x)
-        if torch.is_grad_enabled() or x.dim() != 2:
-            return nn.functional.linear(x, first), second
-        return narrow(first, x), second
+        return nn.functional.linear(x, first), second
 
-    def hand(self, adapter_name: str, pair: tuple[Tensor, Tensor], tracked: bool) -> None:
-        """Take the pair of ``adapter_name`` for the forward pass under way.
-
-        Where no gradient is wanted (not ``tracked``) all else that the pass needs is looked up now:
-        between the large products of a model it is in no cache, and costs several times as much.
-        """
-        handed = self.handed
-        handed.pairs[adapter_name], handed.tracked = pair, tracked
-        handed.ready = None if tracked else self._get_ready(adapter_name, pair)
-
-    def set_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; in mid-pass, too."""
-        self.handed.ready = None
-        super().set_adapter(*args, **kwargs)
-
-    def enable_adapters(self, enabled: bool) -> None:
-        """As PEFT's; in mid-pass, too."""
-        self.handed.ready = None
-        super().enable_adapters(enabled)
-
-    def _get_ready(self, adapter_name: str, pair: tuple[Tensor, Tensor]) -> Ready | None:
-        """What a pass through a plain base layer needs, None where it takes another way."""
-        if self.disable_adapters or self.merged:
-            return None
-        if self._mine(self.active_adapters) != [adapter_name]:
-            return None
-        # Past the attribute look-up of nn.Module, as in factors_of.
-        base = self._modules["base_layer"]
-        dropout = self._modules["lora2_dropout"]._modules[adapter_name]
-        if not _is_plain(base) or (dropout.training and not isinstance(dropout, nn.Identity)):
-            return None
-        (first, second), own = pair, base._parameters
-        # A weight of another class may know no product but that of its layer; FSDP has views.
-        if type(weight := own.get("weight")) is not nn.Parameter or "bias" not in own:
-            return None
-        return Ready(first, second, own["bias"], weight) if weight.dtype == first.dtype else None
+    def cache_pair(self, adapter_name: str, pair: tuple[Tensor, Tensor], with_grad: bool) -> None:
+        """Keep the pair of ``adapter_name`` for the forward pass under way."""
+        self.cached_pairs[adapter_name], self.cached_with_grad = pair, with_grad
 
     def _may_differentiate(self) -> bool:
-        """Whether gradients can flow through what was handed.
+        """Tell whether gradients can flow through the cached pair.
 
         Not if the tensors of this pass are hooked when saved, as checkpointing does: the backward
-        pass then runs the layer again, after its pair was taken back, and must find the operations
+        pass then runs the layer again, after its pair was cleared, and must find the operations
         of the first time.
         """
-        if not self.handed.tracked or torch.compiler.is_compiling():
-            return self.handed.tracked
+        if not self.cached_with_grad or torch.compiler.is_compiling():
+            return self.cached_with_grad
         return torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import AdaLoraConfig, get_peft_model
 from torch import nn
 
 from lora2.tuners.lora2.allocator import Allocator
@@ -14,6 +15,7 @@ from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.factors import Factors
 
 SHAPES = [(6, 5), (5, 9), (6, 5), (9, 6)]  # (d_in, d_out)
+TWELVE = 3 * SHAPES
 
 
 @st.composite
@@ -87,19 +89,19 @@ def test_a_mask_keeps_exactly_the_best_and_ties_go_by_position(table, data):
     assert [i for i, yes in enumerate(chosen) if yes] == sorted(expected)
 
 
-def make_factors(config, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
+def make_factors(config, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
-        return nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype))
+        return nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64))
 
     r, k = config.r, config.k
     return Factors(
-        u=[draw(d_in, k) for d_in, _ in SHAPES],
-        v=[draw(k, r) for _ in SHAPES],
-        lam=[draw(r) for _ in SHAPES],
-        U=[draw(r, k) for _ in SHAPES],
-        V=[draw(k, d_out) for _, d_out in SHAPES],
+        u=[draw(d_in, k) for d_in, _ in shapes],
+        v=[draw(k, r) for _ in shapes],
+        lam=[draw(r) for _ in shapes],
+        U=[draw(r, k) for _ in shapes],
+        V=[draw(k, d_out) for _, d_out in shapes],
     )
 
 
@@ -107,9 +109,8 @@ def give_gradients(factors, seed):
     generator = torch.Generator().manual_seed(seed)
     for group in factors:
         for parameter in group:
-            parameter.grad = torch.randn(
-                parameter.shape, generator=generator, dtype=torch.float64
-            ).to(parameter.dtype)
+            shape = parameter.shape
+            parameter.grad = torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def pretend_optimizer_step(factors):
@@ -120,7 +121,7 @@ def pretend_optimizer_step(factors):
 
 
 class NaiveAllocator:
-    """Algorithm 1 of the paper, one matrix and one element at a time."""
+    """Algorithm 1 of the paper, one matrix and one singular value at a time."""
 
     def __init__(self, config, factors, total_step):
         self.config, self.T = config, total_step
@@ -128,22 +129,21 @@ class NaiveAllocator:
         self.spread = {id(p): torch.zeros_like(p) for group in factors for p in group}
         self.mask = [[True] * config.r for _ in factors.lam]
 
-    def S(self, p):
-        return self.average[id(p)] * self.spread[id(p)]
-
-    def score(self, factors, matrix, i):
-        u, v, lam, U, V = (group[matrix] for group in factors)
+    def scores(self, factors, matrix):
         k = self.config.k
-        score = self.S(lam)[i]
-        score = score + sum(self.S(v)[j, i] for j in range(k)) / k
-        score = score + sum(self.S(U)[i, j] for j in range(k)) / k
+        S = [(self.average[id(g[matrix])] * self.spread[id(g[matrix])]).tolist() for g in factors]
+        u, v, lam, U, V = S
+        outer = 0.0
         if self.config.importance == "full":
-            score = score + self.S(u).mean() + self.S(V).mean()
-        return float(score)
+            outer = sum(map(sum, u)) / (k * len(u)) + sum(map(sum, V)) / (k * len(V[0]))
+        return [
+            lam[i] + sum(v[j][i] for j in range(k)) / k + sum(U[i]) / k + outer
+            for i in range(self.config.r)
+        ]
 
     def step(self, t, factors):
         c = self.config
-        if t <= self.T - c.tfinal:
+        if t < self.T - c.tfinal:
             for p in (p for group in factors for p in group):
                 now = (p * p.grad).abs().detach()
                 old = self.average[id(p)]
@@ -152,23 +152,17 @@ class NaiveAllocator:
                 self.spread[id(p)] = (
                     c.beta2 * self.spread[id(p)] + (1 - c.beta2) * (now - new).abs()
                 )
-        if t <= c.tinit:
+        if t <= c.tinit or (t <= self.T - c.tfinal and t % c.deltaT):
             return
-        if t <= self.T - c.tfinal:
-            if (t - c.tinit) % c.deltaT and t != self.T - c.tfinal:
-                return
-            n = len(SHAPES)
-            kept = budget(
-                t,
-                init_total=n * c.r,
-                target_total=n * c.target_r,
-                total_step=self.T,
-                tinit=c.tinit,
-                tfinal=c.tfinal,
-            )
-            places = [(m, i) for m in range(n) for i in range(c.r)]
-            places.sort(key=lambda place: -self.score(factors, *place))
-            self.mask = [[(m, i) in places[:kept] for i in range(c.r)] for m in range(n)]
+        n = len(factors.lam)
+        low, high = n * c.target_r, n * c.r
+        span = self.T - c.tfinal - c.tinit
+        left = max(self.T - c.tfinal - t, 0)
+        count = low + (high - low) * left**3 // span**3
+        scores = [self.scores(factors, m) for m in range(n)]
+        places = [(m, i) for m in range(n) for i in range(c.r)]
+        best = set(sorted(places, key=lambda place: -scores[place[0]][place[1]])[:count])
+        self.mask = [[(m, i) in best for i in range(c.r)] for m in range(n)]
         with torch.no_grad():
             for lam, mask in zip(factors.lam, self.mask, strict=True):
                 for i, kept in enumerate(mask):
@@ -177,31 +171,98 @@ class NaiveAllocator:
 
 
 @pytest.mark.parametrize("importance", ["factored", "full"])
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("deltaT", [1, 4])
-def test_batched_equals_algorithm_1_for_30_steps(importance, k, deltaT):
+# 3 and 7 do not divide tinit, 7 and 10 not total_step - tfinal
+@pytest.mark.parametrize(("k", "deltaT"), [(8, 1), (8, 3), (8, 7), (8, 10), (1, 3)])
+def test_no_mask_differs_from_algorithm_1_in_60_steps(importance, k, deltaT):
     config = Lora2Config(
-        r=4, k=k, target_r=1, tinit=4, tfinal=6, deltaT=deltaT, beta2=0.6, importance=importance
+        r=8, k=k, target_r=3, tinit=10, tfinal=15, deltaT=deltaT, importance=importance
     )
-    ours, theirs = make_factors(config), make_factors(config)
-    allocator = Allocator(config, ours, 30)
-    naive = NaiveAllocator(config, theirs, 30)
-    masks = [torch.ones(4, dtype=torch.bool) for _ in SHAPES]
-    revived = 0
-    for t in range(1, 31):
+    ours, theirs = make_factors(config, TWELVE), make_factors(config, TWELVE)
+    allocator = Allocator(config, ours, 60)
+    naive = NaiveAllocator(config, theirs, 60)
+    masks = [torch.ones(8, dtype=torch.bool) for _ in TWELVE]
+    compared = differ = revived = 0
+    same_lambda = True
+    for t in range(1, 61):
         before = allocator.mask.clone()
         for factors in (ours, theirs):
             give_gradients(factors, seed=t)
             pretend_optimizer_step(factors)
         allocator.step(t, ours, masks)
         naive.step(t, theirs)
-        assert [mask.tolist() for mask in masks] == naive.mask
-        for a, b in zip(ours.lam, theirs.lam, strict=True):
-            assert torch.equal(a, b)
+        expected = torch.tensor(naive.mask)
+        compared += expected.numel()
+        differ += int((torch.stack(masks) != expected).sum())
+        same_lambda &= torch.equal(torch.stack(ours.lam), torch.stack(theirs.lam))
         revived += int((allocator.mask & ~before).sum())
-    assert int(allocator.mask.sum()) == allocator.target_total == len(SHAPES)
-    assert revived > 0 or deltaT > 1  # a pruned value came back in the middle phase
+    assert (differ, compared) == (0, 12 * 8 * 60)
+    assert same_lambda
+    assert int(allocator.mask.sum()) == allocator.target_total == 12 * 3
+    assert revived > 0  # a pruned value came back in the middle phase
     allocator.check_finished(ours, masks)
+
+
+def adalora_and_ours(identities, config):
+    """PEFT's AdaLoRA of six matrices, and Factors of the same numbers in LoRA2's form.
+
+    PEFT averages the scores of A and B for each singular value. "uV": u and V are identities, so v
+    and U are all of A and B, and Eq. 9 is that average. "vU": u and V are A and B, which Eq. 8
+    averages over a whole matrix: the same number where all rows of A and columns of B are alike.
+    """
+    d, targets = 5, list("012345")
+    schedule = {key: getattr(config, key) for key in ("tinit", "tfinal", "deltaT", "total_step")}
+    adalora = AdaLoraConfig(init_r=config.r, target_r=1, target_modules=targets, **schedule)
+    model = get_peft_model(nn.Sequential(*[nn.Linear(d, d) for _ in targets]), adalora).double()
+    layers = [model.base_model.model[int(at)] for at in targets]
+    theirs = {n: [getattr(x, f"lora_{n}")["default"] for x in layers] for n in "AEB"}
+    for name, group in theirs.items():
+        for parameter in group:
+            parameter.data = noise(name, parameter, alike=identities == "vU")
+    A, E, B = ([nn.Parameter(p.detach().T.clone()) for p in group] for group in theirs.values())
+    lam = [nn.Parameter(p.detach().flatten()) for p in E]
+    one = [nn.Parameter(torch.eye(config.k).double(), requires_grad=False) for _ in targets]
+    ours = Factors(A, one, lam, one, B) if identities == "vU" else Factors(one, A, lam, B, one)
+    return model, theirs, ours, {"A": A, "E": lam, "B": B}
+
+
+def noise(name, like, alike):
+    """Random numbers; if ``alike`` the same in every row of A and in every column of B."""
+    drawn = torch.randn_like(like)
+    if alike and name == "A":
+        return drawn[:1].repeat(len(drawn), 1)
+    return drawn[:, :1].repeat(1, drawn.shape[1]) if alike else drawn  # E has one column
+
+
+@pytest.mark.parametrize("identities", ["uV", "vU"])
+@pytest.mark.parametrize(
+    ("deltaT", "tfinal", "forced"), [(1, 9, None), (4, 8, None), (4, 9, 31), (7, 3, 37)]
+)
+def test_in_adaloras_case_the_masks_are_those_of_pefts_adalora(identities, deltaT, tfinal, forced):
+    config = Lora2Config(
+        r=4, target_r=1, tinit=6, tfinal=tfinal, deltaT=deltaT, total_step=40,
+        k=4 if identities == "vU" else 5, importance="full" if identities == "vU" else "factored",
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, theirs, ours, trained = adalora_and_ours(identities, config)
+    allocator = Allocator(config, ours, 40)
+    masks = [torch.ones(4, dtype=torch.bool) for _ in ours.lam]
+    counts = set()
+    for t in range(1, 41):
+        for name, group in theirs.items():
+            for parameter, own in zip(group, trained[name], strict=True):
+                parameter.grad = noise(name, parameter, alike=identities == "vU")
+                own.grad = parameter.grad.T.reshape(own.shape)
+        pretend_optimizer_step(theirs.values())
+        pretend_optimizer_step(trained.values())
+        model.base_model.update_and_allocate(t)
+        allocator.step(t, ours, masks)
+        expected, lam = torch.cat(theirs["E"], 1).T, torch.stack(ours.lam)  # (6, 4) each
+        if t == forced:  # to the target already, although deltaT does not divide t: not so ours
+            assert int((expected != 0).sum()) == allocator.target_total < int((lam != 0).sum())
+        else:
+            assert torch.equal(lam, expected), t
+        counts.add(int((lam != 0).sum()))
+    assert len(counts) > 3 and min(counts) == allocator.target_total == 6
 
 
 def test_importance_can_change_the_kept_set():
@@ -209,7 +270,7 @@ def test_importance_can_change_the_kept_set():
     for importance in ("factored", "full"):
         config = Lora2Config(r=4, k=2, target_r=1, importance=importance)
         factors = make_factors(config)
-        allocator = Allocator(config, factors, 1)
+        allocator = Allocator(config, factors, 2)
         give_gradients(factors, seed=1)
         factors.u[2].grad *= 1000
         allocator.step(1, factors, [torch.ones(4, dtype=torch.bool) for _ in SHAPES])
@@ -230,13 +291,13 @@ def run(config, total_step, upto, allocator=None, factors=None, first=1):
 
 def test_between_renewals_pruned_values_may_grow_and_in_the_end_they_stay_zero():
     config = Lora2Config(r=4, k=1, target_r=1, tinit=2, tfinal=5, deltaT=3)
-    allocator, factors, _ = run(config, 20, 5)
+    allocator, factors, _ = run(config, 20, 3)  # deltaT divides 3, not 3 - tinit
     pruned = ~allocator.mask
     assert pruned.any() and (torch.stack(list(factors.lam))[pruned] == 0).all()
-    allocator, factors, _ = run(config, 20, 7, allocator, factors, first=6)
+    allocator, factors, _ = run(config, 20, 5, allocator, factors, first=4)
     assert torch.equal(~allocator.mask, pruned)
     assert (torch.stack(list(factors.lam))[pruned] != 0).all()
-    allocator, factors, _ = run(config, 20, 15, allocator, factors, first=8)
+    allocator, factors, _ = run(config, 20, 15, allocator, factors, first=6)
     final = allocator.mask.clone()
     assert int(final.sum()) == 4
     for t in range(16, 21):
@@ -247,9 +308,9 @@ def test_between_renewals_pruned_values_may_grow_and_in_the_end_they_stay_zero()
 
 def test_importance_is_frozen_in_the_final_phase():
     config = Lora2Config(r=4, k=1, target_r=1, tfinal=5)
-    allocator, factors, _ = run(config, 12, 7)
+    allocator, factors, _ = run(config, 12, 6)  # the last of the steps t < T - tfinal
     frozen = allocator.sensitivity.clone(), allocator.uncertainty.clone()
-    run(config, 12, 12, allocator, factors, first=8)
+    run(config, 12, 12, allocator, factors, first=7)
     assert torch.equal(allocator.sensitivity, frozen[0])
     assert torch.equal(allocator.uncertainty, frozen[1])
 
@@ -261,12 +322,21 @@ def test_warm_up_averages_but_does_not_mask():
     assert all((lam != 0).all() for lam in factors.lam)
 
 
-@pytest.mark.parametrize("total_step", [1, 2, 5, 7])
-def test_the_target_is_reached_without_a_final_phase_whatever_deltaT(total_step):
-    config = Lora2Config(r=4, k=1, target_r=3, deltaT=100)
+@pytest.mark.parametrize(("deltaT", "total_step"), [(1, 2), (1, 7), (3, 9), (9, 9)])
+def test_without_a_final_phase_the_last_renewal_reaches_the_target(deltaT, total_step):
+    config = Lora2Config(r=4, k=1, target_r=3, deltaT=deltaT)
     allocator, factors, masks = run(config, total_step, total_step)
     allocator.check_finished(factors, masks)
     assert int(torch.stack(masks).sum()) == 3 * len(SHAPES)
+
+
+@pytest.mark.parametrize("deltaT", [5, 100])
+def test_with_a_final_phase_any_deltaT_reaches_the_target(deltaT):
+    config = Lora2Config(r=4, k=1, target_r=1, tfinal=1, deltaT=deltaT)
+    allocator, factors, masks = run(config, 10, 9)
+    assert int(torch.stack(masks).sum()) > len(SHAPES)  # deltaT does not divide 9
+    run(config, 10, 10, allocator, factors, first=10)
+    allocator.check_finished(factors, list(allocator.mask))
 
 
 def test_a_step_with_infinite_gradients_teaches_nothing():
@@ -281,16 +351,17 @@ def test_a_step_with_infinite_gradients_teaches_nothing():
         assert torch.equal(allocator.uncertainty, before[1])
 
 
-def test_a_resumed_allocator_continues_to_the_bit():
-    config = Lora2Config(r=4, k=2, target_r=1, tinit=2, tfinal=4, deltaT=2, importance="full")
+@pytest.mark.parametrize("stop", [9, 16, 17])  # before, at and after T - tfinal
+def test_a_resumed_allocator_continues_to_the_bit(stop):
+    config = Lora2Config(r=4, k=2, target_r=1, tinit=2, tfinal=4, deltaT=3, importance="full")
     whole, factors, _ = run(config, 20, 20)
-    first, halfway, _ = run(config, 20, 9)
+    first, halfway, _ = run(config, 20, stop)
     state = first.state_dict()
-    run(config, 20, 12, first, halfway, first=10)  # must not reach into the saved state
-    _, halfway, _ = run(config, 20, 9)
+    run(config, 20, stop + 3, first, halfway, first=stop + 1)  # must not reach into the state
+    _, halfway, _ = run(config, 20, stop)
     second = Allocator(config, halfway, 20)
     second.load_state_dict(state)
-    second, resumed, _ = run(config, 20, 20, second, halfway, first=10)
+    second, resumed, _ = run(config, 20, 20, second, halfway, first=stop + 1)
     for key, tensor in whole.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[key]), key
     assert all(torch.equal(a, b) for a, b in zip(factors.lam, resumed.lam, strict=True))
@@ -361,7 +432,19 @@ def test_check_finished_finds_each_defect():
         allocator.check_finished(factors, masks)
 
 
-def test_a_schedule_that_does_not_fit_is_refused():
-    config = Lora2Config(r=4, k=1, target_r=1, tinit=10, tfinal=10)
-    with pytest.raises(ValueError, match="leave no step for pruning in total_step=20"):
-        Allocator(config, make_factors(config), 20)
+@pytest.mark.parametrize(
+    ("schedule", "total_step", "message"),
+    [
+        ({"tinit": 10, "tfinal": 10}, 20, "leave no step for pruning in total_step=20"),
+        ({"tfinal": 19}, 20, r"before the first of .*=20 steps is scored \(allowed: tfinal <= "),
+        ({}, 1, "tfinal=0 freezes the scores before the first of total_step=1"),
+        ({"deltaT": 3}, 20, r"deltaT=3 renews no mask at the last step, .*allowed: tfinal >= 1"),
+        ({"deltaT": 100}, 20, "deltaT=100 renews no mask at the last step, total_step=20"),
+    ],
+)
+def test_a_schedule_that_does_not_fit_is_refused(schedule, total_step, message):
+    config = Lora2Config(r=4, k=1, target_r=1, **schedule)
+    with pytest.raises(ValueError, match=message):
+        Allocator(config, make_factors(config), total_step)
+    with pytest.raises(ValueError, match=message):
+        Lora2Config(r=4, k=1, target_r=1, **schedule, total_step=total_step)

@@ -87,16 +87,14 @@ def test_two_adapters_add_up_and_merge_one_by_one():
 
 
 def untracked(layer, x, *args, **kwargs):
-    """What a pass of the whole model without gradients makes of ``layer``, and whether in short."""
+    """Return what a pass of the whole model without gradients makes of ``layer``."""
     with torch.no_grad():
         for name in layer.active_adapters:
-            layer.hand(name, layer.pair(name), tracked=False)
-        short = layer.handed.ready is not None
+            layer.cache_pair(name, layer.pair(name), with_grad=False)
         try:
-            return layer(x, *args, **kwargs), short
+            return layer(x, *args, **kwargs)
         finally:
-            layer.handed.take_back()
-            assert layer.handed.ready is None and not layer.handed.pairs
+            layer.cached_pairs.clear()
 
 
 @pytest.mark.parametrize("adapters", [1, 2])
@@ -112,13 +110,11 @@ def test_without_gradients_it_is_the_same_map(bias, adapters):
         assert (x @ dense_update(layer, name)).abs().max() > 1e-3
     tracked = layer(x).detach()
     for one, expected in ((x, tracked), (x[:0], tracked[:0]), (x[0, 0], tracked[0, 0])):
-        found, short = untracked(layer, one)
-        assert short == (adapters == 1)
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(untracked(layer, one), expected, rtol=1e-12, atol=1e-12)
     with torch.no_grad():  # called alone
         torch.testing.assert_close(layer(x), tracked, rtol=1e-12, atol=1e-12)
     layer.enable_adapters(False)
-    torch.testing.assert_close(untracked(layer, x), (layer.base_layer(x).detach(), False))
+    torch.testing.assert_close(untracked(layer, x), layer.base_layer(x).detach())
 
 
 def test_without_gradients_a_layer_that_somebody_looks_at_is_called():
@@ -129,12 +125,11 @@ def test_without_gradients_a_layer_that_somebody_looks_at_is_called():
         untracked(layer, x, scale=2)
     seen = []
     handle = layer.base_layer.register_forward_hook(lambda *_: seen.append(True))
-    found, short = untracked(layer, x)
-    torch.testing.assert_close(found, expected)
-    assert seen == [True] and not short
+    torch.testing.assert_close(untracked(layer, x), expected)
+    assert seen == [True]
     handle.remove()
     layer.base_layer.forward = lambda x: x.new_zeros(*x.shape[:-1], 5)
-    torch.testing.assert_close(untracked(layer, x)[0], x @ dense_update(layer).detach())
+    torch.testing.assert_close(untracked(layer, x), x @ dense_update(layer).detach())
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.float64])
@@ -149,8 +144,8 @@ def test_without_gradients_dtypes_may_differ(base, given):
         with pytest.raises(RuntimeError, match="dtype"):  # as without an adapter
             untracked(layer, x)
         return
-    found, short = untracked(layer, x)
-    assert found.dtype == base and short == (base == torch.float64)
+    found = untracked(layer, x)
+    assert found.dtype == base
     torch.testing.assert_close(found, layer(x).detach())
 
 
@@ -160,8 +155,7 @@ def test_without_gradients_dropout_still_acts_in_training():
     torch.manual_seed(1)
     expected = layer(x).detach()
     torch.manual_seed(1)
-    torch.testing.assert_close(untracked(layer, x), (expected, False))
-    assert untracked(layer.eval(), x)[1]
+    torch.testing.assert_close(untracked(layer, x), expected)
 
 
 class Guarded(torch.Tensor):
@@ -182,7 +176,7 @@ def test_a_weight_of_another_class_is_left_to_its_layer():
     x = torch.randn(3, 6, dtype=torch.float64)
     expected = layer(x).detach()
     layer.base_layer.weight = nn.Parameter(layer.base_layer.weight.detach().as_subclass(Guarded))
-    torch.testing.assert_close(untracked(layer, x), (expected, False))
+    torch.testing.assert_close(untracked(layer, x), expected)
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
@@ -194,7 +188,7 @@ def test_a_weight_that_is_no_parameter_is_left_to_its_layer(name):
     value = getattr(layer.base_layer, name).detach()
     delattr(layer.base_layer, name)
     setattr(layer.base_layer, name, value)
-    torch.testing.assert_close(untracked(layer, x), (expected, False))
+    torch.testing.assert_close(untracked(layer, x), expected)
 
 
 def test_a_parametrised_factor_is_found():

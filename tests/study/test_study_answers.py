@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from synthetic_study import record, small_study
+
+from lora2.study import page
+from lora2.study.answers import answer, equivalence
+from lora2.study.figures import budget_curve
+from lora2.study.read import collect, read
+from lora2.study.select import Choice
+from lora2.study.spec import Question
+
+ASK = [Question(ask="Is it?", pairs=[["lora2-k8", "lora-r8"]])]
+
+
+def scores_of(first, second, part="cola-100"):
+    """scores.csv of two rows of one part, a value a seed."""
+    lines = [
+        {"part": part, "row": row, "task": "cola", "steps": int(part[5:]), "seed": seed,
+         "learning_rate": 1e-3, "run": f"{row}-{seed}", "score_best": value + 1, "step_best": 1,
+         "score_last": value, "params_adapter": 10, "params_kept": 10, "train_seconds": 1.0}
+        for row, values in (("lora2-k8", first), ("lora-r8", second))
+        for seed, value in enumerate(values, 1)
+    ]  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+def last(first, second):
+    found = answer(small_study(questions=ASK), scores_of(first, second))
+    return found.loc[found["score"] == "last"].iloc[0]
+
+
+def test_a_difference_has_the_interval_and_the_p_of_a_paired_t_test():
+    a, b = [20.0, 22.0, 21.0, 25.0], [18.0, 21.0, 18.5, 21.0]
+    line, own = last(a, b), stats.ttest_rel(a, b)
+    assert line["p"] == pytest.approx(own.pvalue)
+    assert (line["low"], line["high"]) == pytest.approx(tuple(own.confidence_interval(0.95)))
+    assert line["difference"] == pytest.approx(np.mean(a) - np.mean(b)) and line["seeds"] == 4
+
+
+@pytest.mark.parametrize(
+    ("first", "verdict"),
+    [
+        ([30.0, 31.2, 30.5], "higher"),
+        ([10.0, 11.2, 10.5], "lower"),
+        ([20.1, 20.9, 20.6], "equivalent"),
+        ([21.0, 22.0, 21.5001], "higher, within the margin"),
+        ([15.0, 29.0, 21.0], "cannot tell"),
+    ],
+)
+def test_the_verdict_follows_from_both_tests(first, verdict):
+    assert last(first, [20.0, 21.0, 20.5])["verdict"] == verdict
+
+
+def test_equivalence_is_the_larger_of_two_one_sided_tests():
+    values = np.array([0.5, 1.0, -0.2, 0.4])
+    p = max(
+        stats.ttest_1samp(values, -3.0, alternative="greater").pvalue,
+        stats.ttest_1samp(values, 3.0, alternative="less").pvalue,
+    )
+    assert equivalence(values, 3.0) == pytest.approx(p)
+
+
+def test_what_could_have_been_seen_is_found_with_that_power():
+    line = last([20.0, 22.0, 21.0, 25.0], [18.0, 21.0, 18.5, 21.0])
+    error = (line["high"] - line["difference"]) / stats.t.ppf(0.975, 3)
+    shift = stats.nct(3, line["could_have_seen"] / error)
+    assert 0.75 < shift.sf(stats.t.ppf(0.975, 3)) < 0.9
+
+
+def test_lines_of_one_question_are_corrected_together_and_one_seed_gives_none():
+    study = small_study(questions=ASK)
+    two = [scores_of([24.0, 22.0, 23.5], [20.0, 21.0, 20.5], part) for part in
+           ("cola-100", "cola-200")]  # fmt: skip
+    found = answer(study, pd.concat(two))
+    found = found.loc[found["score"] == "last"]
+    assert len(found) == 2 and (found["p_holm"] >= 2 * found["p"].min() - 1e-12).all()
+    assert answer(study, scores_of([1.0], [2.0])).empty
+
+
+def choices(study, rate=1e-3):
+    tried = pd.DataFrame({"part": ["p"], "row": ["r"], "learning_rate": [rate], "chosen": [True]})
+    return [
+        Choice(part, row, rate, tried.assign(part=part.name, row=row))
+        for part in study.parts
+        for row in part.rows
+    ]
+
+
+@pytest.fixture
+def collected(tmp_path):
+    study = small_study(questions=ASK)
+    made = choices(study)
+    extra = [f"results.dir={tmp_path}"]
+    record(tmp_path / "selection", [study.candidate(study.parts[0], "lora-r8", 1e-3, extra)],
+           lambda job: 1.0)  # fmt: skip
+    jobs = [study.job(one.part, one.row, one.rate, seed, extra) for one in made for seed in (1, 2)]
+    record(tmp_path, jobs, lambda job: float(20 + job.resolved.config.seed))
+    collect(study, made, tmp_path, extra)
+    return study, made, extra, tmp_path
+
+
+def test_collecting_again_without_run_folders_changes_no_byte(collected):
+    study, made, extra, folder = collected
+    before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
+    assert set(before) == {"runs.csv", "rates.csv", "scores.csv", "curves.csv"}
+    collect(study, made, folder, extra)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
+    collect(study, [one for one in made if one.part.steps == 100], folder, extra)
+    assert len(read(folder, "scores")) == 8  # the other part's lines stay
+
+
+def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeypatch):
+    study, _, _, folder = collected
+    monkeypatch.setattr(page, "ROOT", folder.parent)
+    results = page.load(study, folder)
+    text = page.page(results)
+    assert "**Is it?** LoRA² k=8 against LoRA r=8, 200 steps: is equivalent within 3" in text
+    assert "Nothing: every part" in text and "not run" in text
+    assert page.headline(results).count("* ") == 1
+    fewer = page.Results(study, folder, results.scores.head(4), results.answers)
+    assert "* cola-200 (200 steps): all rows" in page.page(fewer)
+    curve = budget_curve(study, results.scores, "cola")
+    assert len(curve.axes[0].containers) == 2
