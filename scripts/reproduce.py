@@ -82,13 +82,12 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
 
 def write_table(request: Request, plan: TablePlan, jobs: Sequence[Job], folder: Path) -> None:
     """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
-    from lora2.experiment import bench_times, reporting, timetable
+    from lora2.experiment import reporting, timetable
 
     official = reporting.is_official(plan, request.extra)
     asked = (plan, request.profile, folder, request.seeds, request.extra)
     if plan.kind == "times":
-        frame = bench_times.known(plan, jobs)
-        frame = timetable.measure(plan, jobs) if frame is None else frame
+        frame = timetable.measure(plan, jobs)
         if official:
             show_written(timetable.write(plan, frame, request.profile, folder))
         else:
@@ -108,13 +107,11 @@ def show_written(paths: Sequence[Path]) -> None:
 
 def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
     """Say what each table would cost here; nothing is trained or written."""
-    from lora2.experiment import bench_times, timetable
     from lora2.experiment import plan as costs
+    from lora2.experiment import timetable
 
     for plan in request.plans:
         jobs = found[plan.name]
-        if plan.kind == "times" and bench_times.known(plan, jobs) is not None:
-            continue
         print(
             f"table {plan.name}, profile {request.profile.name}: measuring a few steps", flush=True
         )

@@ -1,53 +1,74 @@
-"""How long GLUE's sentences are in tokens, and batches of such lengths.
+"""Batches as long as a run's: GLUE's sentence lengths in tokens, and batches drawn from them.
 
-``glue_lengths.csv`` was made by ``lora2/bench/measure_lengths.py``: quantiles of each task's
-training set in DeBERTaV3's tokens, special ones included, cut to the public script's
-max_seq_length.
+``glue_lengths.csv`` holds quantiles of each task's training set in DeBERTaV3's tokens, special ones
+included, cut to the public script's max_seq_length.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from lora2.bench.step import Batch
+from lora2.experiment.schema import RunConfig
+from lora2.experiment.shapes import encoder_config, longest
+from lora2.glue.tasks import get_task
 
 TABLE = Path(__file__).parent / "glue_lengths.csv"
 QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent
 FIRST_WORD = 5  # smaller ids are special in every tokeniser here
 
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-    """One task's lengths in tokens."""
+def batches(config: RunConfig, count: int) -> list[Batch]:
+    """Return ``count`` batches of the run, padded to their longest example as in training.
 
-    task: str
-    rows: int  # examples they were measured on
-    max_seq_length: int  # where longer ones are cut
-    tokens: tuple[float, ...]  # at each of QUANTILES
+    The embedded tasks' own sentences; for GLUE random tokens, as many as its sentences have.
+    """
+    if config.data.source == "embedded":
+        return _embedded_batches(config, count)
+    task, train, encoder = get_task(config.task), config.train, encoder_config(config.backbone)
+    generator = torch.Generator().manual_seed(config.seed)
+    quantiles, most = known_lengths()[task.name], longest(encoder, train.max_seq_length)
+    drawn = []
+    for _ in range(count):
+        lengths = draw(quantiles, train.batch_size, generator).clamp(max=most)
+        drawn.append(padded_batch(lengths, encoder.vocab_size, task.num_labels, generator))
+    return drawn
 
 
-def known_lengths(path: Path = TABLE) -> dict[str, Lengths]:
-    """Return task -> its lengths, in the order of the file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        found = [
-            Lengths(
-                row["task"],
-                int(row["rows"]),
-                int(row["max_seq_length"]),
-                tuple(float(row[f"p{quantile}"]) for quantile in QUANTILES),
-            )
+def _embedded_batches(config: RunConfig, count: int) -> list[Batch]:
+    from lora2.embedded import encoder_path, make_split
+    from lora2.glue.tokenize import tokenize
+
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
+    size = config.train.batch_size
+    frame = make_split(config.task, "train").head(count * size)
+    rows = tokenize(frame, get_task(config.task), tokenizer, config.train.max_seq_length)
+    starts = range(0, len(rows), size)
+    collate = DataCollatorWithPadding(tokenizer)
+    return [
+        dict(collate([rows[i] for i in range(start, min(start + size, len(rows)))]))
+        for start in starts
+    ]
+
+
+def known_lengths() -> dict[str, tuple[float, ...]]:
+    """Return task -> its lengths in tokens at each of ``QUANTILES``."""
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        return {
+            row["task"]: tuple(float(row[f"p{quantile}"]) for quantile in QUANTILES)
             for row in csv.DictReader(file)
-        ]
-    return {one.task: one for one in found}
+        }
 
 
-def draw(lengths: Lengths, count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` lengths in whole tokens, drawn between the quantiles' straight lines."""
+def draw(quantiles: tuple[float, ...], count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` lengths in whole tokens, interpolated linearly between the quantiles."""
     at = torch.tensor(QUANTILES, dtype=torch.float64) / 100
-    tokens = torch.tensor(lengths.tokens, dtype=torch.float64)
+    tokens = torch.tensor(quantiles, dtype=torch.float64)
     where = torch.rand(count, generator=generator, dtype=torch.float64)
     right = torch.searchsorted(at, where, right=True).clamp(1, len(at) - 1)
     share = (where - at[right - 1]) / (at[right] - at[right - 1])
@@ -56,15 +77,15 @@ def draw(lengths: Lengths, count: int, generator: torch.Generator) -> Tensor:
 
 def padded_batch(
     lengths: Tensor, vocabulary: int, num_labels: int, generator: torch.Generator
-) -> dict[str, Tensor]:
+) -> Batch:
     """Return random token ids with mask, padded to the longest of ``lengths``, and labels.
 
     ids and mask: (batch, longest). Labels: (batch,), class numbers, or similarities from 0 to 5
     when ``num_labels`` is 1.
     """
-    size, longest = len(lengths), int(lengths.max())
-    mask = (torch.arange(longest) < lengths[:, None]).long()  # (batch, longest)
-    words = torch.randint(FIRST_WORD, vocabulary, (size, longest), generator=generator)
+    size, most = len(lengths), int(lengths.max())
+    mask = (torch.arange(most) < lengths[:, None]).long()  # (batch, longest)
+    words = torch.randint(FIRST_WORD, vocabulary, (size, most), generator=generator)
     labels = torch.rand(size, generator=generator) * 5
     if num_labels > 1:
         labels = torch.arange(size) % num_labels

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import dataclasses
 import gc
 import statistics
 import time
@@ -11,12 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import set_seed
 
 from lora2.bench.counters import Counts, counting, peak_bytes
-from lora2.bench.encoders import own_trained, twin
-from lora2.bench.methods import STEPS, Method, prepare
+from lora2.experiment.device import autocast, use_matmul_precision
+from lora2.experiment.methods import prepare
+from lora2.experiment.schema import RunConfig
+from lora2.experiment.shapes import encoder_config, random_encoder
+from lora2.experiment.training import build_optimizer
+from lora2.glue.tasks import get_task
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STEPS = 100_000  # of the pretended training: no measurement gets to its last phase
 Batch = dict[str, Tensor]
 Seconds = dict[str, list[float]]
 
@@ -50,7 +56,7 @@ class Stepper:
         self._drive("prepare_training", steps)
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, clipping, optimiser, allocator."""
+        """Run forward, backward, clipping, optimiser and allocator once."""
         self.number += 1
         with autocast(self.device, self.precision):
             loss = self.model(**batch).loss
@@ -63,10 +69,10 @@ class Stepper:
         self.optimizer.zero_grad()
 
     def counts(self, batch: Batch) -> Counts:
-        """Take a step and return what it had the device do."""
-        with counting(self.device) as found:
+        """Take a step and return what it made the device do."""
+        with counting(self.device) as counts:
             self.step(batch)
-        return found
+        return counts
 
     def memory_mib(self, batch: Batch) -> float:
         """Take a step; return the most MiB that this method alone would have held in it.
@@ -77,7 +83,7 @@ class Stepper:
         return (held_bytes(self) + peak_bytes(lambda: self.step(batch), self.device)) / 2**20
 
     def trainable(self) -> int:
-        """Return the parameters that are trained, the head included."""
+        """Return the number of trained parameters, the head included."""
         return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
 
     def _drive(self, hook: str, number: int) -> None:
@@ -85,29 +91,128 @@ class Stepper:
             getattr(self.driver, hook)(number)
 
 
-def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
-    """Return the context of a forward pass in ``precision``."""
-    kind = AUTOCAST.get(precision)
-    return torch.autocast(device, kind) if kind else contextlib.nullcontext()
-
-
 def held_bytes(stepper: Stepper) -> int:
     """Return the bytes of a model's weights, buffers and optimiser state, each storage once."""
-    state = [value for one in stepper.optimizer.state.values() for value in one.values()]
+    state = [value for entry in stepper.optimizer.state.values() for value in entry.values()]
     tensors = [*stepper.model.parameters(), *stepper.model.buffers()]
     tensors += [value for value in state if isinstance(value, Tensor)]
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
 
 
-def build(base: nn.Module, method: Method, precision: str = "fp32") -> Stepper:
-    """Return a stepper on a model that uses ``base``'s memory for what the method leaves frozen."""
-    model, driver = prepare(twin(base), method)
+def build(
+    base: nn.Module, config: RunConfig, steps: int = STEPS, *, fused: bool = False
+) -> Stepper:
+    """Return what takes the optimiser steps of a run of ``steps``.
+
+    The model uses ``base``'s memory for what the method leaves frozen. An allocator starts at once
+    (tinit = 0): scoring and masking is its expensive part. TF32 is on or off in the whole process,
+    as the latest run wants it. The optimiser is the run's, whose AdamW is fused on a GPU alone;
+    ``fused`` has it fused here too, so that operations are counted as a GPU is given them.
+    """
+    set_seed(config.seed)
+    use_matmul_precision(config)
+    if hasattr(config.method, "tinit"):
+        config = dataclasses.replace(config, method=dataclasses.replace(config.method, tinit=0))
+    model, driver = prepare(twin(base), config, steps)
     own_trained(model, base)
     model.to(next(base.parameters()).device)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    return Stepper(model, driver, optimizer, precision=precision)
+    optimizer = build_optimizer(model, config)
+    for group in optimizer.param_groups if fused else ():
+        group["fused"] = True
+    return Stepper(
+        model,
+        driver,
+        optimizer,
+        steps,
+        max_grad_norm=config.train.max_grad_norm,
+        precision=config.train.precision,
+    )
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Return a copy with parameters of its own that use the same memory as ``model``'s.
+
+    So that many methods fit beside each other: a frozen weight is there once. One that is trained
+    must be moved to memory of its own first (``own_trained``).
+    """
+    shared = {id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
+def own_trained(model: nn.Module, shared: nn.Module) -> None:
+    """Give every trained parameter of ``model`` that uses ``shared``'s memory its own."""
+    theirs = {parameter.data_ptr() for parameter in shared.parameters()}
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.data_ptr() in theirs:
+            parameter.data = parameter.data.clone()
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One configuration's steps: seconds each, and what a step needs."""
+
+    seconds: list[float]
+    tokens: float  # per example, padding included; mean over the batches
+    trainable: int  # parameters, head included
+    peak_memory_mb: float  # MiB: weights, optimiser state, and the most made in a step
+    held_memory_mb: float  # MiB: of that, weights and optimiser state
+    kernels: int = 0  # operations that are no views
+    syncs: int = 0  # places where the host waits for values of the device
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def measure(
+    runs: Mapping[str, tuple[RunConfig, int]],
+    batches: Sequence[Batch],
+    rounds: int,
+    warm_up: int = 2,
+    base: nn.Module | None = None,
+    *,
+    fused: bool = False,
+) -> dict[str, Measured]:
+    """Time the steps of several runs (configuration and length), taken in turn.
+
+    In a round all step on the same batch. All run on ``base``'s weights and device; without it on
+    random weights of the first run's encoder, on a GPU where there is one. ``fused`` as in
+    ``build``.
+    """
+    if base is None:
+        first = next(iter(runs.values()))[0]
+        shape, labels = encoder_config(first.backbone), get_task(first.task).num_labels
+        base = random_encoder(shape, labels, first.backbone.attention)
+        base = base.to("cuda" if torch.cuda.is_available() else "cpu")
+    steppers = {
+        name: build(base, config, steps, fused=fused) for name, (config, steps) in runs.items()
+    }
+    device = next(base.parameters()).device
+    moved = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
+    seconds = take_turns(steppers, moved, rounds, warm_up)
+    lengths = [batch["input_ids"].shape[1] for batch in moved]
+    widest = moved[lengths.index(max(lengths))]
+    tokens = statistics.mean(lengths)
+    measured = {row: _measured(own, seconds[row], tokens, widest) for row, own in steppers.items()}
+    del steppers, base
+    release()
+    return measured
+
+
+def _measured(stepper: Stepper, seconds: list[float], tokens: float, batch: Batch) -> Measured:
+    """Take one more step to count its operations and its memory."""
+    with counting(stepper.device) as counts:
+        peak = stepper.memory_mib(batch)
+    return Measured(
+        seconds,
+        tokens,
+        stepper.trainable(),
+        peak,
+        held_bytes(stepper) / 2**20,
+        len(counts.kernels),
+        len(counts.syncs),
+    )
 
 
 def own_clock(device: str) -> Callable[[], float]:
@@ -149,8 +254,8 @@ def take_turns(
 ) -> Seconds:
     """``interleave`` the steps of several methods, all on the same batch in a round."""
     actions = {
-        name: lambda number, one=one: one.step(batches[number % len(batches)])
-        for name, one in steppers.items()
+        name: lambda number, stepper=stepper: stepper.step(batches[number % len(batches)])
+        for name, stepper in steppers.items()
     }
     device = next(iter(steppers.values())).device
     return interleave(actions, device, rounds, warm_up)
@@ -158,7 +263,7 @@ def take_turns(
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
     """Return the median over rounds of a time against another of the same round."""
-    return statistics.median(one / other for one, other in zip(seconds, base, strict=True))
+    return statistics.median(own / other for own, other in zip(seconds, base, strict=True))
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:

@@ -117,27 +117,26 @@ def timing_lines(jobs: Sequence[Job], costs: Costs, steps: int) -> list[Line]:
 def measure(
     jobs: Sequence[Job], budget: float = BUDGET, tell: Callable[[str], None] = print
 ) -> Costs:
-    """Return what a step costs for each row, task and length that is left to do.
+    """Measure what a step costs for each row, task and length that is left to do.
 
-    From the bench of this device where it holds them; the others take a few steps here, first
-    the shortest of every row. After ``budget`` seconds only rows without any measurement are
-    still measured, after three times as long none: the rest is scaled by tokens, from the same
-    row where possible.
+    A few steps are taken of each, first of the shortest of every row. After ``budget`` seconds only
+    rows without any measurement are still measured, after three times as long none: the rest is
+    scaled by tokens, from the same row where possible.
     """
-    from lora2.experiment import bench_costs, timing
+    from lora2.bench import lengths, step
 
     wanted = {key_of(job): job for job in jobs}
-    costs = bench_costs.known(wanted, tell)
+    costs: Costs = {}
     started = time.monotonic()
-    for key in _order(wanted.keys() - costs.keys()):
+    for key in _order(wanted):
         spent = time.monotonic() - started
         patience = budget if any(known[0] == key[0] for known in costs) else PATIENCE * budget
         if costs and spent > patience:
             continue
         resolved = wanted[key].resolved
         runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
-        batches = timing.batches(resolved.config, 3)
-        found = timing.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
+        batches = lengths.batches(resolved.config, 3)
+        found = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
         costs[key] = Cost(
             found.median, found.trainable, found.peak_memory_mb, True, found.held_memory_mb
         )
@@ -160,9 +159,9 @@ def _order(keys: Iterable[Key]) -> list[Key]:
 
 def batch_tokens(job: Job) -> float:
     """Return the tokens of a batch of the run, padding included, as a mean over some."""
-    from lora2.experiment import timing
+    from lora2.bench import lengths
 
-    drawn = timing.batches(job.resolved.config, BATCHES)
+    drawn = lengths.batches(job.resolved.config, BATCHES)
     return statistics.mean(batch["input_ids"].numel() for batch in drawn)
 
 

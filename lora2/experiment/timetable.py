@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.bench.step import quartiles, ratio
-from lora2.experiment import timing
+from lora2.bench import step
+from lora2.bench.lengths import batches
+from lora2.bench.step import Measured
 from lora2.experiment.profile import Profile
 from lora2.experiment.provenance import provenance
-from lora2.experiment.tableplan import Job, TablePlan, TableRow
-from lora2.experiment.timing import Measured
+from lora2.experiment.tableplan import Job, TablePlan
 from lora2.report.escape import markdown
 from lora2.report.latex import tex_float
 from lora2.report.paper_tables import printed_values
@@ -45,8 +45,8 @@ def measure(
         own = [job for job in jobs if job.task == task]
         tell(f"timing {task}: {len(own)} methods, {rounds} steps each in turn")
         runs = {job.row: (job.resolved.config, job.resolved.steps or 10_000) for job in own}
-        batches = timing.batches(own[0].resolved.config, BATCHES)
-        lines += _lines(plan, task, own, timing.measure(runs, batches, rounds, BATCHES))
+        drawn = batches(own[0].resolved.config, BATCHES)
+        lines += _lines(plan, task, own, step.measure(runs, drawn, rounds, BATCHES))
     return pd.DataFrame(lines)
 
 
@@ -54,13 +54,13 @@ def _lines(
     plan: TablePlan, task: str, jobs: Sequence[Job], found: dict[str, Measured]
 ) -> list[dict[str, object]]:
     where = {key: value for key, value in provenance().items() if key in IDENTITY}
-    paper = paper_columns(plan, plan.rows, task)
+    paper = {row.id: _paper(plan, row.paper_row, task) for row in plan.rows}
     lines: list[dict[str, object]] = []
     for row, job in zip(plan.rows, jobs, strict=True):
         config, own = job.resolved.config, found[row.id]
         tf32 = config.train.tf32 and config.train.precision == "fp32"
         base = found.get(row.against) if row.against else None
-        low, middle, high = quartiles(own.seconds)
+        low, middle, high = step.quartiles(own.seconds)
         lines.append(
             {
                 "schema": SCHEMA,
@@ -77,26 +77,13 @@ def _lines(
                 "tokens": own.tokens,
                 "precision": "tf32" if tf32 else config.train.precision,
                 "against": row.against or "",
-                "ratio": ratio(own.seconds, base.seconds) if base else math.nan,
-                **paper[row.id],
+                "ratio": step.ratio(own.seconds, base.seconds) if base else math.nan,
+                "paper_seconds": paper[row.id],
+                "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
                 **where,
             }
         )
     return lines
-
-
-def paper_columns(
-    plan: TablePlan, rows: Sequence[TableRow], task: str
-) -> dict[str, dict[str, float]]:
-    """Return row id -> the paper's seconds and ratio, NaN where it prints none."""
-    paper = {row.id: _paper(plan, row.paper_row, task) for row in rows}
-    return {
-        row.id: {
-            "paper_seconds": paper[row.id],
-            "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
-        }
-        for row in rows
-    }
 
 
 def _paper(plan: TablePlan, row: dict[str, object] | None, task: str) -> float:
@@ -143,12 +130,11 @@ def _about(plan: TablePlan, frame: pd.DataFrame) -> str:
     bases = [labels.get(row.against, row.against) for row in plan.rows if row.against]
     shown = "Milliseconds per optimiser step and, in brackets, their" if _on_gpu(frame) else "The"
     first = frame.iloc[0]
-    size = f", {first['layers']} layers" if "layers" in frame else ""
     return (
         f"{shown} ratio to {', '.join(dict.fromkeys(bases))}: medians of "
         f"{first['steps_measured']} steps, one of each method in turn in one process, on batches "
         "of each task's length and random weights of the encoder's shape "
-        f"({first['backbone']}{size}), {first['precision']}, on {first['device']}."
+        f"({first['backbone']}), {first['precision']}, on {first['device']}."
     )
 
 
@@ -169,7 +155,7 @@ def _grid(plan: TablePlan, frame: pd.DataFrame) -> list[list[str]]:
     cells = frame.set_index(["row", "task"])
     lines = [["Method", *(TASK_NAMES[task] for task in tasks)]]
     for row in plan.rows:
-        if row.id not in set(frame["row"]):  # a bench need not have all
+        if row.id not in set(frame["row"]):  # a file of an earlier version may lack some
             continue
         own = [cells.loc[(row.id, task)] for task in tasks]
         found = [_cell(one["seconds"], one["ratio"], _on_gpu(frame)) for one in own]

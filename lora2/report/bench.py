@@ -1,4 +1,4 @@
-"""A page and plots of each device's bench, from the CSVs that ``make bench`` wrote.
+"""A page of each device's bench and one of the targets, from the CSVs that ``make bench`` wrote.
 
 python -m lora2.report.bench [results/bench/DEVICE ...]
 """
@@ -7,152 +7,148 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lora2.bench.record import RESULTS
-from lora2.report import bench_figures, bench_targets
+from lora2.bench.cli import RESULTS
 from lora2.report.escape import markdown
 from lora2.report.store import write_atomically
 
 PARTS = {
-    "micro": "Parts by themselves",
+    "micro": "Operations of the parts by themselves",
     "step": "One training step, and inference",
-    "table2": "Table 2: steps on batches as long as GLUE's sentences",
-    "scaling": "Scaling over layers, k and r",
-    "profile": "A training step in its parts and dearest operations",
-    "against": "A training step of this code and of an earlier revision's",
+    "driver": "The driver's training step beside a bare loop's",
 }
-NAMES = {
-    "part": "Part",
-    "code": "Code",
-    "matrices": "Matrices",
-    "encoder": "Encoder",
-    "task": "Task",
-    "axis": "Axis",
-    "value": "Value",
-    "what": "What",
-    "label": "Method",
-    "kind": "Kind",
-    "name": "Name",
-    "calls": "Calls",
-    "share": "Share of step",
-    "layers": "Layers",
-    "width": "Width",
-    "precision": "Precision",
-    "batch": "Batch",
-    "tokens": "Tokens",
-    "milliseconds": "ms",
-    "ratio_to_lora": "to LoRA",
-    "ratio_to_adalora": "to AdaLoRA",
-    "ratio_to_base": "to no adapter",
-    "ratio_to_then": "to then",
-    "kernels": "Kernels",
-    "syncs": "Syncs",
-    "memory_mib": "Memory, MiB",
-    "memory_ratio_to_lora": "Memory to LoRA",
-}
-FORMS: Mapping[str, str] = {
-    "milliseconds": ".2f",
-    "ratio_to_lora": ".3f",
-    "ratio_to_adalora": ".3f",
-    "ratio_to_base": ".3f",
-    "ratio_to_then": ".3f",
-    "memory_mib": ",.0f",
-    "memory_ratio_to_lora": ".3f",
-    "tokens": ".0f",
-    "share": ".1%",
-}
+COLUMNS = {  # of a CSV -> (heading, format)
+    "part": ("Part", ""), "matrices": ("Matrices", "d"), "encoder": ("Encoder", ""),
+    "label": ("Method", ""), "layers": ("Layers", "d"), "width": ("Width", "d"),
+    "precision": ("Precision", ""), "batch": ("Batch", "d"), "tokens": ("Tokens", ".0f"),
+    "milliseconds": ("ms", ".2f"), "ratio_to_lora": ("to LoRA", ".3f"),
+    "ratio_to_adalora": ("to AdaLoRA", ".3f"), "ratio_to_base": ("to no adapter", ".3f"),
+    "ratio_to_bare": ("to the bare loop", ".3f"), "kernels": ("Kernels", "d"),
+    "syncs": ("Syncs", "d"), "memory_mib": ("Memory, MiB", ",.0f"),
+    "memory_ratio_to_lora": ("Memory to LoRA", ".3f"),
+}  # fmt: skip
+JUDGED = "deberta-v3-base"  # the targets of a step are stated at its width
+ABOUT = (
+    "Medians of steps taken in turn in one process, on random weights of the encoder's shape; "
+    "ratios are the median over rounds of two times of the same round. Made by `make bench`; what "
+    "the columns mean and how they are measured: docs/bench.md."
+)
+TARGETS = [  # text, part, row, column, at most on a processor, at most on a GPU, format
+    ("Step of LoRA² k=8, time to LoRA r=8", "step", "lora2-k8", "ratio_to_lora", 1.05, 1.05, ".3f"),
+    ("The same, time to AdaLoRA r=8", "step", "lora2-k8", "ratio_to_adalora", 0.93, 0.8, ".3f"),
+    ("The same, memory to LoRA r=8", "step", "lora2-k8", "memory_ratio_to_lora", 1.02, 1.02, ".3f"),
+    ("Unmerged inference, time to no adapter", "step", "unmerged", "ratio_to_base", 1.03, 1.03,
+     ".3f"),
+    ("Merged inference, kernels more than without an adapter", "step", "merged", "more_kernels",
+     0, 0, "d"),
+    ("Kernels of the regulariser", "micro", ("regulariser", "lora2-k8"), "kernels", 150, 150, "d"),
+    ("Its synchronisations", "micro", ("regulariser", "lora2-k8"), "syncs", 0, 0, "d"),
+    ("Kernels of the allocator", "micro", ("allocator", "lora2-k8"), "kernels", 20, 20, "d"),
+    ("Its synchronisations", "micro", ("allocator", "lora2-k8"), "syncs", 0, 0, "d"),
+    ("The driver's step, time to a bare loop", "driver", "driver", "ratio_to_bare", 1.03, 1.03,
+     ".3f"),
+]  # fmt: skip
+Parts = Mapping[str, pd.DataFrame]
 
 
-def read(folder: Path) -> dict[str, pd.DataFrame]:
+def read(folder: Path) -> Parts:
     """Return the parts that ``folder`` holds, by name.
 
     Raises:
         FileNotFoundError: it holds none.
         ValueError: a file was not written by the bench.
     """
-    found = {}
+    parts = {}
     for part in PARTS:
         path = folder / f"{part}.csv"
         if not path.is_file():
             continue
-        frame = pd.read_csv(path)
-        if missing := {"seconds", "device", "commit"} - set(frame.columns):
-            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: run `make bench` again")
-        if part == "micro" and "precision" not in frame:  # files without it hold no other
-            frame["precision"] = "fp32"
-        found[part] = frame.assign(milliseconds=1000 * frame["seconds"])
-    if not found:
+        parts[part] = pd.read_csv(path)
+        needed = {"row", "kernels" if part == "micro" else "seconds", "device", "commit"}
+        if missing := needed - set(parts[part].columns):
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: run `make bench`")
+    if not parts:
         raise FileNotFoundError(f"no bench in {folder}: run `make bench` first")
-    return found
+    return parts
 
 
-def render(parts: Mapping[str, pd.DataFrame]) -> str:
+def render(parts: Parts) -> str:
     """Return the page: where it was measured, and a table of each part."""
-    first = next(iter(parts.values())).iloc[0]
-    lines = [f"# Bench on {markdown(first['device'])}", "", *_about(), ""]
+    lines = [f"# Bench on {markdown(_device(parts))}", "", ABOUT, ""]
     for part, frame in parts.items():
-        lines += [f"## {PARTS[part]}", "", _origin(frame), ""]
-        lines += [*_grid(frame), "", f"![{PARTS[part]}]({part}.png)", ""]
+        first = frame.iloc[0]
+        changed = " with changes" if first["dirty"] else ""
+        versions = ", ".join(f"{name} {first[name]}" for name in ("torch", "transformers", "peft"))
+        origin = f"{first['threads']} threads, {versions}, commit {first['commit']}{changed}."
+        lines += [f"## {PARTS[part]}", "", markdown(origin), "", *_grid(frame), ""]
     return "\n".join(lines)
 
 
-def _about() -> list[str]:
-    return [
-        "Medians of steps that the methods took in turn in one process, on random weights of the "
-        "encoder's shape; ratios are the median over rounds of two times of the same round. "
-        "Kernels: ATen operations that are no views. Syncs: places where the host waits for values "
-        "of the device. Memory: weights, optimiser state and the most made in one step, of this "
-        "method alone. Made by `make bench`; what the columns mean and how they are measured: "
-        "docs/bench.md."
-    ]
-
-
-def _origin(frame: pd.DataFrame) -> str:
-    first = frame.iloc[0]
-    changed = " with changes" if bool(first["dirty"]) else ""
-    commit = str(first["commit"]) if isinstance(first["commit"], str) else "unknown"
-    rounds = " to ".join(dict.fromkeys(str(of(frame["rounds"])) for of in (min, max)))
-    return (
-        f"{first['threads']} threads, torch {markdown(first['torch'])}, transformers "
-        f"{markdown(first['transformers'])}, PEFT {markdown(first['peft'])}, commit "
-        f"{markdown(commit)}{changed}, {rounds} rounds."
-    )
-
-
 def _grid(frame: pd.DataFrame) -> list[str]:
-    """The columns that are there and not all empty, as a Markdown table."""
-    shown = [name for name in NAMES if name in frame.columns and frame[name].notna().any()]
-    # On a processor the times of one machine tell a reader nothing; ratios travel.
-    if str(frame["device"].iloc[0]).startswith("cpu"):
-        shown.remove("milliseconds")
-    lines = [[NAMES[name] for name in shown]]
-    for _, row in frame.iterrows():
-        lines.append([_cell(name, row[name]) for name in shown])
-    rule = "|" + "---|" * len(shown)
-    texts = [f"| {' | '.join(line)} |" for line in lines]
-    return [texts[0], rule, *texts[1:]]
+    """Return the columns that are not all empty, as a Markdown table."""
+    if "seconds" in frame and not _is_cpu(frame["device"].iloc[0]):
+        frame = frame.assign(milliseconds=1000 * frame["seconds"])  # a processor's tell nothing
+    shown = [name for name in COLUMNS if name in frame and frame[name].notna().any()]
+    rows = [[_cell(row[name], COLUMNS[name][1]) for name in shown] for _, row in frame.iterrows()]
+    return _table([[COLUMNS[name][0] for name in shown], *rows])
 
 
-def _cell(name: str, value: object) -> str:
+def _table(lines: Sequence[Sequence[str]]) -> list[str]:
+    head, *rows = [f"| {' | '.join(line)} |" for line in lines]
+    return [head, "|" + "---|" * len(lines[0]), *rows]
+
+
+def _cell(value: Any, form: str) -> str:
     if isinstance(value, float) and math.isnan(value):
         return ""
-    if name in FORMS:
-        return format(float(value), FORMS[name])  # type: ignore[arg-type]
-    return markdown(int(value) if isinstance(value, float) else value)
+    if not form:
+        return markdown(value)
+    return format(int(value) if form == "d" else value, form)
 
 
-def write(folder: Path) -> list[Path]:
-    """Write bench.md and a PNG of each part into ``folder``; return their paths."""
-    parts = read(folder)
-    page = folder / "bench.md"
-    write_atomically(page, render(parts))
-    draw: Mapping[str, Callable[[pd.DataFrame], object]] = bench_figures.FIGURES
-    return [page, *(bench_figures.save(draw[part](frame), folder / f"{part}.png")
-                    for part, frame in parts.items())]  # fmt: skip
+def targets(benches: Sequence[Parts]) -> str:
+    """Return a page with a row for each target and a column for each device."""
+    benches = sorted(benches, key=_device)
+    lines = [["Target", "At most", *(markdown(_device(parts)) for parts in benches)]]
+    for text, part, row, column, cpu, gpu, form in TARGETS:
+        limit = format(cpu, "g") if cpu == gpu else f"{cpu:g} (GPU {gpu:g})"
+        lines.append([text, limit])
+        for parts in benches:
+            value = reached(parts, part, row, column)
+            missed = value > (cpu if _is_cpu(_device(parts)) else gpu)
+            shown = _cell(value, form) or "not measured"
+            lines[-1].append(f"{shown} (missed)" if missed else shown)
+    about = f"Steps and inference of {JUDGED}. Made by `make bench` from the CSVs beside it."
+    if all(_is_cpu(_device(parts)) for parts in benches):
+        about += " **Not measured on a GPU: none was at hand.**"
+    return "\n".join(["# What should be reached, and what was", "", about, "", *_table(lines), ""])
+
+
+def reached(parts: Parts, part: str, row: str | tuple[str, str], column: str) -> float:
+    """Return what a bench reached, of several rows the most; NaN where it has none."""
+    if part not in parts:
+        return math.nan
+    frame = parts[part]
+    if part == "step":
+        frame = frame.loc[frame["encoder"] == JUDGED]
+        plain = frame.loc[frame["row"] == "base", "kernels"].max()
+        frame = frame.assign(more_kernels=frame["kernels"] - plain)
+    if isinstance(row, tuple):
+        frame, row = frame.loc[frame["part"] == row[0]], row[1]
+    return float(frame.loc[frame["row"] == row, column].max())
+
+
+def _device(parts: Parts) -> str:
+    return str(next(iter(parts.values()))["device"].iloc[0])
+
+
+def _is_cpu(device: str) -> bool:
+    return device.startswith("cpu")
 
 
 def measured(results: Path = RESULTS) -> list[Path]:
@@ -160,24 +156,21 @@ def measured(results: Path = RESULTS) -> list[Path]:
     return sorted({path.parent for path in results.glob("*/*.csv") if path.stem in PARTS})
 
 
-def write_targets(results: Path = RESULTS) -> Path:
-    """Write what should be reached beside what all benches in ``results`` reached."""
-    path = results / "targets.md"
-    write_atomically(path, bench_targets.render([read(one) for one in measured(results)]))
-    return path
-
-
 def main(argv: Sequence[str]) -> int:
     """Write the pages of these folders, or of all under results/bench; return the exit code."""
-    folders = [Path(one) for one in argv] or measured()
     try:
-        for folder in folders or [RESULTS]:
-            print("\n".join(f"wrote {path}" for path in write(folder)))
+        pages = {Path(folder) / "bench.md": read(Path(folder)) for folder in argv or measured()}
+        if not pages:
+            raise FileNotFoundError(f"no bench in {RESULTS}: run `make bench` first")
+        texts = {path: render(parts) for path, parts in pages.items()}
         if not argv:
-            print(f"wrote {write_targets()}")
+            texts[RESULTS / "targets.md"] = targets(list(pages.values()))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    for path, text in texts.items():
+        write_atomically(path, text)
+        print(f"wrote {path}")
     return 0
 
 

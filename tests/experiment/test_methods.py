@@ -19,7 +19,7 @@ from lora2.experiment.methods import in_head, prepare
 from lora2.experiment.profile import load_profile
 from lora2.experiment.reload import load_run, read_config
 from lora2.experiment.schema import RunConfig
-from lora2.experiment.shapes import random_encoder
+from lora2.experiment.shapes import encoder_config, random_encoder
 from lora2.experiment.tableplan import jobs, load_table, narrow
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
@@ -141,7 +141,7 @@ def meta_counts(name: str, *words: str):
 
 def meta_built(run: RunConfig):
     with torch.device("meta"):
-        base = random_encoder(run.backbone, TASKS[run.task])
+        base = random_encoder(encoder_config(run.backbone), TASKS[run.task].num_labels)
         encoder = count_encoder(base, run.backbone)
         model, _ = prepare(base, run, 3900)
     return run, count_start(model, run.backbone, encoder), base

@@ -5,15 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from lora2.bench.record import slug
+from lora2.bench import step as bench_step
+from lora2.bench.step import Measured
 from lora2.experiment import plan as costs
-from lora2.experiment import timing as costs_timing
 from lora2.experiment.plan import Cost, evaluation_steps, key_of, lines, render
 from lora2.experiment.profile import load_profile
 from lora2.experiment.progress import duration
-from lora2.experiment.provenance import device_name
 from lora2.experiment.tableplan import jobs, load_table, narrow
-from lora2.experiment.timing import Measured
 from tests.experiment import sweep_fakes as fakes
 from tests.experiment.sweep_fakes import job
 from tests.experiment.test_sweep_request import script
@@ -62,7 +60,7 @@ def test_every_row_is_measured_before_any_is_measured_twice(monkeypatch):
         clock[0] += 40.0
         return dict.fromkeys(runs, own)
 
-    monkeypatch.setattr(costs_timing, "measure", measure)
+    monkeypatch.setattr(bench_step, "measure", measure)
     monkeypatch.setattr(costs.time, "monotonic", lambda: clock[0])
     plan = narrow(load_table("1"), ["cola", "mnli"], ["lora-r8", "full"])
     left = jobs(plan, load_profile("paper"), None)
@@ -144,101 +142,3 @@ def test_plan_trains_nothing_when_a_sweep_would(tmp_path, monkeypatch, capsys):
     assert "20 of 20 runs to do" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="started a sweep"):
         reproduce.main(words)
-
-
-HEAD = "phase,encoder,layers,width,precision,batch,tokens,row,method,seconds,trainable,memory_mib"
-
-
-def bench(folder: Path, name: str, *lines: str, head: str = HEAD) -> Path:
-    """Write a bench of this device."""
-    path = folder / "results" / "bench" / slug(device_name()) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([head, *lines]) + "\n")
-    return path
-
-
-def paper_jobs(*rows: str, task: str = "rte", **train: object):
-    words = [f"train.{key}={value}" for key, value in train.items()]
-    return jobs(narrow(load_table("1"), [task], rows), load_profile("paper"), None, words)
-
-
-def test_plan_prefers_the_bench_of_this_device(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    step = bench(
-        tmp_path,
-        "step.csv",
-        "inference,deberta-v3-base,12,768,fp32,32,128,base,,0.001,,",
-        "train,deberta-v3-base,12,768,bf16,32,128,lora-r8,lora,0.01,5,100",
-        "train,deberta-v3-base,12,768,fp32,32,128,lora-r8,lora,0.5,900,100",
-    )
-    table2 = bench(
-        tmp_path,
-        "table2.csv",
-        "cola,deberta-v3-base,12,768,fp32,32,25,lora2-k8,lora2,9,1,1",
-        "rte,deberta-v3-base,12,768,fp32,32,180,lora2-k8,lora2,0.7,800,90",
-        head=HEAD.replace("phase", "task"),
-    )
-    monkeypatch.setattr(costs_timing, "measure", lambda *_, **__: pytest.fail("measured anew"))
-    told: list[str] = []
-    left = paper_jobs("lora2-k8", "lora-r8", "lora-r1", batch_size=32)
-    found = {key[0]: cost for key, cost in costs.measure(left, tell=told.append).items()}
-    # About 177 of RTE's tokens with padding; LoRA's only row has 128.
-    assert found["lora2-k8"].measured and found["lora2-k8"].trainable == 800
-    assert found["lora2-k8"].seconds == pytest.approx(0.7, rel=0.15)
-    assert not found["lora-r8"].measured and found["lora-r8"].trainable == 900
-    assert found["lora-r8"].seconds == pytest.approx(0.5 * 177 / 128, rel=0.15)
-    assert not found["lora-r1"].measured and found["lora-r1"].trainable == 900
-    shown = str(Path("results") / "bench" / table2.parent.name)
-    assert told == [
-        f"  1 of 3 costs from {shown}/table2.csv",
-        f"  2 of 3 costs from {shown}/step.csv",
-    ]
-    assert step.is_file()
-
-
-def test_only_what_a_batch_makes_is_scaled_by_its_tokens(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    line = "train,deberta-v3-base,12,768,fp32,32,50,lora-r8,lora,0.5,900,1000"
-    left = paper_jobs("lora-r8", batch_size=32)
-    ratio = costs.batch_tokens(left[0]) / (32 * 50)
-    assert ratio > 3
-    for ending, head, held in ((",800", HEAD + ",held_mib", 800.0), ("", HEAD, 0.0)):
-        bench(tmp_path, "step.csv", line + ending, head=head)
-        (cost,) = costs.measure(left, tell=lambda _: None).values()
-        assert cost.peak_memory_mb == pytest.approx(held + (1000 - held) * ratio)
-        assert cost.held_mb == held and not cost.measured
-    bench(tmp_path, "step.csv", line.replace("32,50", "320,50") + ",800", head=HEAD + ",held_mib")
-    (cost,) = costs.measure(left, tell=lambda _: None).values()
-    assert cost.peak_memory_mb == 1000  # no less than what was seen
-
-
-@pytest.mark.parametrize("word", ["train.tf32=true", "backbone.attention=eager"])
-def test_plan_measures_what_is_computed_otherwise_than_in_a_bench(word, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bench(tmp_path, "step.csv", "train,deberta-v3-base,12,768,fp32,32,128,lora-r8,lora,0.5,900,100")
-    own = Measured([2.0], 100.0, 7, 8.0, 3.0)
-    monkeypatch.setattr(costs_timing, "measure", lambda runs, *_, **__: dict.fromkeys(runs, own))
-    plan = narrow(load_table("1"), ["rte"], ["lora-r8"])
-    left = jobs(plan, load_profile("paper"), None, [word])
-    (cost,) = costs.measure(left, tell=lambda _: None).values()
-    assert cost == Cost(2.0, 7, 8.0, True, 3.0)
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "train,deberta-v3-base,12,128,fp32,32,128,lora-r8,lora,0.5,900,100",  # narrower
-        "train,deberta-v3-base,3,768,fp32,32,128,lora-r8,lora,0.5,900,100",  # not all layers
-        "train,roberta-large,24,1024,fp32,32,128,lora-r8,lora,0.5,900,100",
-        "train,deberta-v3-base,12,768,bf16,32,128,lora-r8,lora,0.5,900,100",
-        "train,deberta-v3-base,12,768,fp32,32,128,full,full,0.5,900,100",
-        "inference,deberta-v3-base,12,768,fp32,32,128,lora-r8,lora,0.5,900,100",
-    ],
-)
-def test_plan_measures_what_the_bench_does_not_tell(line, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    bench(tmp_path, "step.csv", line)
-    own = Measured([2.0], 100.0, 7, 8.0, 3.0)
-    monkeypatch.setattr(costs_timing, "measure", lambda runs, *_, **__: dict.fromkeys(runs, own))
-    (cost,) = costs.measure(paper_jobs("lora-r8"), tell=lambda _: None).values()
-    assert cost == Cost(2.0, 7, 8.0, True, 3.0)

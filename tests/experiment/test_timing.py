@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lora2.bench.encoders import longest
+from lora2.bench import step
+from lora2.bench.lengths import batches
+from lora2.bench.step import Measured, build, measure
 from lora2.experiment import timetable
 from lora2.experiment.profile import load_profile
-from lora2.experiment.shapes import random_encoder
+from lora2.experiment.shapes import encoder_config, longest, random_encoder
 from lora2.experiment.tableplan import jobs, load_table, narrow
-from lora2.experiment.timing import Measured, batches, measure, stepper
 from lora2.glue.tasks import get_task
 
 
@@ -29,7 +30,7 @@ def test_encoder_shapes_are_the_published_ones(profile, table, parameters):
     plan = narrow(load_table(table), ["rte"], ["full"])
     backbone = jobs(plan, load_profile(profile), None)[0].resolved.config.backbone
     with torch.device("meta"):
-        model = random_encoder(backbone, get_task("rte"))
+        model = random_encoder(encoder_config(backbone))
     # RoBERTa's own count includes a pooler, which its classifier does without.
     assert sum(p.numel() for p in model.base_model.parameters()) == parameters
 
@@ -65,12 +66,18 @@ def test_embedded_batches_are_the_embedded_sentences():
     assert (first["input_ids"][:, 0] == first["input_ids"][0, 0]).all()  # [CLS]
 
 
-def test_a_step_is_taken_with_the_runs_attention_and_matrix_products():
+def test_a_step_is_taken_with_the_runs_attention_and_matrix_products(monkeypatch):
+    built = []
+    monkeypatch.setattr(
+        step, "build", lambda *own, **kind: built.append(build(*own, **kind)) or built[-1]
+    )
+
     def made(*words):
         plan = narrow(load_table("2"), ["rte"], ["lora-r8"])
         words = ["backbone=embedded-roberta", *words]
         config = jobs(plan, load_profile("embedded"), [1], words)[0].resolved.config
-        kind = stepper(config, 10).model.config._attn_implementation
+        measure({"lora-r8": (config, 10)}, batches(config, 1), 1, 0)
+        kind = built[-1].model.config._attn_implementation
         return kind, torch.get_float32_matmul_precision()
 
     before = torch.get_float32_matmul_precision()
@@ -92,7 +99,9 @@ def test_a_timed_row_says_whether_it_had_tf32(word, said):
 
 def test_a_step_trains_and_drives_the_allocator():
     one = cells(["lora2-k8"], max_seq_length=8, batch_size=2)[0].resolved
-    taken = stepper(one.config, 400)
+    task = get_task("rte")
+    base = random_encoder(encoder_config(one.config.backbone), task.num_labels)
+    taken = build(base, one.config, 400)
     batch = {key: value.to(taken.device) for key, value in batches(one.config, 1)[0].items()}
     before = {n: p.detach().clone() for n, p in taken.model.named_parameters()}
     for _ in range(3):
@@ -126,7 +135,7 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
         own = dict(zip(runs, seconds.values(), strict=True))
         return {row: Measured([s] * rounds, 64.0, 1, 1.0, 1.0) for row, s in own.items()}
 
-    monkeypatch.setattr(timetable.timing, "measure", fake)
+    monkeypatch.setattr(timetable.step, "measure", fake)
     frame = timetable.measure(plan, jobs(plan, profile, [1]), 3, tell=lambda _: None)
     frame = frame.assign(device="some GPU", dirty=False)
     row = frame.set_index(["row", "task"])

@@ -1,145 +1,119 @@
-"""The page and plots of a bench hold what its CSVs hold."""
+"""The pages of a bench hold what its CSVs hold; a target that was missed is marked."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from lora2.bench.record import write as write_csv
-from lora2.report import bench_figures
-from lora2.report.bench import PARTS, main, read, render, write
+from lora2.report.bench import RESULTS, main, measured, read, render, targets
 
-ROWS = {
-    "full": "Full fine-tuning",
-    "lora-r8": "LoRA r=8",
-    "adalora-r8": "AdaLoRA r=8",
-    "lora2-k8": "LoRA² k=8",
-}
+ROOT = Path(__file__).resolve().parents[2]
+ORIGIN = {"device": "Some GPU", "threads": 1, "torch": "2", "transformers": "5", "peft": "0.21",
+          "commit": "abc", "dirty": False}  # fmt: skip
+SIZE = {"layers": 2, "width": 64, "precision": "bf16", "batch": 4, "tokens": 8.0}
 
 
-def measured(number: float) -> dict[str, object]:
-    columns = {"rounds": 5, "seconds": number / 100, "seconds_q1": 0.0, "seconds_q3": 1.0}
-    columns |= {"ratio_to_lora": number, "ratio_to_adalora": 0.8 * number}
-    return {**columns, "kernels": int(100 * number), "syncs": 0}
-
-
-def shape(row: str, label: str) -> dict[str, object]:
-    named = {"row": row, "label": label, "method": row.split("-")[0]}
-    return {"layers": 2, "width": 64, "precision": "bf16", "batch": 4, "tokens": 8.0, **named}
-
-
-def synthetic(folder: Path, device: str, parts: tuple[str, ...] = tuple(PARTS)) -> Path:
+def bench(folder: Path, device: str, kernels: int = 72, ratio: float = 1.04) -> Path:
     """Write the CSVs that a bench would."""
-    origin = {"device": device, "threads": 1, "torch": "2", "transformers": "5", "peft": "0.21"}
-    origin |= {"commit": "abc", "dirty": False}
-    own = [(i, shape(*pair), measured(1 + i / 8)) for i, pair in enumerate(ROWS.items())]
-    kinds = {
+    parts = {
         "micro": [
-            {"part": part, "matrices": matrices, **s, **m}
-            for part, matrices in (("regulariser", 72), ("regulariser", 144), ("layer", 6))
-            for _, s, m in own
+            {"part": part, "row": row, "label": row, "matrices": matrices, "kernels": n, "syncs": 0}
+            for part, n in (("regulariser", kernels), ("allocator", 20))
+            for row in ("lora2-k1", "lora2-k8")
+            for matrices in (72, 144)
         ],
         "step": [
-            {"phase": phase, "encoder": "e", **s, **m, "ratio_to_base": 1.5, "memory_mib": 10.0 + i}
-            for phase in ("train", "inference")
-            for i, s, m in own
-        ],
-        "table2": [
-            {"task": task, "encoder": "e", **s, **m, "memory_mib": 1234.5}
-            for task in ("cola", "qnli")
-            for _, s, m in own
-        ],
-        "scaling": [
-            {"axis": axis, "value": value, "what": what, **s, **m}
-            for axis in ("layers", "k", "r")
-            for what in (("step", "allocator") if axis == "layers" else ("step",))
-            for value in (1, 8)
-            for _, s, m in own[1:]
-            if axis == "layers" or s["method"] in ("lora", "lora2")
-        ],
-        "profile": [
-            {**s, **m, "kind": kind, "name": name, "calls": 9, "share": share}
-            for _, s, m in (own[1], own[3])
-            for kind, name, share in (
-                ("part", "encoder", 0.75),
-                ("part", "adapter", 0.25),
-                ("operation", "aten::mm", 0.625),
-                ("operation", "others", 0.375),
+            {"phase": phase, "encoder": encoder, "row": row, "label": row, **SIZE, "kernels": n,
+             "seconds": 0.01125, "ratio_to_lora": r, "ratio_to_adalora": 0.85,
+             "ratio_to_base": 1.02, "memory_mib": 1234.5, "memory_ratio_to_lora": r / 2}
+            for encoder, r in (("deberta-v3-base", ratio), ("roberta-large", 9.0))
+            for phase, row, n in (
+                ("train", "lora2-k8", 700), ("train", "full", 9999), ("inference", "base", 170),
+                ("inference", "merged", 170), ("inference", "unmerged", 240),
             )
         ],
-        "against": [
-            {"code": code, **s, **m, "ratio_to_then": 0.5 if code == "this" else 1.0}
-            for _, s, m in (own[1], own[3])
-            for code in ("abcdef", "this")
+        "driver": [
+            {"row": row, "label": row, **SIZE, "seconds": 1.0, "ratio_to_bare": r}
+            for row, r in (("bare", 1.0), ("driver", 1.025))
         ],
-    }
-    for part in parts:
-        write_csv(folder / f"{part}.csv", kinds[part], origin)
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    for part, lines in parts.items():
+        frame = pd.DataFrame([{**line, **ORIGIN, "device": device} for line in lines])
+        frame.to_csv(folder / f"{part}.csv", index=False)
     return folder
 
 
-def test_every_part_gets_a_table_and_a_plot(tmp_path):
-    folder = synthetic(tmp_path / "gpu", "Some GPU")
-    paths = write(folder)
-    assert [path.name for path in paths] == ["bench.md", *(f"{part}.png" for part in PARTS)]
-    assert all(path.stat().st_size > 5000 for path in paths[1:])
-    text = paths[0].read_text()
-    assert text.startswith("# Bench on Some GPU") and "commit abc, 5 rounds" in text
-    assert "| cola | LoRA r=8 |" in text.replace("e | cola", "cola")
-    assert "| 11.25 | 1.125 | 0.900 |" in text  # milliseconds, and the two ratios
-    assert "1,234" in text and "![" in text
-    assert "| operation | aten::mm | 9 | 62.5% |" in text
-    assert "| this | LoRA² k=8 |" in text and "to then" in text
-    first = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in write(folder)] == first
+def test_every_part_gets_a_table_with_where_it_comes_from(tmp_path):
+    text = render(read(bench(tmp_path / "gpu", "Some GPU")))
+    assert text.startswith("# Bench on Some GPU") and "commit abc." in text
+    assert "| regulariser | 72 | lora2-k8 | 72 | 0 |" in text
+    assert "| lora2-k8 | 2 | 64 | bf16 | 4 | 8 | 11.25 | 1.040 | 0.850 | 1.020 | 700 |" in text
+    assert "1,234" in text and text.count("\n## ") == 3
 
 
 def test_a_processors_page_has_ratios_and_no_times(tmp_path):
-    text = render(read(synthetic(tmp_path, "cpu x86_64 2 threads", ("step",))))
-    assert "to LoRA" in text and "| ms |" not in text and "| 1.125 | 0.900 |" in text
-    assert "Table 2" not in text
+    text = render(read(bench(tmp_path / "cpu", "cpu x86_64 2 threads")))
+    assert "| ms |" not in text and "| bf16 | 4 | 8 | 1.040 |" in text
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_every_table_says_the_precision_of_its_rows(part, tmp_path):
-    text = render(read(synthetic(tmp_path, "cpu", (part,))))
-    head, _, *rows = [line for line in text.splitlines() if line.startswith("|")]
-    place = head.split(" | ").index("Precision")
-    assert {row.split(" | ")[place] for row in rows} == {"bf16"}
+def test_each_device_has_its_limits_and_only_the_base_encoder_is_judged(tmp_path):
+    cpu = read(bench(tmp_path / "cpu", "cpu x86_64 2 threads"))
+    text = targets([cpu, read(bench(tmp_path / "gpu", "GPU", kernels=151, ratio=1.06))])
+    assert "| Target | At most | GPU | cpu x86\\_64 2 threads |" in text
+    assert "time to LoRA r=8 | 1.05 | 1.060 (missed) | 1.040 |" in text
+    assert "0.93 (GPU 0.8) | 0.850 (missed) | 0.850 |" in text
+    assert "| Kernels of the regulariser | 150 | 151 (missed) | 72 |" in text
+    assert "kernels more than without an adapter | 0 | 0 | 0 |" in text
+    assert "time to a bare loop | 1.03 | 1.025 | 1.025 |" in text
+    assert "Not measured on a GPU" not in text
 
 
-def test_parts_without_a_precision_ran_in_fp32(tmp_path):
-    path = synthetic(tmp_path, "cpu", ("micro",)) / "micro.csv"
-    path.write_text(path.read_text().replace("precision", "other"))
-    assert "| 64 | fp32 | 4 |" in render(read(tmp_path))
+def test_what_was_not_measured_is_said(tmp_path):
+    folder = bench(tmp_path / "cpu", "cpu")
+    (folder / "step.csv").unlink()
+    text = targets([read(folder)])
+    assert "Not measured on a GPU: none was at hand." in text
+    assert "time to LoRA r=8 | 1.05 | not measured |" in text
+    assert "Not measured on a GPU" in targets([])
 
 
-def test_the_figure_of_a_step_says_its_size_and_precision(tmp_path):
-    figure = bench_figures.step(read(synthetic(tmp_path, "cpu", ("step",)))["step"])
-    assert figure.axes[0].get_ylabel() == "e\n2 layers, 4 x 8 tokens, bf16"
+def test_one_kernel_more_in_merged_inference_is_a_miss(tmp_path):
+    parts = read(bench(tmp_path / "cpu", "cpu"))
+    step = parts["step"]
+    step.loc[(step["row"] == "merged") & (step["encoder"] == "deberta-v3-base"), "kernels"] += 1
+    assert "kernels more than without an adapter | 0 | 1 (missed) |" in targets([parts])
 
 
 def test_all_folders_are_found_and_what_is_wrong_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 2 and "run `make bench` first" in capsys.readouterr().err
     for device in ("a", "b"):
-        synthetic(Path("results/bench") / device, device, ("micro",))
+        bench(Path("results/bench") / device, device)
     assert main([]) == 0
-    assert len(list(Path("results/bench").glob("*/micro.png"))) == 2
+    assert len(list(Path("results/bench").glob("*/bench.md"))) == 2
     (Path("results/bench/a") / "step.csv").write_text("x\n1\n")
     assert main(["results/bench/a"]) == 2
-    assert "lacks commit, device, seconds" in capsys.readouterr().err
+    assert "lacks commit, device, row, seconds" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_a_part_alone_is_enough(part, tmp_path):
-    assert len(write(synthetic(tmp_path, "cpu", (part,)))) == 2
+def test_the_architecture_page_has_the_benchs_numbers_of_operations():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    own = pd.concat([read(folder)["micro"] for folder in measured(ROOT / RESULTS)])
+    own = own.loc[own["row"] == "lora2-k8"]
+    for part, words in (
+        ("regulariser", r"before they are split: (\d+)\s+operations"),
+        ("allocator", r"for all matrices: (\d+)\s+operations a step"),
+    ):
+        counted = own.loc[own["part"] == part, "kernels"]
+        assert set(counted) == {int(re.search(words, page)[1])}
 
 
-def test_every_row_of_a_part_has_a_bar_of_its_own(tmp_path):
-    frame = read(synthetic(tmp_path, "cpu", ("micro",)))["micro"]
-    figure = bench_figures.micro(frame)
-    for axes in figure.axes:
-        names = [label.get_text() for label in axes.get_yticklabels()]
-        assert len(names) == len(axes.patches) == (8 if "regulariser" in axes.get_title() else 4)
+@pytest.mark.parametrize("folder", measured(ROOT / RESULTS), ids=lambda folder: folder.name)
+def test_the_committed_pages_are_those_of_the_committed_benches(folder):
+    assert (folder / "bench.md").read_text(encoding="utf-8") == render(read(folder))
+    benches = [read(own) for own in measured(ROOT / RESULTS)]
+    assert (ROOT / RESULTS / "targets.md").read_text(encoding="utf-8") == targets(benches)

@@ -1,0 +1,280 @@
+"""What the bench measures: operations of single parts, training steps, inference, the driver."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedConfig, TrainerCallback
+
+from lora2.bench.counters import counting
+from lora2.bench.lengths import padded_batch
+from lora2.bench.step import (
+    STEPS,
+    Batch,
+    Seconds,
+    build,
+    interleave,
+    measure,
+    own_clock,
+    quartiles,
+    ratio,
+    release,
+    settle,
+)
+from lora2.embedded import encoder_path
+from lora2.experiment.config import resolve
+from lora2.experiment.device import autocast
+from lora2.experiment.methods import prepare
+from lora2.experiment.recorder import Recorder
+from lora2.experiment.schema import RunConfig
+from lora2.experiment.shapes import random_encoder, shaped
+from lora2.experiment.training import build_trainer
+from lora2.glue.tasks import get_task
+
+Row = dict[str, object]
+SEED = 1
+TASK = "mrpc"  # the paper's sentence-pair classification with two labels
+# An allocator starts at once and masks after every step: its expensive part is on.
+MASKING = ("method.tinit=0", "method.tfinal=1", "method.deltaT=1")
+METHODS = {  # row id, as in the tables -> label, words
+    "full": ("Full fine-tuning", ("method=full",)),
+    "bitfit": ("BitFit", ("method=bitfit",)),
+    "lora-r8": ("LoRA r=8", ("method=lora", "method.r=8")),
+    "adalora-r8": (
+        "AdaLoRA r=8",
+        ("method=adalora", "method.init_r=12", "method.target_r=8", *MASKING),
+    ),
+    "sora-r8": ("SoRA r=8", ("method=sora", "method.r=8")),
+    "lora2-k1": ("LoRA² k=1", ("method=lora2", "method.r=8", "method.k=1", *MASKING)),
+    "lora2-k8": ("LoRA² k=8", ("method=lora2", "method.r=8", "method.k=8", *MASKING)),
+    "lora-xs": ("LoRA-XS r=16", ("method=lora_xs", "method.r=16")),
+}
+REGULARIZED = ("adalora-r8", "lora2-k1", "lora2-k8")
+SERVED = "lora2-k8"  # the adapter of the inference rows and of the driver's
+INFERENCE_ROUNDS = 4  # to one of training: shorter, and of times that lie closer together
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """An encoder with random weights and the batches that it is given."""
+
+    encoder: str  # a name of shapes.SHAPES
+    layers: int | None  # None: the published number
+    width: int | None  # None: the published hidden size
+    batch: int  # sequences
+    tokens: int  # of each
+    precision: str  # fp32, bf16 or fp16 (autocast)
+    device: str
+
+    def config(self) -> PreTrainedConfig:
+        return shaped(self.encoder, self.layers, self.width)
+
+    def base(self) -> nn.Module:
+        torch.manual_seed(SEED)
+        return random_encoder(self.config()).to(self.device)
+
+    def full_batch(self) -> Batch:
+        """Return a batch without padding, on the device."""
+        generator = torch.Generator().manual_seed(SEED)
+        lengths = torch.full((self.batch,), self.tokens)
+        drawn = padded_batch(lengths, self.config().vocab_size, 2, generator)
+        return {key: value.to(self.device) for key, value in drawn.items()}
+
+    def run(self, row: str) -> RunConfig:
+        """Return the configuration of a run of this method."""
+        words = [f"task={TASK}", f"backbone={self.encoder}", *METHODS[row][1]]
+        words += [f"train.precision={self.precision}", f"train.batch_size={self.batch}"]
+        return resolve(words).config
+
+    def columns(self) -> Row:
+        config = self.config()
+        return {
+            "encoder": self.encoder,
+            "layers": config.num_hidden_layers,
+            "width": config.hidden_size,
+            "precision": self.precision,
+            "batch": self.batch,
+            "tokens": self.tokens,
+        }
+
+
+def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
+    """Return median and quartiles, and by name the ratio to each base of the same rounds."""
+    low, middle, high = quartiles(seconds)
+    columns: Row = {"rounds": len(seconds), "seconds": middle}
+    columns |= {"seconds_q1": low, "seconds_q3": high}
+    ratios = {f"ratio_to_{name}": "" if base is None else ratio(seconds, base)
+              for name, base in bases.items()}  # fmt: skip
+    return columns | ratios
+
+
+def counted(action: Callable[[], object], device: str) -> Row:
+    """Return the numbers of operations and of synchronisations of ``action``."""
+    with counting(device) as counts:
+        action()
+    return {"kernels": len(counts.kernels), "syncs": len(counts.syncs)}
+
+
+def training(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
+    """Return a row for each method, which took a step in turn with the others."""
+    runs = {row: (case.run(row), STEPS) for row in methods}
+    found = measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
+    lora, adalora = found.get("lora-r8"), found.get("adalora-r8")
+    rows: list[Row] = []
+    for row, own in found.items():
+        method = runs[row][0].method
+        ratios = times(own.seconds, lora=lora and lora.seconds, adalora=adalora and adalora.seconds)
+        rows.append(
+            {
+                "phase": "train",
+                **case.columns(),
+                "row": row,
+                "label": METHODS[row][0],
+                "method": method.name,
+                "r": getattr(method, "target_r" if method.name == "adalora" else "r", ""),
+                "k": getattr(method, "k", ""),
+                **ratios,
+                "ratio_to_base": "",
+                "kernels": own.kernels,
+                "syncs": own.syncs,
+                "trainable": own.trainable,
+                "memory_mib": own.peak_memory_mb,
+                "held_mib": own.held_memory_mb,
+                "memory_ratio_to_lora": own.peak_memory_mb / lora.peak_memory_mb if lora else "",
+            }
+        )
+    return rows
+
+
+def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
+    """Return rows for a forward pass without gradients: no adapter, one merged, one beside."""
+    base, batch, config = case.base(), case.full_batch(), case.run(SERVED)
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    beside = prepare(copy.deepcopy(base), config, STEPS)[0]
+    merged = prepare(copy.deepcopy(base), config, STEPS)[0].merge_and_unload()
+
+    def forward(model: nn.Module) -> Callable[[int], object]:
+        model.to(case.device).eval()
+
+        def action(_: int) -> object:
+            with torch.no_grad(), autocast(case.device, case.precision):
+                return model(**inputs).logits
+
+        return action
+
+    models = {"base": base, "merged": merged, "unmerged": beside}
+    actions = {name: forward(model) for name, model in models.items()}
+    seconds = interleave(actions, case.device, rounds, warm_up)
+    rows: list[Row] = []
+    for name, action in actions.items():
+        label = f"{METHODS[SERVED][0]}, {name}" if name != "base" else "no adapter"
+        named = {"phase": "inference", **case.columns(), "row": name, "label": label}
+        counts = counted(lambda action=action: action(0), case.device)
+        rows.append({**named, **times(seconds[name], base=seconds["base"]), **counts})
+    return rows
+
+
+def steps(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
+    """Return a row for each method's training step, and three for inference."""
+    rows = training(case, methods, rounds, warm_up)
+    rows += inference(case, INFERENCE_ROUNDS * rounds, warm_up)
+    release()
+    return rows
+
+
+def part_counts(layers: int) -> list[Row]:
+    """Return what regulariser and allocator make a device do over ``layers`` x 6 matrices.
+
+    The regulariser is the difference of a forward and backward pass with it and one without: a
+    model in training adds it to the loss that it returns, never to its logits.
+    """
+    case = Case("roberta-large", layers, 64, 2, 4, "fp32", "cpu")
+    base, batch, rows = case.base(), case.full_batch(), []
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    for row in REGULARIZED:
+        stepper = build(base, case.run(row))
+
+        def without(model: nn.Module = stepper.model) -> None:
+            logits = model(**inputs).logits
+            nn.functional.cross_entropy(logits.view(-1, 2), batch["labels"].view(-1)).backward()
+
+        less = counted(without, "cpu")
+        stepper.optimizer.zero_grad()
+        more = counted(lambda s=stepper: s.model(**batch).loss.backward(), "cpu")
+        stepper.driver.after_optimizer_step(1)  # the first also makes the averages
+        allocator = counted(lambda s=stepper: s.driver.after_optimizer_step(2), "cpu")
+        named = {"matrices": 6 * layers, "row": row, "label": METHODS[row][0]}
+        difference = {key: more[key] - less[key] for key in more}  # type: ignore[operator]
+        rows += [
+            {"part": "regulariser", **named, **difference},
+            {"part": "allocator", **named, **allocator},
+        ]
+    return sorted(rows, key=lambda row: row["part"], reverse=True)
+
+
+class BareBeside(TrainerCallback):
+    """Time a Trainer's steps, data loading included, and after each one a step of a bare loop."""
+
+    def __init__(self, bare_step: Callable[[], object], device: str) -> None:
+        self.bare_step, self.clock = bare_step, own_clock(device)
+        self.seconds: Seconds = {"bare": [], "driver": []}
+        self._started = 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self._started = self.clock()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        settle()
+        middle = self.clock()
+        self.bare_step()
+        settle()
+        end = self.clock()
+        self.seconds["driver"].append(middle - self._started)
+        self.seconds["bare"].append(end - middle)
+        self._started = self.clock()
+
+
+def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
+    """Return a row for the driver's training step and one for the same step in a bare loop.
+
+    Both collate the same number of rows of one length for each step.
+    """
+    config, base, total = case.run(SERVED), case.base(), warm_up + rounds
+    train = dataclasses.replace(config.train, eval_steps=total + 1, save_steps=None)
+    config = dataclasses.replace(config, train=train)
+    lengths = torch.full((case.batch * total,), case.tokens)
+    drawn = padded_batch(lengths, base.config.vocab_size, 2, torch.Generator().manual_seed(SEED))
+    rows = Dataset.from_dict({key: value.tolist() for key, value in drawn.items()})
+    model, tuner = prepare(copy.deepcopy(base), config, total)
+    stepper, numbers = build(base, config, total), iter(range(0, len(rows), case.batch))
+    last = rows.select(range(case.batch))  # evaluated once, after the last step
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path("embedded"))  # only pads
+    with tempfile.TemporaryDirectory() as work:
+        trainer = build_trainer(
+            model, tokenizer, rows, last, config, total,
+            Recorder(get_task(TASK), {"validation": case.batch}), tuner, Path(work), False,
+        )  # fmt: skip
+
+        def bare_step() -> None:
+            first = next(numbers)
+            batch = trainer.data_collator([rows[first + i] for i in range(case.batch)])
+            stepper.step({key: value.to(case.device) for key, value in batch.items()})
+
+        beside = BareBeside(bare_step, case.device)
+        trainer.add_callback(beside)
+        trainer.train()
+    seconds = {name: own[warm_up:] for name, own in beside.seconds.items()}
+    labels = {"bare": "a bare loop", "driver": "the driver"}
+    return [
+        {**case.columns(), "row": name, "label": label,
+         **times(seconds[name], bare=seconds["bare"])}
+        for name, label in labels.items()
+    ]  # fmt: skip
