@@ -11,9 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from lora2 import Lora2Callback, Lora2Config, create_lora2_optimizer
 from lora2.experiment.config import resolve
 from lora2.experiment.methods import prepare
-from lora2.experiment.shapes import random_encoder
+from lora2.experiment.shapes import encoder_config, random_encoder
 from lora2.experiment.training import build_optimizer, parameter_groups
-from lora2.glue.tasks import TASKS
 from tests.tiny_trainer import STEPS, StopAt, build, examples, make_trainer
 
 ADAMW = torch.optim.AdamW
@@ -145,7 +144,7 @@ def driven(*words: str):
     """A model of the driver's, its optimiser, and the groups without a rate for lambda."""
     run = resolve(["task=rte", "method=lora2", "backbone=embedded", *words]).config
     with torch.device("meta"):
-        model, _ = prepare(random_encoder(run.backbone, TASKS["rte"]), run, 100)
+        model, _ = prepare(random_encoder(encoder_config(run.backbone)), run, 100)
     plain = list(parameter_groups(model.named_parameters(), run.train, run))
     return model, build_optimizer(model, run), plain
 

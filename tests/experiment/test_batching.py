@@ -46,7 +46,13 @@ def alone(folder: Path, words: tuple[str, ...]) -> np.ndarray:
 
 
 def test_predictions_come_back_in_the_order_of_the_rows(do_run):
-    words = ("task=stsb", "method=lora2", "method.init_weights=null", "method.init_std=0.3", *GROUPED)
+    words = (
+        "task=stsb",
+        "method=lora2",
+        "method.init_weights=null",
+        "method.init_std=0.3",
+        *GROUPED,
+    )
     folder = do_run(*words)
     frame = pd.read_parquet(folder / "predictions.parquet")
     rows = load_data(resolve([*TINY, *words]).config).validation["validation"]

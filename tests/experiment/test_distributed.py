@@ -27,7 +27,13 @@ def test_processes_that_are_not_joined_are_refused(do_run, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "start",
-    [("method.init_weights=null", "method.init_std=0.3",), ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")],
+    [
+        (
+            "method.init_weights=null",
+            "method.init_std=0.3",
+        ),
+        ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto"),
+    ],
     ids=["published", "orthogonal"],
 )
 def test_two_processes_equal_one(do_run, tmp_path, start):

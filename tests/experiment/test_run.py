@@ -22,7 +22,13 @@ FILES = {
     "config.yaml", "metrics.csv", "history.csv", "ranks.csv", "predictions.parquet", "status",
     "adapter",
 }  # fmt: skip
-LORA2 = ("task=rte", "method=lora2", "method.k=2", "method.init_weights=null", "method.init_std=0.3")
+LORA2 = (
+    "task=rte",
+    "method=lora2",
+    "method.k=2",
+    "method.init_weights=null",
+    "method.init_std=0.3",
+)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -132,7 +138,13 @@ def test_interrupting_a_retried_run_keeps_its_checkpoints(do_run, monkeypatch, t
 
 
 def test_accumulation_equals_one_batch(do_run):
-    words = ("task=rte", "method=lora2", "method.init_weights=null", "method.init_std=0.3", "train.cls_dropout=0")
+    words = (
+        "task=rte",
+        "method=lora2",
+        "method.init_weights=null",
+        "method.init_std=0.3",
+        "train.cls_dropout=0",
+    )
     words = (*words, "train.max_steps=3")
     whole, parts = do_run(*words), do_run(*words, "train.micro_batch_size=4")
     left, right = weights(whole), weights(parts)
