@@ -45,6 +45,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{steps:,}" for steps in ticks], minor=False)
     axes.minorticks_off()
+    axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
     axes.set_xlabel("optimiser steps of the whole training (each its own schedule and rate)")
     axes.set_ylabel("last validation score, percent points")
     axes.spines[["top", "right"]].set_visible(False)

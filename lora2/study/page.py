@@ -63,7 +63,7 @@ def page(results: Results) -> str:
     parts = [
         "# What LoRA² buys",
         f"{study.note} How it is run: [study-run.md](study-run.md). This page is made from the "
-        f"CSVs in [{folder}](../{folder}) by `make report-study`.",
+        f"CSVs in [{folder}](../{folder}) by `make report-study`. {_progress(results)}",
         "## Score against budget",
         f"![The last score of each row against the steps of training](../{folder}/budget.png)",
         "Mean of the last validation score over seeds, with its 95 % interval (CoLA: Matthews "
@@ -94,6 +94,8 @@ def headline(results: Results) -> str:
     return "\n".join(
         [
             f"![Score against steps]({folder}/budget.png)",
+            "",
+            _progress(results),
             "",
             *(f"* {line}." for line in firsts[:3]),
             "",
@@ -185,6 +187,19 @@ def _protocol(results: Results) -> str:
         ["commits", ", ".join(runs["commit"].unique())],
     ]  # fmt: skip
     return "\n".join(grid([["", ""], *rows]))
+
+
+def _progress(results: Results) -> str:
+    """Return how much of the study is there, and whether the longest budget is among it."""
+    parts, done = results.study.parts, results.scores["part"].unique()
+    if len(done) == len(parts):
+        return ""
+    most, ran = max(part.steps for part in parts), int(results.scores["steps"].max())
+    early = (
+        f" Nothing longer than {ran:,} steps was run yet: this says which row starts fastest, not "
+        f"where the rows end ({most:,} steps are planned)."
+    )
+    return f"{len(done)} of the study's {len(parts)} parts were run.{early * (ran < most)}"
 
 
 def _not_run(results: Results) -> str:

@@ -12,7 +12,7 @@ from lora2.experiment.methods import check_model, prepare
 from lora2.experiment.paths import run_dir
 from lora2.experiment.problems import ConfigError
 from lora2.experiment.schema import RunConfig
-from lora2.experiment.shapes import random_encoder
+from lora2.experiment.shapes import encoder_config, random_encoder
 from lora2.experiment.worker import Order, carry_out, train
 from lora2.glue.tasks import TASKS
 from tests.faults import bad_words_by_hand as by_hand
@@ -27,7 +27,8 @@ def no_training(monkeypatch):
 
 def encoder(config: RunConfig, device: str = "meta"):
     with torch.device(device):
-        return random_encoder(config.backbone, TASKS[config.task])
+        shape = encoder_config(config.backbone)
+        return random_encoder(shape, TASKS[config.task].num_labels)
 
 
 @pytest.mark.parametrize("wrong", by_hand.LOADED, ids=str)
