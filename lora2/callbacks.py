@@ -28,6 +28,9 @@ class Lora2Callback(TrainerCallback):
     the end. The tuner's ``training_state`` is written into every checkpoint and read back when a
     training resumes.
 
+    ``create_lora2_optimizer`` makes an optimiser that gives lambda a rate of its own; pass it as
+    ``Trainer(..., optimizers=(optimizer, None))``.
+
     Args:
         resume_from_checkpoint: the folder with the tuner's state; None takes the one given to
             ``trainer.train(resume_from_checkpoint=...)``.
