@@ -125,3 +125,7 @@ def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeyp
     assert "* cola-200 (200 steps): all rows" in page.page(fewer)
     curve = budget_curve(study, results.scores, "cola")
     assert len(curve.axes[0].containers) == 2
+
+
+def test_the_committed_page_and_answers_are_those_of_the_committed_csvs():
+    assert page.main(["small-cpu", "results/small", "--check"]) == 0
