@@ -65,7 +65,7 @@ study: $(READY)
 
 report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)
-	$(PY) -m lora2.report.readme
+	$(PY) -m lora2.tables.readme
 
 # docs/study.md, its figure and README's lines on it, from the CSVs in results/small alone.
 report-study: $(READY)
@@ -74,12 +74,12 @@ report-study: $(READY)
 # Times the methods on this device; ARGS="--only step --rounds 20" for a part.
 bench: $(READY)
 	$(PY) scripts/bench.py $(ARGS)
-	$(PY) -m lora2.report.bench
-	$(PY) -m lora2.report.readme
+	$(PY) -m lora2.bench.report
+	$(PY) -m lora2.tables.readme
 
 audit: $(READY)
-	$(PY) -m lora2.report.audit
-	$(PY) -m lora2.report.sizes
+	$(PY) -m lora2.paper.audit
+	$(PY) -m lora2.paper.sizes
 
 # torch first: whatever depends on it must find the pinned build and not fetch another.
 $(READY): requirements.txt pyproject.toml

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora2.callbacks import Lora2Callback
-    from lora2.optimizer import create_lora2_optimizer
     from lora2.tuners.lora2 import Lora2Config, Lora2Model
+    from lora2.tuners.lora2.optimizer import create_lora2_optimizer
     from lora2.tuners.lora_xs import LoraXsConfig
     from lora2.tuners.sora import SoraConfig
 
@@ -36,7 +36,7 @@ _HOMES = {
     "Lora2Model": "lora2.tuners.lora2",
     "LoraXsConfig": "lora2.tuners.lora_xs",
     "SoraConfig": "lora2.tuners.sora",
-    "create_lora2_optimizer": "lora2.optimizer",
+    "create_lora2_optimizer": "lora2.tuners.lora2.optimizer",
 }
 
 

@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.experiment.compose import options
-from lora2.experiment.disk import DiskFull, explained
-from lora2.experiment.problems import ConfigError, Problem
-from lora2.experiment.request import Request, parse
-from lora2.experiment.tableplan import TablePlan, load_table
+from lora2.config.compose import options
+from lora2.config.problems import ConfigError, Problem
+from lora2.records.disk import DiskFull, explained
+from lora2.sweep.request import Request, parse
+from lora2.sweep.table import TablePlan, load_table
 
 USAGE = (
     "usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] "
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{__doc__}\n{USAGE}")
         return 0 if argv else 2
     folder = Path(argv[0])
-    from lora2.report.store import StoreError
+    from lora2.records.store import StoreError
 
     words = list(argv[1:])
     if not any(word.startswith("profile=") for word in words):
@@ -51,8 +51,9 @@ def report(folder: Path, words: Sequence[str]) -> int:
         raise ConfigError([Problem("results folder", str(folder), "an existing folder")])
     request = parse(words, default_tables=options("table"))
     plans = known_plans(request, asked)
-    from lora2.experiment import reporting, timetable  # with torch, so not before all is checked
-    from lora2.report import store
+    from lora2.records import store
+    from lora2.tables import make as reporting
+    from lora2.tables import times as timetable  # with torch, so not before all is checked
 
     runs = store.collect(folder)
     print(f"wrote {folder / 'runs.csv'}: {len(runs)} runs")

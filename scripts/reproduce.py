@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.experiment.disk import explained
-from lora2.experiment.driving import begin, command, summary, sweep_here
-from lora2.experiment.request import Request, parse, results_folders
-from lora2.experiment.sweep import unfinished
-from lora2.experiment.tableplan import Job, TablePlan, distinct
-from lora2.experiment.worker import Outcome
+from lora2.records.disk import explained
+from lora2.sweep.cli import begin, command, summary, sweep_here
+from lora2.sweep.pool import unfinished
+from lora2.sweep.request import Request, parse, results_folders
+from lora2.sweep.table import Job, TablePlan, distinct
+from lora2.sweep.worker import Outcome
 
 USAGE = (
     "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
@@ -53,7 +53,7 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     left = begin(jobs)
     if not left:
         return []
-    from lora2.experiment import slurm
+    from lora2.sweep import slurm
 
     folder = Path(left[0].resolved.config.results.dir)
     ids = slurm.submit(left, folder, request.slurm, request.workers)
@@ -66,7 +66,7 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
 
 def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
     """Write or show every table; return whether all could be."""
-    from lora2.report.store import StoreError
+    from lora2.records.store import StoreError
 
     complete = True
     for plan in request.plans:
@@ -82,7 +82,8 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
 
 def write_table(request: Request, plan: TablePlan, jobs: Sequence[Job], folder: Path) -> None:
     """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
-    from lora2.experiment import reporting, timetable
+    from lora2.tables import make as reporting
+    from lora2.tables import times as timetable
 
     official = reporting.is_official(plan, request.extra)
     asked = (plan, request.profile, folder, request.seeds, request.extra)
@@ -107,8 +108,8 @@ def show_written(paths: Sequence[Path]) -> None:
 
 def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
     """Say what each table would cost here; nothing is trained or written."""
-    from lora2.experiment import plan as costs
-    from lora2.experiment import timetable
+    from lora2.sweep import cost as costs
+    from lora2.tables import times as timetable
 
     for plan in request.plans:
         jobs = found[plan.name]

@@ -12,12 +12,12 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from lora2.experiment.compose import overridden
-from lora2.experiment.config import Resolved, resolve, run_name
-from lora2.experiment.paths import lock_file, status_of
-from lora2.experiment.problems import ConfigError
-from lora2.experiment.publish import alone
-from lora2.experiment.reach import Unreachable, check_reach
+from lora2.config.compose import overridden
+from lora2.config.load import Resolved, resolve, run_name
+from lora2.config.problems import ConfigError
+from lora2.config.reach import Unreachable, check_reach
+from lora2.records.paths import lock_file, status_of
+from lora2.records.publish import alone
 
 USAGE = "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [key=value ...]"
 
@@ -61,7 +61,7 @@ def execute(resolved: Resolved, progress: bool) -> int:
         return 1
     from transformers.utils import logging as transformers_logging
 
-    from lora2.experiment.run import run
+    from lora2.run.run import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()  # a head that is new is no news here
@@ -87,7 +87,7 @@ def execute(resolved: Resolved, progress: bool) -> int:
 
 def print_result(folder: Path) -> None:
     """Print the scores and counts of a finished run."""
-    from lora2.report.store import read_run
+    from lora2.records.store import read_run
 
     row = read_run(folder).iloc[0]
     print(

@@ -10,11 +10,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lora2.experiment.disk import explained
-from lora2.experiment.driving import command, summary, sweep_here
-from lora2.experiment.tableplan import Job
+from lora2.records.disk import explained
 from lora2.study.request import StudyRequest, parse_study
 from lora2.study.spec import Part
+from lora2.sweep.cli import command, summary, sweep_here
+from lora2.sweep.table import Job
 
 USAGE = (
     "usage: python scripts/study.py study=NAME [data.dir=DIR] [backbone.path=DIR] [workers=N] "
@@ -84,9 +84,9 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
 
 def show_plan(request: StudyRequest) -> int:
     """Say what each part would cost here; nothing is trained or written."""
-    from lora2.experiment import plan as costs
-    from lora2.experiment.progress import duration
     from lora2.study.select import FACTOR, left
+    from lora2.sweep import cost as costs
+    from lora2.sweep.progress import duration
 
     stages: dict[str, list[Job]] = {}
     for part in request.parts:

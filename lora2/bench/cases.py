@@ -29,15 +29,15 @@ from lora2.bench.step import (
     release,
     settle,
 )
+from lora2.config.load import resolve
+from lora2.config.schema import RunConfig
 from lora2.embedded import encoder_path
-from lora2.experiment.config import resolve
-from lora2.experiment.device import autocast
-from lora2.experiment.methods import prepare
-from lora2.experiment.recorder import Recorder
-from lora2.experiment.schema import RunConfig
-from lora2.experiment.shapes import random_encoder, shaped
-from lora2.experiment.training import build_trainer
 from lora2.glue.tasks import get_task
+from lora2.run.device import autocast
+from lora2.run.encoder_sizes import random_encoder, shaped
+from lora2.run.methods import prepare
+from lora2.run.recorder import Recorder
+from lora2.run.trainer import build_trainer
 
 Row = dict[str, object]
 SEED = 1

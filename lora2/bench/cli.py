@@ -5,7 +5,7 @@ shape. Writes results/bench/<device>/{micro,step,driver}.csv. Sizes default to t
 and to smaller encoders on a processor.
 
 python scripts/bench.py --only step --rounds 20
-python -m lora2.report.bench results/bench/<device>    # a page of the CSVs
+python -m lora2.bench.report results/bench/<device>    # a page of the CSVs
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import torch
 from lora2.bench import cases
 from lora2.bench.cases import METHODS, Case, Row
 from lora2.bench.step import release
-from lora2.experiment.device import AUTOCAST
-from lora2.experiment.provenance import device_name, provenance
-from lora2.experiment.shapes import SHAPES, shaped
-from lora2.report.store import write_atomically
+from lora2.records.store import write_atomically
+from lora2.run.device import AUTOCAST
+from lora2.run.encoder_sizes import SHAPES, shaped
+from lora2.run.provenance import device_name, provenance
 
 RESULTS = Path("results/bench")
 PARTS = ("micro", "step", "driver")

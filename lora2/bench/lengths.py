@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from lora2.bench.step import Batch
-from lora2.experiment.schema import RunConfig
-from lora2.experiment.shapes import encoder_config, longest
+from lora2.config.schema import RunConfig
 from lora2.glue.tasks import get_task
+from lora2.run.encoder_sizes import encoder_config, longest
 
 TABLE = Path(__file__).parent / "glue_lengths.csv"
 QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from lora2.bench.counters import Counts, counting, peak_bytes
-from lora2.experiment.device import autocast, use_matmul_precision
-from lora2.experiment.methods import prepare
-from lora2.experiment.schema import RunConfig
-from lora2.experiment.shapes import encoder_config, random_encoder
-from lora2.experiment.training import build_optimizer
+from lora2.config.schema import RunConfig
 from lora2.glue.tasks import get_task
+from lora2.run.device import autocast, use_matmul_precision
+from lora2.run.encoder_sizes import encoder_config, random_encoder
+from lora2.run.methods import prepare
+from lora2.run.trainer import build_optimizer
 
 STEPS = 100_000  # of the pretended training: no measurement gets to its last phase
 Batch = dict[str, Tensor]

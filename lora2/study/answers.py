@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lora2.report.stats import holm
 from lora2.study.spec import Study
+from lora2.tables.stats import holm
 
 LEVEL = 0.05
 POWER = 0.8

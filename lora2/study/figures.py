@@ -8,8 +8,8 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lora2.report.stats import summary
 from lora2.study.spec import Study
+from lora2.tables.stats import summary
 
 # Okabe and Ito's colours, told apart without colour vision too; k = 1 and r = 1 are hollow.
 COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "start": "#009e73"}

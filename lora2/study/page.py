@@ -14,17 +14,17 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 
-from lora2.report.escape import grid
-from lora2.report.stats import summary
-from lora2.report.store import StoreError, read_csv, write_atomically
+from lora2.markup import grid
+from lora2.records.store import StoreError, read_csv, write_atomically
 from lora2.study.answers import answer, sentence
 from lora2.study.figures import STYLE, budget_curve, write
 from lora2.study.read import read
 from lora2.study.spec import Question, Study, load_study
+from lora2.tables.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = Path(__file__).with_name("claims.csv")
-STATEMENTS = ROOT / "lora2" / "report" / "paper" / "statements.csv"
+STATEMENTS = ROOT / "lora2" / "paper" / "statements.csv"
 BLOCK = re.compile(r"(<!-- begin study -->\n).*?(<!-- end study -->)", re.DOTALL)
 HOLDS = {  # rule -> verdict -> what it says of a claim
     "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},

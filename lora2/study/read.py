@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lora2.experiment.folder import HISTORY
-from lora2.experiment.reporting import matching
-from lora2.files import replacing
-from lora2.report import store
+from lora2.records import store
+from lora2.records.folder import HISTORY
+from lora2.records.locks import replacing
 from lora2.study.select import Choice
 from lora2.study.spec import Part, Study
+from lora2.tables.make import matching
 
 SCORES = ["part", "row", "task", "steps", "seed", "learning_rate", "run", "score_best", "step_best",
           "score_last", "params_adapter", "params_kept", "train_seconds"]  # fmt: skip

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora2.experiment.compose import CONFIGS, options, overridden
-from lora2.experiment.problems import ConfigError, Problem, nearest
-from lora2.experiment.reporting import PLACES
-from lora2.experiment.request import sort_words
-from lora2.experiment.words import comma_list, flag, positive, seed_list
+from lora2.config.compose import CONFIGS, options, overridden
+from lora2.config.parse_values import comma_list, flag, positive, seed_list
+from lora2.config.problems import ConfigError, Problem, nearest
 from lora2.study.spec import Part, Study, load_study
+from lora2.sweep.request import sort_words
+from lora2.tables.make import PLACES
 
 STAGES = ("selection", "final", "tables")
 OWN = ("study", "only", "workers", "plan", "parts", "rows", "seeds")

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.experiment.reporting import matching
-from lora2.experiment.tableplan import Job
-from lora2.report import store
+from lora2.records import store
 from lora2.study.spec import Part, Study
+from lora2.sweep.table import Job
+from lora2.tables.make import matching
 
 FACTOR = 2.0  # between two neighbouring rates
 MOST = 9  # rates tried for one row at one budget

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.experiment.compose import CONFIGS, options, read_yaml
-from lora2.experiment.problems import ConfigError, Problem, check_section, nearest
-from lora2.experiment.profile import load_profile
-from lora2.experiment.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
-from lora2.experiment.tableplan import Job, TablePlan, TableRow, jobs, load_table, narrow
+from lora2.config.compose import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
+from lora2.sweep.presets import load_profile
+from lora2.sweep.table import Job, TablePlan, TableRow, jobs, load_table, narrow
 
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Words = list[str]  # of run_glue.py

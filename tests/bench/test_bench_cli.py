@@ -11,8 +11,8 @@ import torch
 
 from lora2.bench import cases, cli
 from lora2.bench.cases import METHODS, Case, part_counts
-from lora2.experiment import shapes
-from lora2.experiment.provenance import PACKAGES
+from lora2.run import encoder_sizes as shapes
+from lora2.run.provenance import PACKAGES
 
 TINY = ["--layers=1", "--width=64", "--batch=2", "--tokens=8", "--rounds=2", "--warm-up=1"]
 TINY += ["--device=cpu", "--commit=abc"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora2.bench.lengths import QUANTILES, TABLE, draw, known_lengths, padded_batch
-from lora2.experiment.config import resolve
+from lora2.config.load import resolve
 from lora2.glue.tasks import TASKS
 
 

@@ -20,7 +20,7 @@ from lora2.bench.step import (
     take_turns,
     twin,
 )
-from lora2.experiment.shapes import random_encoder, shaped
+from lora2.run.encoder_sizes import random_encoder, shaped
 
 
 @pytest.fixture(scope="module")

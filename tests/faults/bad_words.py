@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-from lora2.experiment import schema
+from lora2.config import schema
 
 # What no value of a type is: the word's text and how a refusal prints it.
 NOT_INTEGERS = {"abc": "'abc'", "1.5": "1.5", "true": "True", "[1]": "[1]", "'1'": "'1'"}

@@ -31,7 +31,7 @@ TINY = ("task=mrpc", "backbone=embedded", "data.train_rows=20", "train.batch_siz
 TIMING = ("train_seconds", "seconds_per_step", "peak_memory_mb")
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once for all children
-CONTEXT.set_forkserver_preload(["lora2.experiment.run", "tests.faults.crash"])
+CONTEXT.set_forkserver_preload(["lora2.run.run", "tests.faults.crash"])
 
 
 class Watch:
@@ -100,9 +100,9 @@ def _child(
     act: Callable[[], None],
     answer: Connection,
 ) -> None:
-    from lora2.experiment import publish
-    from lora2.experiment import run as module
-    from lora2.experiment.config import resolve
+    from lora2.config.load import resolve
+    from lora2.records import publish
+    from lora2.run import run as module
 
     silence = os.open(os.devnull, os.O_WRONLY)  # the tests' own output may be a file, and limited
     os.dup2(silence, 1)

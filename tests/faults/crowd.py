@@ -14,20 +14,20 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from lora2.experiment.config import as_tree, run_name
-from lora2.experiment.paths import run_dir
-from lora2.experiment.publish import publish
-from lora2.experiment.schema import RunConfig
-from lora2.experiment.sweep import Sweep, run_all, unfinished
-from lora2.experiment.worker import Outcome
-from tests.experiment.sweep_fakes import job
+from lora2.config.load import as_tree, run_name
+from lora2.config.schema import RunConfig
+from lora2.records.paths import run_dir
+from lora2.records.publish import publish
+from lora2.sweep.pool import Sweep, run_all, unfinished
+from lora2.sweep.worker import Outcome
+from tests.sweep.sweep_fakes import job
 
 FAILS_AT_FIRST = (3, 7, 11)
 PAUSE = 0.004  # seconds between two parts of a file
 
 
 def run(config: RunConfig) -> None:
-    """Stand in for ``lora2.experiment.run.run``: note that it began, publish in small parts."""
+    """Stand in for ``lora2.run.run.run``: note that it began, publish in small parts."""
     folder = Path(config.results.dir)
     with open(folder / "ran.txt", "a") as file:
         file.write(f"{config.seed}\n")
@@ -97,7 +97,7 @@ def read_until(over: Callable[[], bool], read: Callable[[], pd.DataFrame | None]
     """
     finished: set[int] = set()
     frames, last = 0, False
-    with warnings_of("lora2.report.store") as left_out:
+    with warnings_of("lora2.records.store") as left_out:
         while not last:
             last = over()  # and once more after that
             time.sleep(PAUSE)  # or the others would hardly get the lock

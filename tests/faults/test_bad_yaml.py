@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from lora2.experiment import compose, config, request, tableplan
+from lora2.config import compose
+from lora2.config import load as config
+from lora2.sweep import request
+from lora2.sweep import table as tableplan
 from tests.faults import bad_yaml, refusals
 from tests.faults.bad_words import Wrong
 from tests.faults.bad_yaml import Broken

@@ -13,10 +13,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lora2.experiment.worker import Order, carry_out
-from lora2.report import store
-from tests.experiment.sweep_fakes import job, ran
+from lora2.records import store
+from lora2.sweep.worker import Order, carry_out
 from tests.faults import crowd
+from tests.sweep.sweep_fakes import job, ran
 
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = range(1, 31)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import DebertaV2ForSequenceClassification as Encoder
 
-from lora2.experiment.config import resolve
-from lora2.experiment.paths import run_dir
-from lora2.experiment.worker import Order, carry_out, record_death, train
-from lora2.report import store
+from lora2.config.load import resolve
+from lora2.records import store
+from lora2.records.paths import run_dir
+from lora2.sweep.worker import Order, carry_out, record_death, train
 from tests.faults import crash
 
 

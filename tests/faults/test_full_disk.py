@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora2.experiment import run as module
-from lora2.experiment.config import resolve
-from lora2.experiment.disk import DiskFull, is_full
-from lora2.experiment.paths import status
-from tests.experiment.test_run import assert_same_run
-from tests.experiment.test_sweep_report import made
-from tests.experiment.test_sweep_request import script
+from lora2.config.load import resolve
+from lora2.records.disk import DiskFull, is_full
+from lora2.records.paths import status
+from lora2.run import run as module
 from tests.faults import crash
 from tests.faults.disks import fill, free, small_disk
 from tests.faults.test_resume import METHODS, assert_equal
+from tests.run.test_run import assert_same_run
+from tests.sweep.test_request import script
+from tests.tables.test_make import made
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,16 +14,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora2.config.load import resolve, run_name
 from lora2.embedded import encoder_path
-from lora2.experiment.backbone import BackboneError, load_backbone
-from lora2.experiment.checkpoint import newest_whole
-from lora2.experiment.config import resolve, run_name
-from lora2.experiment.recorder import Recorder
-from lora2.experiment.reload import load_run, read_config
-from lora2.experiment.run import run
-from lora2.files import hold, replacing
 from lora2.glue.tasks import TASKS
-from tests.experiment.conftest import TINY
+from lora2.records.checkpoint import newest_whole
+from lora2.records.locks import hold, replacing
+from lora2.run.backbone import BackboneError, load_backbone
+from lora2.run.recorder import Recorder
+from lora2.run.reload import load_run, read_config
+from lora2.run.run import run
+from tests.conftest import TINY
 
 LORA = (*TINY, "task=rte", "method=lora")
 

@@ -7,14 +7,14 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import Trainer
 
-from lora2.experiment.config import resolve
-from lora2.experiment.methods import check_model, prepare
-from lora2.experiment.paths import run_dir
-from lora2.experiment.problems import ConfigError
-from lora2.experiment.schema import RunConfig
-from lora2.experiment.shapes import encoder_config, random_encoder
-from lora2.experiment.worker import Order, carry_out, train
+from lora2.config.load import resolve
+from lora2.config.problems import ConfigError
+from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
+from lora2.records.paths import run_dir
+from lora2.run.encoder_sizes import encoder_config, random_encoder
+from lora2.run.methods import check_model, prepare
+from lora2.sweep.worker import Order, carry_out, train
 from tests.faults import bad_words_by_hand as by_hand
 from tests.faults import refusals
 from tests.faults.bad_words import base

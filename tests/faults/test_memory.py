@@ -10,15 +10,15 @@ import pytest
 import torch
 from transformers import DebertaV2ForSequenceClassification as Encoder
 
-from lora2.experiment import worker
-from lora2.experiment.config import resolve
-from lora2.experiment.memory import OutOfMemory
-from lora2.experiment.paths import run_dir, status
-from lora2.experiment.run import run
-from lora2.experiment.schema import RunConfig
-from lora2.experiment.worker import Order
-from tests.experiment.test_run import weights
+from lora2.config.load import resolve
+from lora2.config.schema import RunConfig
+from lora2.records.paths import run_dir, status
+from lora2.run.memory import OutOfMemory
+from lora2.run.run import run
+from lora2.sweep import worker
+from lora2.sweep.worker import Order
 from tests.faults import crash
+from tests.run.test_run import weights
 
 
 def config_of(folder: Path, *words: str) -> RunConfig:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from lora2.experiment.backbone import BackboneError, load_backbone
-from lora2.experiment.config import resolve
+from lora2.config.load import resolve
 from lora2.glue.tasks import TASKS
 from lora2.hub import PROBE_SECONDS
+from lora2.run.backbone import BackboneError, load_backbone
 from tests.faults import refusals
 from tests.faults.refusals import ROOT
 
@@ -107,7 +107,7 @@ def test_without_a_hub_both_scripts_name_what_they_lack_at_once(
 
 
 def test_what_lies_in_folders_or_caches_is_not_asked_for(monkeypatch, empty_cache, tmp_path):
-    from lora2.experiment.reach import check_reach
+    from lora2.config.reach import check_reach
 
     monkeypatch.setattr("lora2.hub.ask", lambda question: pytest.fail("the hub was asked"))
     check_reach([resolve([*PAPER, "backbone=embedded"]).config])
@@ -153,8 +153,8 @@ def test_a_tokenizer_of_another_encoder_is_named(tmp_path):
 
 
 def test_an_embedded_run_asks_nothing_of_any_network(monkeypatch, tmp_path):
-    from lora2.experiment.run import run
-    from tests.experiment.conftest import TINY
+    from lora2.run.run import run
+    from tests.conftest import TINY
 
     def refuse(*args, **kwargs):
         pytest.fail("the network was asked")

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_frame
+from tests.glue.conftest import make_frame
 
 from lora2.glue.checks import GlueDataError
 from lora2.glue.data import load_task

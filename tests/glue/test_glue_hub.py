@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from fake_hub import COMMIT, serving
+from tests.glue.conftest import ROOT
 
 from lora2.glue import hub
 from lora2.glue.checks import GlueDataError
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
+from tests.glue.fake_hub import COMMIT, serving
 
 LOAD = """
 import json, time

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import make_frame
+from tests.glue.conftest import make_frame
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.experiment.config import as_tree
-from lora2.experiment.tableplan import Job
-from lora2.report import store
+from lora2.config.load import as_tree
+from lora2.records import store
 from lora2.study.spec import Part, Study, load_study
+from lora2.sweep.table import Job
 
 ROWS = ["lora-r8", "lora2-k8"]
 

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from synthetic_study import record, small_study
 
 from lora2.study import page
 from lora2.study.answers import answer, equivalence
@@ -12,6 +11,7 @@ from lora2.study.figures import budget_curve
 from lora2.study.read import collect, read
 from lora2.study.select import Choice
 from lora2.study.spec import Question
+from tests.study.synthetic_study import record, small_study
 
 ASK = [Question(ask="Is it?", pairs=[["lora2-k8", "lora-r8"]])]
 

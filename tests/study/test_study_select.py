@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from synthetic_study import record, small_study
 
 from lora2.study.select import SelectionError, left, select
+from tests.study.synthetic_study import record, small_study
 
 
 def rate_of(job):

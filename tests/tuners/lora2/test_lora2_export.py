@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora2_models import HEADS, adapt, build, logits, randomize
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 
 from lora2 import Lora2Config
 from lora2.tuners.lora2 import export_lora, to_lora
+from tests.tuners.lora2.lora2_models import HEADS, adapt, build, logits, randomize
 
 
 @pytest.mark.parametrize("arch", ["bert", "roberta", "deberta-v2", "gpt2"])

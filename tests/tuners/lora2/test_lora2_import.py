@@ -14,7 +14,7 @@ SOURCE = Path(lora2.__file__)
 BARE_IMPORT = """
 import sys
 import lora2
-import lora2.experiment
+import lora2.config
 assert not {"torch", "peft", "transformers"} & set(sys.modules), "not light"
 from peft.utils import PeftType
 assert "LORA2" not in PeftType.__members__, "an import hook?"

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora2_models import build, logits
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.nn.utils import parametrize
@@ -10,6 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lora2 import Lora2Config
 from lora2.tuners.lora2 import Lora2Linear
+from tests.tuners.lora2.lora2_models import build, logits
 
 
 def make_layer(kind, dtype=torch.float64, **settings):

@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 import torch
-from lora2_models import HEADS, adapt, batch, build, logits, randomize
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from torch._subclasses import FakeTensorMode
 from transformers import (
@@ -17,6 +16,7 @@ from transformers import (
 
 from lora2 import Lora2Config
 from lora2.tuners.lora2 import Lora2Linear, Lora2Model
+from tests.tuners.lora2.lora2_models import HEADS, adapt, batch, build, logits, randomize
 
 ARCHS = ["bert", "roberta", "deberta-v2", "gpt2"]
 DEBERTA_ALL = [

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora2_models import adapt, batch
 from peft import get_peft_model
 from transformers import (
     GPT2Config,
@@ -16,6 +15,7 @@ from transformers import (
 
 from lora2 import Lora2Config
 from lora2.tuners.share import share_of_step
+from tests.tuners.lora2.lora2_models import adapt, batch
 
 
 def causal():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.utils.checkpoint
-from lora2_models import TARGETS, adapt, batch, randomize
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
 from lora2 import Lora2Config, create_lora2_optimizer
 from lora2.bench.counters import counting
 from lora2.tuners.lora2 import Lora2Linear
+from tests.tuners.lora2.lora2_models import TARGETS, adapt, batch, randomize
 
 
 def narrow(layers, **settings):

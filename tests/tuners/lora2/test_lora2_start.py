@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora2_models import adapt, build, logits, train
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora2 import Lora2Config, create_lora2_optimizer
 from lora2.tuners.lora2.factors import FACTOR_NAMES
 from lora2.tuners.lora2.start import first_step_ratio
+from tests.tuners.lora2.lora2_models import adapt, build, logits, train
 
 TARGETS = list("01234567")
 

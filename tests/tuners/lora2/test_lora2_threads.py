@@ -4,9 +4,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from lora2_models import adapt, batch, randomize
 
 from lora2.tuners.lora2 import Lora2Linear
+from tests.tuners.lora2.lora2_models import adapt, batch, randomize
 
 
 def meet(layer, together):

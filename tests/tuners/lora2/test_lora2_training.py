@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lora2_models import adapt, batch, build, optimizer_of, train
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora2 import Lora2Config
 from lora2.bench.counters import counting
+from tests.tuners.lora2.lora2_models import adapt, batch, build, optimizer_of, train
 
 SCHEDULE = {"target_r": 1, "tinit": 2, "tfinal": 3, "total_step": 14}
 

@@ -1,0 +1,1 @@
+"""Words and YAML files -> one checked, hashed RunConfig."""

@@ -1,1 +1,0 @@
-"""One run and many: configuration, the driver, provenance. Importing this loads no torch."""

@@ -1,0 +1,1 @@
+"""Run folders and runs.csv: written and read here alone."""

@@ -1,0 +1,1 @@
+"""One run: data, encoder, method, Trainer, run folder."""

@@ -1,0 +1,247 @@
+"""From a method's configuration to a model whose right parameters are trainable."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from torch import nn
+from transformers import PreTrainedModel
+
+import lora2
+from lora2.config.check_encoder import Facts, check_encoder
+from lora2.config.load import as_tree
+from lora2.config.problems import ConfigError, Problem, nearest
+from lora2.config.schema import (
+    Adalora,
+    Backbone,
+    Bitfit,
+    Full,
+    Lora,
+    Lora2,
+    LoraXs,
+    Peft,
+    RunConfig,
+    Sora,
+    Train,
+)
+from lora2.run.adalora import AdaloraDriver
+from lora2.tuners.bitfit import in_head as in_head
+from lora2.tuners.bitfit import train_biases
+from lora2.tuners.lora2 import Lora2Config
+from lora2.tuners.lora_xs import LoraXsConfig
+from lora2.tuners.sora import SoraConfig
+
+# Arguments of PEFT's config classes that every run sets, and how.
+SET_BY_US = {
+    "task_type": "every run sets it",
+    "inference_mode": "every run sets it",
+    "peft_type": "method.type says it",
+    "modules_to_save": "backbone.head_modules says it",
+}
+RANKS = ("r", "init_r", "target_r", "rank")
+
+
+def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.Module, Any]:
+    """Return the model to train and its driver, an object with the hooks of ``lora2.callbacks``.
+
+    The driver is None where nothing has to be done beside the optimiser's steps. ``steps`` is the
+    run's number of optimiser steps, for methods with a schedule.
+
+    Raises:
+        ConfigError: PEFT does not know the type or an argument of its config class, or cannot
+            build the method on this encoder.
+    """
+    method = config.method
+    if isinstance(method, Full):
+        return model, None
+    if isinstance(method, Bitfit):
+        train_biases(model, config.backbone.head_modules)
+        return model, None
+    adapter = peft_config(config, steps)
+    if isinstance(method, Peft):
+        peft_model = _try_peft(model, adapter, method)
+    else:
+        peft_model = get_peft_model(model, adapter)
+    if isinstance(method, Adalora):
+        return peft_model, AdaloraDriver(peft_model)
+    tuner = peft_model.base_model
+    return peft_model, tuner if hasattr(type(tuner), "training_state") else None
+
+
+def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> PeftModel:
+    """Wrap the model and pass three tokens through it: many of PEFT's types fail only there.
+
+    Raises:
+        ConfigError: PEFT, or the model with its adapter, refused; with what it said.
+    """
+    try:
+        peft_model = get_peft_model(model, adapter)
+        tokens = torch.full((2, 3), 2, device=model.device)  # (rows, tokens)
+        with torch.no_grad(), torch.random.fork_rng():
+            if model.device.type != "meta":
+                peft_model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # PEFT's methods raise many unrelated kinds
+        said = " ".join(str(error).split()) or type(error).__name__
+        allowed = f"what {adapter.peft_type.value} can be built from on this encoder: {said}"
+        raise ConfigError([Problem("method.args", method.args, allowed)]) from error
+    return peft_model
+
+
+def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = None) -> None:
+    """Refuse what an encoder from the hub shows only when it is loaded.
+
+    ``tokens`` is the longest input that its tokenizer allows.
+
+    Raises:
+        ConfigError: naming every name of a module that matches nothing, every rank too high, and a
+            length that the encoder cannot read.
+    """
+    modules, encoder = dict(model.named_modules()), model.config
+    facts = Facts(encoder.model_type, int(encoder.hidden_size), tokens)
+    problems = [*check_encoder(as_tree(config), facts), *_targets(modules, config)]
+    inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
+    children = {**dict(inner.named_children()), **dict(model.named_children())}
+    heads = [
+        name
+        for name, child in children.items()
+        if child is not inner and name not in ("embeddings", "encoder")
+        if next(child.parameters(), None) is not None
+    ]
+    problems += [
+        Problem("backbone.head_modules", one, f"modules of its head; {nearest(one, heads)}")
+        for one in config.backbone.head_modules
+        if one not in heads
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Problem]:
+    """Yield the paths of targets, and PEFT's own names of modules, that match no module."""
+    matrices = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+    inside = {match[1] for name in matrices if (match := re.search(r"\.layer\.\d+\.(.+)$", name))}
+    for target, path in config.backbone.targets.items():
+        if path not in inside:
+            allowed = f"the path of a matrix inside each layer; {nearest(path, inside)}"
+            yield Problem(f"backbone.targets.{target}", path, allowed)
+    given = config.method.args.get("target_modules") if isinstance(config.method, Peft) else None
+    for one in given if isinstance(given, list) else []:
+        if not any(f".{name}".endswith(f".{one}") for name in modules):
+            allowed = f"the end of a matrix's path; {nearest(str(one), inside)}"
+            yield Problem("method.args.target_modules", one, allowed)
+
+
+def target_pattern(targets: list[str], backbone: Backbone) -> str:
+    """Return a regular expression for PEFT that matches our names of matrices in every layer.
+
+    Paths are matched whole: PEFT's suffix lists would let ``output.dense`` catch
+    ``attention.output.dense`` too, and ``dense`` the pooler.
+    """
+    paths = "|".join(re.escape(backbone.targets[target]) for target in targets)
+    return rf".*\.layer\.\d+\.(?:{paths})"
+
+
+def peft_config(config: RunConfig, steps: int) -> PeftConfig:
+    """Return the PEFT configuration of any method but ``full`` and ``bitfit``."""
+    method, backbone = config.method, config.backbone
+    if isinstance(method, Peft):
+        return _any_peft_config(method, backbone)
+    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    del values["name"]
+    values |= {
+        "target_modules": target_pattern(values["target_modules"], backbone),
+        "modules_to_save": list(backbone.head_modules),
+        "task_type": "SEQ_CLS",
+    }
+    if isinstance(method, Lora):
+        return LoraConfig(**values)
+    if isinstance(method, Adalora):
+        if method.target_r == method.init_r:
+            values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
+        return AdaLoraConfig(**values, total_step=steps)
+    if isinstance(method, Lora2):
+        del values["lambda_lr_ratio"]  # the optimiser's
+        values["init_weights"] = method.init_weights or True
+        return Lora2Config(**values, total_step=steps)
+    if isinstance(method, Sora):
+        values["gate_lr"] = method.gate_lr or config.train.learning_rate
+        values["gate_warmup_ratio"] = warmup_share(config.train, steps)
+        return SoraConfig(**values)
+    assert isinstance(method, LoraXs)
+    return LoraXsConfig(**values)
+
+
+def warmup_share(train: Train, steps: int) -> float:
+    """Return the share of the run's steps in which the learning rate rises."""
+    return min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
+
+
+def _any_peft_config(method: Peft, backbone: Backbone) -> PeftConfig:
+    kind = method.type.upper()
+    lora2.register()
+    known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
+    if kind not in known:
+        raise ConfigError([Problem("method.type", method.type, nearest(kind, known))])
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
+    problems = list(_wrong_arguments(kind, config_class, method))
+    if problems:
+        raise ConfigError(problems)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    values: dict[str, Any] = {"task_type": "SEQ_CLS"}
+    if "modules_to_save" in fields:
+        values["modules_to_save"] = list(backbone.head_modules)
+    if "target_modules" in fields and method.target_modules is not None:
+        values["target_modules"] = target_pattern(list(method.target_modules), backbone)
+    try:
+        return config_class(**{**values, **method.args})
+    except (TypeError, ValueError) as error:
+        raise ConfigError([Problem("method.args", method.args, str(error))]) from error
+
+
+def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) -> Iterator[Problem]:
+    """Yield the arguments that the config class does not have, or not with that value."""
+    types = typing.get_type_hints(config_class)
+    fields = {field.name for field in dataclasses.fields(config_class) if field.init}
+    targets = method.target_modules
+    if targets is not None and "target_modules" not in fields:
+        yield Problem("method.target_modules", targets, f"null: {kind} adapts no chosen modules")
+    for key, value in method.args.items():
+        allowed = None
+        if key in SET_BY_US:
+            allowed = f"nothing: {SET_BY_US[key]}"
+        elif key not in fields:
+            allowed = f"unknown to {kind}; {nearest(str(key), fields - SET_BY_US.keys())}"
+        elif key == "target_modules" and targets is not None:
+            allowed = f"nothing beside method.target_modules, which is {targets}"
+        elif not _fits(types[key], value):
+            allowed = f"{kind} takes {inspect.formatannotation(types[key])}"
+        elif key in RANKS and isinstance(value, int) and value < 1:
+            allowed = "at least 1"
+        elif key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+            allowed = "at least 0 and less than 1"
+        if allowed is not None:
+            yield Problem(f"method.args.{key}", value, allowed)
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Tell whether ``value`` is of a field's type, as far as pydantic knows that type."""
+    if "[number" in str(annotation):  # stands for any: Literal['pissa_niter_[number of iters]']
+        return True
+    try:
+        TypeAdapter(annotation).validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    except PydanticUserError:
+        return True
+    return True

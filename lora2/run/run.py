@@ -1,0 +1,242 @@
+"""One run: configuration -> data -> encoder -> method -> Trainer -> one run folder."""
+
+from __future__ import annotations
+
+import logging
+import math
+import traceback
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import concatenate_datasets
+from torch import nn
+from transformers import Trainer, set_seed
+
+from lora2.config.load import config_hash, run_name
+from lora2.config.problems import ConfigError
+from lora2.config.schedule import total_steps
+from lora2.config.schema import Peft, RunConfig
+from lora2.glue.data import GlueData, load_task
+from lora2.records import disk
+from lora2.records import folder as store
+from lora2.records.checkpoint import forget, keep_only, newest_whole, readable
+from lora2.records.paths import run_dir, status_of, tokens_dir, work_dir
+from lora2.records.publish import publish
+from lora2.records.store import SCHEMA
+from lora2.run.backbone import load_backbone
+from lora2.run.cache import tokenize_once
+from lora2.run.counting import Counts, count_encoder, count_kept, count_start
+from lora2.run.device import check_device, use_matmul_precision
+from lora2.run.memory import within_memory
+from lora2.run.methods import check_model, peft_config, prepare
+from lora2.run.provenance import (
+    forget_peak_memory,
+    is_main_process,
+    peak_memory_mb,
+    provenance,
+)
+from lora2.run.recorder import Diverged, Recorder
+from lora2.run.trainer import build_trainer
+
+logger = logging.getLogger(__name__)
+SUBSET_SEED = 0  # data.train_rows and data.holdout draw the same rows whatever a run's seed
+
+
+def run(config: RunConfig, *, progress: bool = True) -> Path:
+    """Do one run and return its folder; a finished run is found again and not repeated.
+
+    An interrupted run goes on from its newest whole checkpoint. Whatever goes wrong after the
+    configuration was accepted is recorded in a run folder with status failed or diverged; what the
+    encoder or PEFT refuses before training leaves no folder.
+
+    Raises:
+        Exception: what made the run fail, after it was recorded.
+    """
+    if isinstance(config.method, Peft):
+        peft_config(config, 1)  # its arguments are known to PEFT alone: checked before any loading
+    folder, work = run_dir(config), work_dir(config)
+    if status_of(config) == "finished":
+        logger.info("%s is finished already", folder)
+        return folder
+    check_device(config)
+    with disk.explained(Path(config.results.dir)):
+        try:
+            within_memory(config, partial(_train_and_record, config, progress))
+        except ConfigError:
+            raise
+        except Diverged as error:
+            record_failure(config, folder, "diverged", error)
+            _over(work)
+            raise
+        except Exception as error:
+            _interrupted(work)
+            if not disk.is_full(error):  # where it is, the run goes on when there is room again
+                record_failure(config, folder, "failed", error)
+            raise
+        _over(work)
+    return folder
+
+
+def _over(work: Path) -> None:
+    if is_main_process():
+        forget(work)
+
+
+def _interrupted(work: Path) -> None:
+    """Keep the checkpoint to go on from, and the room that a half-written one takes."""
+    if is_main_process():
+        keep_only(work, newest_whole(work))
+
+
+def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note: str) -> None:
+    """Do the run ``asked`` for, in the parts of a batch that ``config`` says."""
+    folder, work = run_dir(asked), work_dir(asked)
+    _interrupted(work)
+    forget_peak_memory()
+    set_seed(config.seed)
+    use_matmul_precision(config)
+    data = load_data(config)
+    steps = total_steps(vars(config.train), len(data.train))
+    assert steps is not None
+    tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
+    check_model(base, config, tokenizer.model_max_length)
+    train_set, *eval_sets = [
+        tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
+        for frame in (data.train, *data.validation.values())
+    ]
+    encoder = count_encoder(base, config.backbone)
+    model, driver = prepare(base, config, steps)
+    counts = count_start(model, config.backbone, encoder)
+    recorder = Recorder(data.task, {split: len(f) for split, f in data.validation.items()})
+    eval_set = concatenate_datasets(eval_sets)
+    trainer = build_trainer(
+        model, tokenizer, train_set, eval_set, config, steps, recorder, driver, work, progress
+    )
+    checkpoint = newest_whole(work)
+    with readable(checkpoint):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if trainer.is_world_process_zero():
+        kept = driver.kept_ranks() if driver is not None else {}
+        kept_count = count_kept(counts.adapter, config.method, kept, base)
+        row = {
+            **_identity(asked, data),
+            **_scores(recorder),
+            **_cost(config, trainer, recorder, counts, kept_count),
+            **provenance(),
+            "notes": note,
+        }
+        _publish(asked, folder, row, model, data, recorder, kept)
+
+
+def load_data(config: RunConfig) -> GlueData:
+    """Load and check the rows that a run trains on and is scored on."""
+    return load_task(
+        config.task,
+        config.data.source,
+        dir=config.data.dir,
+        train=config.data.train,
+        validation=config.data.validation,
+        train_rows=config.data.train_rows,
+        holdout=config.data.holdout,
+        seed=SUBSET_SEED,
+    )
+
+
+def _publish(
+    config: RunConfig,
+    folder: Path,
+    row: dict[str, Any],
+    model: nn.Module,
+    data: GlueData,
+    recorder: Recorder,
+    kept: Mapping[str, list[bool]],
+) -> None:
+    best, last = recorder.best, recorder.last
+    assert best is not None and last is not None
+
+    def write(temporary: Path) -> None:
+        store.write_history(temporary, recorder.history)
+        store.write_predictions(temporary, data, best, last)
+        store.write_ranks(temporary, kept, config.backbone.targets)
+        store.save_weights(temporary, model)
+        store.write_common(temporary, config, {**row, "status": "finished", "error": ""})
+
+    publish(folder, write)
+
+
+def record_failure(config: RunConfig, folder: Path, status: str, error: Exception) -> None:
+    """Write the folder of a run that ended as ``status`` (failed or diverged) by ``error``."""
+    if not is_main_process():
+        return
+    text = f"{type(error).__name__}: {error}"
+    row = {**_identity(config, None), "status": status, "error": text, **provenance()}
+
+    def write(temporary: Path) -> None:
+        (temporary / "traceback.txt").write_text(traceback.format_exc())
+        store.write_common(temporary, config, row)
+
+    publish(folder, write)
+
+
+def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
+    marks = list(data.marks) if data is not None else []
+    if config.backbone.random_init:
+        marks.append("encoder with random weights")
+    if config.task in (config.backbone.overlap or ()):
+        marks.append("the encoder was trained on this task's data or on data like it")
+    return {
+        "run": run_name(config),
+        "schema": SCHEMA,
+        "profile": config.backbone.profile,
+        "protocol": config.protocol,
+        "ranks": config.ranks,
+        "backbone": config.backbone.name,
+        "task": config.task,
+        "method": config.method.name,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+        "batch_size": config.train.batch_size,
+        "precision": config.train.precision,
+        "tf32": bool(config.train.tf32),
+        "data_fingerprint": data.fingerprint if data is not None else "",
+        "data_revision": (data.revision or "") if data is not None else "",
+        "data_marks": "; ".join(marks),
+    }
+
+
+def _scores(recorder: Recorder) -> dict[str, Any]:
+    best, last = recorder.best_row, recorder.history[-1]
+    names = recorder.task.metric_names
+    return {
+        "score_best": best["score"],
+        "step_best": best["step"],
+        "score_last": last["score"],
+        "evaluations": len(recorder.history),
+        **{f"best_{name}": best[name] for name in names},
+        **{f"last_{name}": last[name] for name in names},
+    }
+
+
+def _cost(
+    config: RunConfig, trainer: Trainer, recorder: Recorder, counts: Counts, kept: int
+) -> dict[str, Any]:
+    revision = getattr(trainer.model.config, "_commit_hash", None)
+    per_step = recorder.train_seconds / recorder.timed_steps if recorder.timed_steps else math.nan
+    return {
+        "backbone_revision": revision or "",
+        "attention": config.backbone.attention or trainer.model.config._attn_implementation,
+        "params_adapter": counts.adapter,
+        "params_kept": kept,
+        "params_head": counts.head,
+        "params_encoder": counts.encoder,
+        "steps": trainer.state.global_step,
+        "seconds_per_step": per_step,
+        "train_seconds": recorder.train_seconds,
+        "peak_memory_mb": peak_memory_mb(),
+        "processes": trainer.args.world_size,
+        "micro_batch_size": trainer.args.per_device_train_batch_size,
+        "torch_threads": torch.get_num_threads(),
+    }

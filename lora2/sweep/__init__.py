@@ -1,0 +1,1 @@
+"""A table's YAML -> jobs -> worker processes or Slurm."""

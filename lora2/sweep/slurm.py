@@ -1,0 +1,114 @@
+"""The same runs as a Slurm job array, through submitit: requeued and resumed when interrupted."""
+
+from __future__ import annotations
+
+import getpass
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lora2.config.problems import ConfigError, Problem
+from lora2.config.schema import RunConfig
+from lora2.records.paths import status_of
+from lora2.sweep import worker
+from lora2.sweep.progress import Progress
+from lora2.sweep.table import Job
+from lora2.sweep.worker import Order, Outcome
+
+POLL_SECONDS = 10.0
+MAX_TIMEOUTS = 100  # a run goes on from its checkpoint after each
+DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_task": 2}
+
+
+class ClusterRun:
+    """What a job of the array calls.
+
+    Before a time-out or a preemption Slurm sends a signal; submitit then asks ``checkpoint`` what
+    to run when the job is requeued. The run itself goes on from its Trainer's last checkpoint.
+    """
+
+    def __call__(self, config: RunConfig) -> Outcome:
+        outcome = worker.carry_out(Order(config, wait=True), worker.train, worker.record_death)
+        if outcome.state != "finished":
+            raise RuntimeError(f"{outcome.name} {outcome.state}: {outcome.message}")
+        return outcome
+
+    def checkpoint(self, config: RunConfig) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, config)
+
+
+def submit(
+    jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], at_once: int | None
+) -> list[str]:
+    """Submit one array and return its job ids; ``options`` go to submitit's update_parameters.
+
+    Raises:
+        ConfigError: submitit or Slurm is not installed, or an option is not known to submitit.
+    """
+    executor = _executor(folder)
+    tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
+    values = {**DEFAULTS, **({} if tiny else {"gpus_per_node": 1}), **options}
+    if at_once is not None:
+        values["slurm_array_parallelism"] = at_once
+    try:
+        executor.update_parameters(**values)
+    except (NameError, AssertionError) as error:  # submitit's, for a name and for a type
+        raise ConfigError([Problem("slurm", dict(options), str(error))]) from error
+    submitted = executor.map_array(ClusterRun(), [job.resolved.config for job in jobs])
+    return [job.job_id for job in submitted]
+
+
+def _executor(folder: Path) -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        allowed = "local; for slurm, first: pip install submitit"
+        raise ConfigError([Problem("cluster", "slurm", allowed)]) from error
+    if submitit.SlurmExecutor.affinity() < 0:
+        allowed = "local: sbatch is not found on this machine"
+        raise ConfigError([Problem("cluster", "slurm", allowed)])
+    return submitit.AutoExecutor(
+        folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
+    )
+
+
+def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Outcome]:
+    """Wait until the array has left the queue and return what became of each run.
+
+    The run folders tell, not Slurm's accounting, which a cluster need not have. Ctrl-C is passed
+    on and leaves the jobs where they are.
+    """
+    progress = Progress(len(jobs) + already, already, sum(job.resolved.steps or 1 for job in jobs))
+    waiting, outcomes = dict(zip(ids, jobs, strict=True)), list[Outcome]()
+    try:
+        while waiting:
+            queued = in_queue(list(waiting))
+            for number in [number for number in waiting if number not in queued]:
+                job = waiting.pop(number)
+                outcomes.append(_outcome(job))
+                progress.end_of(outcomes[-1], job.resolved.steps or 1, len(queued))
+            progress.show(len(queued))
+            if waiting:
+                time.sleep(POLL_SECONDS)
+    finally:
+        progress.close()
+    return outcomes
+
+
+def _outcome(job: Job) -> Outcome:
+    state = status_of(job.resolved.config)
+    if state == "finished":
+        return Outcome(job.name, "finished")
+    message = "left the queue without a result; see logs/slurm" if state is None else "see its log"
+    return Outcome(job.name, "diverged" if state == "diverged" else "failed", message)
+
+
+def in_queue(ids: Sequence[str]) -> set[str]:
+    """Return which of these jobs (``123_0``) wait or run; all, if Slurm does not answer now."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return set(done.stdout.split()) & set(ids) if done.returncode == 0 else set(ids)

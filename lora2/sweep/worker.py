@@ -1,0 +1,175 @@
+"""A worker process of a sweep: many runs one after another, each under its lock and with a log.
+
+Nothing heavy is imported here: a worker sets its device and threads before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+from lora2.config.load import run_name
+from lora2.config.problems import ConfigError
+from lora2.config.schema import RunConfig
+from lora2.records import disk
+from lora2.records.checkpoint import newest_whole
+from lora2.records.paths import log_file, run_dir, status_of, work_dir
+from lora2.records.publish import alone
+
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # never into a file elsewhere
+State = Literal["finished", "failed", "diverged", "busy"]
+Run = Callable[[RunConfig], object]
+Record = Callable[[RunConfig, str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What a worker is told: one run, and whether to wait where another process has it.
+
+    ``died`` set, the run is not repeated but recorded as failed for that reason. ``since``
+    (seconds of the epoch): a run that failed later than this was just tried by someone else.
+    """
+
+    config: RunConfig
+    wait: bool = False
+    died: str | None = None
+    since: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a run; ``seconds`` it took here.
+
+    ``disk_full``: nothing can be written now, so no other run should be begun.
+    """
+
+    name: str
+    state: State
+    message: str = ""
+    seconds: float = 0.0
+    disk_full: bool = False
+
+
+def train(config: RunConfig) -> object:
+    """Do one run for good, from its last checkpoint where there is one."""
+    from lora2.run.run import run
+
+    last = newest_whole(work_dir(config))
+    if last is not None:
+        print(f"goes on from {last}", flush=True)
+    return run(config, progress=False)
+
+
+def record_death(config: RunConfig, reason: str) -> None:
+    """Write the folder of a run whose process died and could not do it itself."""
+    from lora2.run.run import record_failure
+
+    record_failure(config, run_dir(config), "failed", ChildProcessError(reason))
+
+
+def serve(connection: Connection, environment: Mapping[str, str], run: Run, record: Record) -> None:
+    """Take orders until told None or the parent is gone; send an ``Outcome`` for each."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.update(environment)
+    while True:
+        try:
+            order = connection.recv()
+        except (EOFError, ConnectionResetError):
+            return
+        if order is None:
+            return
+        outcome = carry_out(order, run, record)
+        try:
+            connection.send(outcome)
+        except (BrokenPipeError, ConnectionResetError):
+            return
+
+
+def carry_out(order: Order, run: Run, record: Record) -> Outcome:
+    """Do what is ordered unless another process has it or it is done already."""
+    try:
+        with disk.explained(Path(order.config.results.dir)):
+            return _carry_out(order, run, record)
+    except OSError as error:  # not even its lock or its log could be written
+        name = run_name(order.config)
+        return Outcome(name, "failed", _line(error), disk_full=disk.is_full(error))
+
+
+def _carry_out(order: Order, run: Run, record: Record) -> Outcome:
+    config, name = order.config, run_name(order.config)
+    log = log_file(config)
+    started = time.monotonic()
+    with alone(config, wait=order.wait) as held:
+        if not held:
+            return Outcome(name, "busy")
+        state = status_of(config)
+        if state == "finished" or (state is not None and _ended(config) > order.since > 0):
+            return Outcome(name, _as_state(state), "" if state == "finished" else f"see {log}")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with _output_to(log):
+            outcome = _attempt(order, run, record)
+    return dataclasses.replace(outcome, seconds=time.monotonic() - started)
+
+
+def _attempt(order: Order, run: Run, record: Record) -> Outcome:
+    name = run_name(order.config)
+    try:
+        with disk.explained(Path(order.config.results.dir)):
+            if order.died is not None:
+                record(order.config, order.died)
+                return Outcome(name, "failed", order.died)
+            run(order.config)
+    except Exception as error:  # one run's failure must not cost the others
+        with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
+        state = "diverged" if status_of(order.config) == "diverged" else "failed"
+        return Outcome(name, _as_state(state), _line(error), disk_full=disk.is_full(error))
+    return Outcome(name, "finished")
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, ConfigError):
+        return "; ".join(map(str, error.problems))
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _ended(config: RunConfig) -> float:
+    """Return when the run folder was written, in seconds of the epoch."""
+    return (run_dir(config) / "status").stat().st_mtime
+
+
+def _as_state(text: str) -> State:
+    return "finished" if text == "finished" else "diverged" if text == "diverged" else "failed"
+
+
+class _output_to:
+    """Send what the process and its libraries print to a file, on the level of descriptors."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        handle = os.open(self.path, LOG_FLAGS, 0o644)
+        self.saved = [os.dup(1), os.dup(2)]
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        os.close(handle)
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # what a full disk does not take goes to the console
+            sys.stdout.flush()
+            sys.stderr.flush()
+        for number, saved in enumerate(self.saved, start=1):
+            os.dup2(saved, number)
+            os.close(saved)

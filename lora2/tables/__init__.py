@@ -1,0 +1,1 @@
+"""runs.csv -> tables, figures and pages."""

@@ -1,0 +1,119 @@
+"""The pages of a bench hold what its CSVs hold; a target that was missed is marked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora2.bench.report import RESULTS, main, measured, read, render, targets
+
+ROOT = Path(__file__).resolve().parents[2]
+ORIGIN = {"device": "Some GPU", "threads": 1, "torch": "2", "transformers": "5", "peft": "0.21",
+          "commit": "abc", "dirty": False}  # fmt: skip
+SIZE = {"layers": 2, "width": 64, "precision": "bf16", "batch": 4, "tokens": 8.0}
+
+
+def bench(folder: Path, device: str, kernels: int = 72, ratio: float = 1.04) -> Path:
+    """Write the CSVs that a bench would."""
+    parts = {
+        "micro": [
+            {"part": part, "row": row, "label": row, "matrices": matrices, "kernels": n, "syncs": 0}
+            for part, n in (("regulariser", kernels), ("allocator", 20))
+            for row in ("lora2-k1", "lora2-k8")
+            for matrices in (72, 144)
+        ],
+        "step": [
+            {"phase": phase, "encoder": encoder, "row": row, "label": row, **SIZE, "kernels": n,
+             "seconds": 0.01125, "ratio_to_lora": r, "ratio_to_adalora": 0.85,
+             "ratio_to_base": 1.02, "memory_mib": 1234.5, "memory_ratio_to_lora": r / 2}
+            for encoder, r in (("deberta-v3-base", ratio), ("roberta-large", 9.0))
+            for phase, row, n in (
+                ("train", "lora2-k8", 700), ("train", "full", 9999), ("inference", "base", 170),
+                ("inference", "merged", 170), ("inference", "unmerged", 240),
+            )
+        ],
+        "driver": [
+            {"row": row, "label": row, **SIZE, "seconds": 1.0, "ratio_to_bare": r}
+            for row, r in (("bare", 1.0), ("driver", 1.025))
+        ],
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    for part, lines in parts.items():
+        frame = pd.DataFrame([{**line, **ORIGIN, "device": device} for line in lines])
+        frame.to_csv(folder / f"{part}.csv", index=False)
+    return folder
+
+
+def test_every_part_gets_a_table_with_where_it_comes_from(tmp_path):
+    text = render(read(bench(tmp_path / "gpu", "Some GPU")))
+    assert text.startswith("# Bench on Some GPU") and "commit abc." in text
+    assert "| regulariser | 72 | lora2-k8 | 72 | 0 |" in text
+    assert "| lora2-k8 | 2 | 64 | bf16 | 4 | 8 | 11.25 | 1.040 | 0.850 | 1.020 | 700 |" in text
+    assert "1,234" in text and text.count("\n## ") == 3
+
+
+def test_a_processors_page_has_ratios_and_no_times(tmp_path):
+    text = render(read(bench(tmp_path / "cpu", "cpu x86_64 2 threads")))
+    assert "| ms |" not in text and "| bf16 | 4 | 8 | 1.040 |" in text
+
+
+def test_each_device_has_its_limits_and_only_the_base_encoder_is_judged(tmp_path):
+    cpu = read(bench(tmp_path / "cpu", "cpu x86_64 2 threads"))
+    text = targets([cpu, read(bench(tmp_path / "gpu", "GPU", kernels=151, ratio=1.06))])
+    assert "| Target | At most | GPU | cpu x86\\_64 2 threads |" in text
+    assert "time to LoRA r=8 | 1.05 | 1.060 (missed) | 1.040 |" in text
+    assert "0.93 (GPU 0.8) | 0.850 (missed) | 0.850 |" in text
+    assert "| Kernels of the regulariser | 150 | 151 (missed) | 72 |" in text
+    assert "kernels more than without an adapter | 0 | 0 | 0 |" in text
+    assert "time to a bare loop | 1.03 | 1.025 | 1.025 |" in text
+    assert "Not measured on a GPU" not in text
+
+
+def test_what_was_not_measured_is_said(tmp_path):
+    folder = bench(tmp_path / "cpu", "cpu")
+    (folder / "step.csv").unlink()
+    text = targets([read(folder)])
+    assert "Not measured on a GPU: none was at hand." in text
+    assert "time to LoRA r=8 | 1.05 | not measured |" in text
+    assert "Not measured on a GPU" in targets([])
+
+
+def test_one_kernel_more_in_merged_inference_is_a_miss(tmp_path):
+    parts = read(bench(tmp_path / "cpu", "cpu"))
+    step = parts["step"]
+    step.loc[(step["row"] == "merged") & (step["encoder"] == "deberta-v3-base"), "kernels"] += 1
+    assert "kernels more than without an adapter | 0 | 1 (missed) |" in targets([parts])
+
+
+def test_all_folders_are_found_and_what_is_wrong_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 2 and "run `make bench` first" in capsys.readouterr().err
+    for device in ("a", "b"):
+        bench(Path("results/bench") / device, device)
+    assert main([]) == 0
+    assert len(list(Path("results/bench").glob("*/bench.md"))) == 2
+    (Path("results/bench/a") / "step.csv").write_text("x\n1\n")
+    assert main(["results/bench/a"]) == 2
+    assert "lacks commit, device, row, seconds" in capsys.readouterr().err
+
+
+def test_the_architecture_page_has_the_benchs_numbers_of_operations():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    own = pd.concat([read(folder)["micro"] for folder in measured(ROOT / RESULTS)])
+    own = own.loc[own["row"] == "lora2-k8"]
+    for part, words in (
+        ("regulariser", r"before they are split: (\d+)\s+operations"),
+        ("allocator", r"for all matrices: (\d+)\s+operations a step"),
+    ):
+        counted = own.loc[own["part"] == part, "kernels"]
+        assert set(counted) == {int(re.search(words, page)[1])}
+
+
+@pytest.mark.parametrize("folder", measured(ROOT / RESULTS), ids=lambda folder: folder.name)
+def test_the_committed_pages_are_those_of_the_committed_benches(folder):
+    assert (folder / "bench.md").read_text(encoding="utf-8") == render(read(folder))
+    benches = [read(own) for own in measured(ROOT / RESULTS)]
+    assert (ROOT / RESULTS / "targets.md").read_text(encoding="utf-8") == targets(benches)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lora2.records import store
+from lora2.sweep.pool import Sweep
+from lora2.sweep.presets import load_profile
+from lora2.sweep.table import jobs, load_table, narrow
+from lora2.tables import figure3 as figures
+from lora2.tables import make as reporting
+from lora2.tables import render
+from tests.sweep import sweep_fakes as fakes
+from tests.sweep.test_request import script
+
+PROFILE = load_profile("embedded")
+
+
+def made(folder, table="3", rows=("uv", "all"), tasks=("rte",), seeds=(1, 2), extra=()):
+    """Finish the runs of a part of a table in ``folder`` and return its plan."""
+    plan = narrow(load_table(table), list(tasks), list(rows))
+    words = [*extra, f"results.dir={folder}"]
+    for job in jobs(plan, PROFILE, list(seeds), words):
+        fakes.publish(job.resolved.config)
+    return plan
+
+
+def test_a_table_is_made_of_the_runs_with_its_settings(tmp_path):
+    plan = made(tmp_path)
+    made(tmp_path, rows=("uv",), seeds=(1, 2, 3), extra=["train.max_steps=7"])
+    paths = reporting.report_table(plan, PROFILE, tmp_path, [1, 2])
+    assert tmp_path / "table3.md" in paths
+    cells = pd.read_csv(tmp_path / "table3.csv").set_index(["label", "task"])
+    cell = cells.loc[("R(u,v)", "rte")]
+    assert cell["n"] == 2 and cell["mean"] == pytest.approx(50.15)  # seeds 1 and 2
+    assert cell["paper"] == 89.17
+    other = reporting.report_table(plan, PROFILE, tmp_path, [3], ["train.max_steps=7"])
+    cells = pd.read_csv(other[0]).set_index(["label", "task"])
+    assert cells.loc[("R(u,v)", "rte"), "mean"] == pytest.approx(50.3)
+    assert len(pd.read_csv(tmp_path / "runs.csv")) == 7
+
+
+def test_seeds_left_open_are_the_profiles_and_those_found(tmp_path):
+    plan = made(tmp_path, seeds=(2, 3))
+    reporting.report_table(plan, PROFILE, tmp_path)
+    cells = pd.read_csv(tmp_path / "table3.csv").set_index(["label", "task"])
+    assert cells.loc[("R(u,v)", "rte"), "planned"] == 3  # the profile's seed 1 is missing
+    assert cells.loc[("R(u,v)", "rte"), "missing"] == 1
+
+
+def test_where_data_lay_and_how_a_batch_was_split_is_no_other_run(tmp_path):
+    plan = made(tmp_path)
+    found = store.settings(store.read(tmp_path))
+    cells = jobs(plan, PROFILE, None)
+    moved = dataclasses.replace(
+        cells[0].resolved.config.train, micro_batch_size=4, eval_batch_size=7
+    )
+    config = dataclasses.replace(cells[0].resolved.config, train=moved)
+    cells[0] = dataclasses.replace(
+        cells[0], resolved=dataclasses.replace(cells[0].resolved, config=config)
+    )
+    shown = reporting.as_report_plan(plan, cells, store.read(tmp_path), None)
+    assert [len(row.runs) for row in shown.rows] == [2, 2] and len(found) == 4
+
+
+def test_rows_are_compared_with_the_row_that_the_file_names(tmp_path):
+    plan = made(tmp_path)
+    shown = reporting.as_report_plan(plan, jobs(plan, PROFILE, None), store.read(tmp_path), None)
+    first, last = shown.rows
+    assert shown.reference(first) is last and shown.reference(last) is None
+
+
+def test_no_runs_of_a_table_is_said(tmp_path):
+    made(tmp_path, rows=("uv", "PQ"))  # Table 4 has the full regulariser in common
+    with pytest.raises(store.StoreError, match="no runs of table 4"):
+        reporting.report_table(load_table("4"), PROFILE, tmp_path)
+
+
+def test_the_figure_is_drawn_from_the_ranks_of_its_runs(tmp_path):
+    plan = made(tmp_path, "figure3", ("lora2-k8",), ("mrpc", "sst2"), seeds=(1,))
+    lines = [
+        (f"layer.{layer}.{m}", layer, m, i, i < 3)
+        for layer in range(2)
+        for m in figures.SYMBOLS
+        for i in range(8)
+    ]
+    ranks = pd.DataFrame(lines, columns=["module", "layer", "matrix", "index", "kept"])
+    for folder in (tmp_path / "runs").iterdir():
+        ranks.to_csv(folder / "ranks.csv", index=False)
+    paths = reporting.report_table(plan, PROFILE, tmp_path)
+    assert [path.name for path in paths] == ["figure3.png", "figure3.svg"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_the_script_writes_what_the_runs_allow(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "embedded"
+    made(folder, rows=("uv", "PQ"))
+    report = script("report")
+    # Which tables there are is the point here, not all of their runs.
+    monkeypatch.setattr(report, "options", lambda group: ["3", "4"])
+    assert report.main([str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert "runs.csv: 4 runs" in shown.out and "table3.md" in shown.out
+    assert (folder / "table3.md").read_text().startswith("# Table 3")
+    assert not (folder / "table4.md").exists()
+    assert report.main([str(folder), "table=4"]) == 1
+    assert "no runs of table 4" in capsys.readouterr().err
+    assert report.main([str(tmp_path / "nothing"), "profile=embedded", "table=3"]) == 2
+    assert report.main([str(folder), "table=8"]) == 2
+    assert render.PROFILES["embedded"].split(":")[0] in (folder / "table3.md").read_text()
+
+
+def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys):
+    reproduce = script("reproduce")
+    made(tmp_path, seeds=(1,))
+    whole = tmp_path / "table3.md"
+    whole.write_text("the whole table")
+    words = ["table=3", "profile=embedded", "rows=uv,all", "tasks=rte", f"results.dir={tmp_path}"]
+    assert reproduce.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "2 runs, 2 finished already" in shown and "| R(u,v) |" in shown
+    assert whole.read_text() == "the whole table"
+    plan = load_table("3")
+    assert reporting.is_official(plan, ["results.dir=x", "data.dir=y"])
+    assert not reporting.is_official(plan, ["train.max_steps=9"])
+    assert not reporting.is_official(narrow(plan, ["rte"], None), [])
+
+
+def test_failures_are_named_with_their_logs_at_the_end_and_the_exit_is_1(
+    tmp_path, capsys, monkeypatch
+):
+    reproduce = script("reproduce")
+    fake = Sweep(1, [{}], run=fakes.run, record=fakes.record)
+    monkeypatch.setattr("lora2.sweep.cli.plan_workers", lambda *_: fake)
+    seeds = f"seeds=1,{fakes.FAILS},{fakes.DIES}"
+    words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8", seeds]
+    words += [f"results.dir={tmp_path}"]
+    assert reproduce.main(words) == 1
+    shown = capsys.readouterr()
+    assert "3 runs, 0 finished already" in shown.out
+    assert "(1/3; 1 failed, 1 missing)" in shown.out  # the table is there all the same
+    *_, first, second, last = shown.err.splitlines()
+    assert first.startswith(f"failed: rte-lora-s{fakes.FAILS}-") and "no such luck" in first
+    assert second.startswith(f"failed: rte-lora-s{fakes.DIES}-") and "signal 9" in second
+    logs = [line.rpartition("(")[2].rstrip(")") for line in (first, second)]
+    assert "this is run 103" in Path(logs[0]).read_text()
+    assert last == "2 runs failed; the same command tries them again"
+    (tmp_path / "repaired").touch()
+    assert reproduce.main(words) == 0
+    assert "3 runs, 1 finished already" in capsys.readouterr().out

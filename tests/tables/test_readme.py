@@ -1,0 +1,73 @@
+"""README's generated tables are those of the results, and what it says to type exists."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from lora2.config import safe_yaml
+from lora2.tables.readme import BLOCK, PAGES, first_table, refresh
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tables_are_not_stale(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert refresh(text) == text
+    assert len(BLOCK.findall(text)) >= (4 if page == "README.md" else 1)
+
+
+def test_a_changed_table_is_noticed(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "t.md").write_text("# T\n\n| a |\n|---|\n| 1 |\n\n## U\n\nrest\n")
+    text = "x\n<!-- begin results/t.md -->\nold\n<!-- end -->\ny\n"
+    fresh = refresh(text, tmp_path)
+    assert "### T" in fresh and "| 1 |" in fresh and "old" not in fresh and "rest" not in fresh
+    assert refresh(fresh, tmp_path) == fresh
+
+
+def test_a_missing_table_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        refresh("<!-- begin results/none.md -->\n<!-- end -->", tmp_path)
+
+
+def test_the_first_table_is_taken_with_the_notes_under_it():
+    whole = "# A\n\n## best\n\n| x |\n|---|\n\n- Runs of 2 commits are mixed.\n\n## B\n\n| y |"
+    first = "### A\n\n#### best\n\n| x |\n|---|\n\n- Runs of 2 commits are mixed."
+    assert first_table(whole) == first
+
+
+def test_what_a_quickstart_takes_stands_in_the_readme_alone():
+    assert re.search(r"make quickstart .* \d+ minutes on two cores", README)
+    for path in (ROOT / "Makefile", *(ROOT / "docs").glob("*.md")):
+        assert not re.search(r"\d+ min[^.]*\son two cores", path.read_text(encoding="utf-8")), path
+
+
+def test_both_versions_of_the_paper_are_named_alike():
+    citation = safe_yaml.load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (paper,) = citation["references"]
+    numbers = [one["value"].removeprefix("arXiv:") for one in paper["identifiers"]]
+    assert numbers == ["2408.06854v1", "10.1016/j.neucom.2025.130859"]
+    first_lines = README.partition("* a PEFT method")[0]
+    audit = (ROOT / "results" / "paper" / "audit.md").read_text(encoding="utf-8")
+    for number in numbers:
+        assert number in first_lines and number in audit
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+
+
+def test_links_and_make_targets_exist():
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z0-9-]+)", README):
+        table = target.removeprefix("reproduce-")
+        known = re.search(rf"^{target}:", makefile, re.M) or re.search(rf"\b{table}\b", makefile)
+        assert known, target
+    for script in re.findall(r"\bscripts/[a-z_]+\.(?:py|sh)", README):
+        assert (ROOT / script).is_file(), script
