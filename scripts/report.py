@@ -14,7 +14,7 @@ from lora2.config.compose import options
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import DiskFull, explain_full_disk
 from lora2.sweep.request import Request, parse
-from lora2.sweep.table import TablePlan, load_table
+from lora2.sweep.table import Table, load_table
 
 USAGE = (
     "usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] "
@@ -77,7 +77,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
     return code
 
 
-def known_plans(request: Request, asked: bool) -> list[TablePlan]:
+def known_plans(request: Request, asked: bool) -> list[Table]:
     """Return the tables that the words fit: all of those asked for by name, else at least one.
 
     Raises:

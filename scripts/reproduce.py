@@ -16,7 +16,7 @@ from lora2.records.files import explain_full_disk
 from lora2.sweep.cli import begin, command, summary, sweep_here
 from lora2.sweep.pool import unfinished
 from lora2.sweep.request import Request, parse, results_folders
-from lora2.sweep.table import Job, TablePlan, distinct
+from lora2.sweep.table import Job, Table, distinct
 from lora2.sweep.worker import Outcome
 
 USAGE = (
@@ -80,7 +80,7 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
     return complete
 
 
-def write_table(request: Request, plan: TablePlan, jobs: Sequence[Job], folder: Path) -> None:
+def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path) -> None:
     """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
     from lora2.tables import make as reporting
     from lora2.tables import times as timetable

@@ -60,7 +60,7 @@ def check_encoder(tree: dict[str, Any], facts: Facts) -> Iterator[Problem]:
 def _folder(backbone: dict[str, Any]) -> Path | None:
     name, path = backbone.get("name"), backbone.get("path")
     if path is None:
-        from lora2.embedded.encoders import ENCODERS, encoder_path
+        from lora2.embedded import ENCODERS, encoder_path
 
         return encoder_path(name) if name in ENCODERS else None
     folder = Path(str(path))

@@ -15,7 +15,7 @@ from lora2.sweep.presets import AUTO, Profile, choose, encoder_for, load_profile
 from lora2.sweep.table import (
     ALL,
     Job,
-    TablePlan,
+    Table,
     jobs,
     keys_of_rows,
     load_table,
@@ -32,7 +32,7 @@ CLUSTERS = ("local", "slurm")
 class Request:
     """A checked command line; ``extra`` are words for every run, ``notes`` what to say first."""
 
-    plans: list[TablePlan]
+    plans: list[Table]
     profile: Profile
     seeds: list[int] | None
     cluster: str
@@ -43,7 +43,7 @@ class Request:
     extra: list[str]
     notes: list[str]
 
-    def jobs_of(self, plan: TablePlan) -> list[Job]:
+    def jobs_of(self, plan: Table) -> list[Job]:
         """Return a table's runs; times are measured once, without seeds.
 
         Raises:
@@ -115,13 +115,13 @@ def sort_words(
 
 def _plans(
     own: Mapping[str, str], default: Sequence[str] | None, problems: list[Problem]
-) -> list[TablePlan]:
+) -> list[Table]:
     names = comma_list(own.get("table")) or ([] if "table" in own else list(default or []))
     if not names:
         known = ", ".join([*options("table"), "all"])
         problems.append(Problem("table", own.get("table"), f"say table=1, or another of {known}"))
     names = [one for name in names for one in (ALL if name == "all" else (name,))]
-    plans: list[TablePlan] = []
+    plans: list[Table] = []
     try:
         for name in dict.fromkeys(names):
             plans.append(load_table(name))
@@ -132,7 +132,7 @@ def _plans(
         return plans
 
 
-def _of_rows(plans: Sequence[TablePlan], extra: Sequence[str]) -> list[Problem]:
+def _of_rows(plans: Sequence[Table], extra: Sequence[str]) -> list[Problem]:
     """Refuse what a table's rows set: typed, it makes rows equal, or other than their label."""
     found: dict[str, Problem] = {}
     for plan in plans:
@@ -145,7 +145,7 @@ def _of_rows(plans: Sequence[TablePlan], extra: Sequence[str]) -> list[Problem]:
 
 
 def _of_runs(
-    plans: Sequence[TablePlan], profile: Profile | None, extra: Sequence[str]
+    plans: Sequence[Table], profile: Profile | None, extra: Sequence[str]
 ) -> list[Problem]:
     """Return what is wrong with the runs, for a request that is refused for something else."""
     found: dict[str, Problem] = {}
@@ -158,8 +158,8 @@ def _of_runs(
 
 
 def _narrow_all(
-    plans: Sequence[TablePlan], tasks: list[str] | None, rows: list[str] | None
-) -> list[TablePlan]:
+    plans: Sequence[Table], tasks: list[str] | None, rows: list[str] | None
+) -> list[Table]:
     """Narrow each table; of several, those with none of the tasks or rows drop out."""
     kept, refusals = [], list[ConfigError]()
     for plan in plans:
@@ -189,7 +189,7 @@ def _narrow_all(
 
 
 def _profile(
-    name: str, plans: Sequence[TablePlan], extra: list[str], problems: list[Problem]
+    name: str, plans: Sequence[Table], extra: list[str], problems: list[Problem]
 ) -> tuple[Profile | None, list[str]]:
     notes: list[str] = []
     if not plans:  # refused already; auto cannot be asked for no encoder
@@ -206,7 +206,7 @@ def _profile(
     return profile, [*notes, f"profile {profile.name}: {profile.note}"]
 
 
-def _other_kind(profile: Profile, plan: TablePlan, extra: Sequence[str]) -> list[Problem]:
+def _other_kind(profile: Profile, plan: Table, extra: Sequence[str]) -> list[Problem]:
     """Refuse a typed encoder of another profile: its runs would stand under the wrong heading."""
     typed = [word.partition("=")[2] for word in extra if word.startswith("backbone=")]
     if not typed or typed[-1] not in options("backbone") or not profile.encoders.get(plan.encoder):
