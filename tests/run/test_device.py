@@ -55,7 +55,7 @@ def test_a_finished_run_is_found_on_any_device(no_gpu, tmp_path):
 
 def test_tf32_is_on_the_row(tmp_path):
     config = resolve([*TINY, *WORDS, "train.tf32=true", f"results.dir={tmp_path}"]).config
-    record_failure(config, run_dir(config), "failed", OSError("away"))
+    record_failure(config, "failed", OSError("away"))
     assert bool(pd.read_csv(run_dir(config) / "metrics.csv")["tf32"][0])
 
 
