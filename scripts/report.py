@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.config.compose import options
+from lora2.config.parse import options
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.disk import DiskFull, explained
 from lora2.sweep.request import Request, parse

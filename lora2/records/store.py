@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import pandas as pd
 
-from lora2.config import safe_yaml
+from lora2.config.parse import YamlError, parse_yaml
 from lora2.records.locks import replacing
 from lora2.records.validate import bad_names, bad_numbers, leads_outside
 
@@ -113,13 +113,13 @@ def read_run(folder: Path) -> pd.DataFrame:
     try:
         frame = read_csv(folder / "metrics.csv")
         status = (folder / "status").read_text(encoding="utf-8").strip()
-        settings = safe_yaml.load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
+        settings = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8")) or {}
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise StoreError(
             f"{folder} has no {missing}: remove the folder and repeat the run"
         ) from error
-    except (safe_yaml.YamlError, UnicodeDecodeError) as error:
+    except (YamlError, UnicodeDecodeError) as error:
         raise StoreError(
             f"{folder} is damaged ({error}): remove the folder and repeat the run"
         ) from error

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from lora2.config.compose import CONFIGS, options, overridden
-from lora2.config.parse_values import comma_list, flag, positive, seed_list
+from lora2.config.parse import CONFIGS, options, overridden
+from lora2.config.parse import comma_list, flag, positive, seed_list
 from lora2.config.problems import ConfigError, Problem, nearest
 from lora2.study.spec import Part, Study, load_study
 from lora2.sweep.request import sort_words

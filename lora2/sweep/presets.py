@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
+from lora2.config.parse import CONFIGS, options, read_yaml
 from lora2.config.problems import ConfigError, Problem, check_section, nearest
 from lora2.config.schema import Seed, checked
 from lora2.hub import not_at_hand

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
+from lora2.config.parse import CONFIGS, options, read_yaml
 from lora2.config.load import Resolved, resolve, run_name
 from lora2.config.problems import ConfigError, Problem, check_section, nearest
 from lora2.config.schema import Name, TaskName, checked

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from lora2.config import compose
-from lora2.config.layers import set_value
+from lora2.config.load import set_value
 from lora2.config.load import as_tree, build, config_hash, resolve, run_name
-from lora2.config.parse_values import word_value
+from lora2.config.parse import word_value
 from lora2.config.problems import ConfigError
 from lora2.config.schema import Lora2
 from lora2.glue.tasks import TASKS

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lora2.config.compose import CONFIGS, options
+from lora2.config.parse import CONFIGS, options
 from lora2.config.problems import ConfigError
 from lora2.study.request import parse_study
 from lora2.study.spec import load_study
