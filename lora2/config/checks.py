@@ -253,7 +253,7 @@ def folder_sizes(backbone: Section) -> EncoderSizes:
     name, path = backbone.get("name"), backbone.get("path")
     folder = Path(path) if path is not None else None
     if folder is None:
-        from lora2.embedded.encoders import ENCODERS, encoder_path
+        from lora2.embedded import ENCODERS, encoder_path
 
         folder = encoder_path(name) if name in ENCODERS else None
     if folder is None or not folder.is_dir():

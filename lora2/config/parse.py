@@ -19,7 +19,7 @@ from lora2.config.problems import (
 from lora2.config.schema import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-GROUPS = ("task", "method", "backbone")
+GROUPS = ("method", "task", "backbone")  # in the order in which their settings apply
 # These say which file was taken: another value would put a run under a wrong name.
 FIXED = ("method.name", "backbone.name", "backbone.profile")
 # Signs of Hydra's that change what a key means, the key, a package, and the value's text.

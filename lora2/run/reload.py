@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import lora2
-from lora2.config.parse import parse_yaml
 from lora2.config.load import build
+from lora2.config.parse import parse_yaml
 from lora2.config.schema import Peft, RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import status

@@ -28,7 +28,7 @@ from lora2.config.problems import (
 )
 from lora2.config.schema import Count, Seed, checked
 from lora2.sweep.presets import AUTO, Profile, choose, encoder_for, load_profile
-from lora2.sweep.table import ALL, Job, TablePlan, jobs, keys_of_rows, load_table, narrow
+from lora2.sweep.table import ALL, Job, Table, jobs, keys_of_rows, load_table, narrow
 
 INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}  # run_glue's word -> ours
 GROUPS = ("backbone", "protocol", "ranks")
@@ -63,13 +63,13 @@ class Request:
     """A checked command line; ``extra`` are words for every run, ``notes`` what to print first."""
 
     options: Any  # Options, or ReportOptions
-    plans: list[TablePlan]
+    plans: list[Table]
     profile: Profile
     slurm: dict[str, Any]
     extra: list[str]
     notes: list[str]
 
-    def jobs_of(self, plan: TablePlan) -> list[Job]:
+    def jobs_of(self, plan: Table) -> list[Job]:
         """Return a table's runs; times are measured once, without seeds.
 
         Raises:
@@ -154,13 +154,13 @@ def _option(key: str, text: str) -> Any:
     return None if text == "null" else list(dict.fromkeys(map(scalar, word_list(text))))
 
 
-def _tables(given: ReportOptions, problems: ProblemList) -> list[TablePlan]:
+def _tables(given: ReportOptions, problems: ProblemList) -> list[Table]:
     """Return the tables asked for; of several, those without any of the tasks or rows drop out."""
     names = [part for name in given.table for part in (ALL if name == "all" else (name,))]
     if not names:
         known = ", ".join([*options("table"), "all"])
         problems.append(Problem("table", None, known, "table=NAME is missing"))
-    plans: list[TablePlan] = []
+    plans: list[Table] = []
     for name in dict.fromkeys(names):
         with problems.collect():
             plans.append(load_table(name))
@@ -185,7 +185,7 @@ def _tables(given: ReportOptions, problems: ProblemList) -> list[TablePlan]:
     return kept or plans
 
 
-def _set_by_rows(plans: Sequence[TablePlan], extra: Sequence[str]) -> Iterator[Problem]:
+def _set_by_rows(plans: Sequence[Table], extra: Sequence[str]) -> Iterator[Problem]:
     """Refuse what a table's rows set: typed, it makes rows equal, or other than their label."""
     for plan in plans:
         for key, _, value in (word.partition("=") for word in extra):
@@ -195,7 +195,7 @@ def _set_by_rows(plans: Sequence[TablePlan], extra: Sequence[str]) -> Iterator[P
 
 
 def _profile(
-    name: str, plans: Sequence[TablePlan], extra: list[str], problems: ProblemList
+    name: str, plans: Sequence[Table], extra: list[str], problems: ProblemList
 ) -> tuple[Profile | None, list[str]]:
     notes: list[str] = []
     if name == AUTO and plans:
@@ -209,7 +209,7 @@ def _profile(
     return profile, notes
 
 
-def _other_profile(profile: Profile, plan: TablePlan, extra: Sequence[str]) -> Iterator[Problem]:
+def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Iterator[Problem]:
     """Refuse a typed encoder of another profile: its runs would stand under the wrong heading."""
     typed = [word.partition("=")[2] for word in extra if word.startswith("backbone=")][-1:]
     if not typed or typed[0] not in options("backbone") or not profile.encoders.get(plan.encoder):

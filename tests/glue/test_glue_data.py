@@ -9,11 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.glue.conftest import make_frame
 
 from lora2.glue.checks import GlueDataError
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
+from tests.glue.conftest import make_frame
 
 WITH_OFFICIAL_TRAIN = ("cola", "mrpc", "stsb", "rte")
 

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.glue.conftest import ROOT
 
 from lora2.glue import hub
 from lora2.glue.checks import GlueDataError
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
+from tests.glue.conftest import ROOT
 from tests.glue.fake_hub import COMMIT, serving
 
 LOAD = """

@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tests.glue.conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
@@ -21,6 +20,7 @@ from lora2.glue.metrics import (
     trainer_metrics,
 )
 from lora2.glue.tasks import TASKS
+from tests.glue.conftest import ROOT
 
 CLASSIFICATION = [name for name in TASKS if name != "stsb"]
 

@@ -9,13 +9,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.glue.conftest import make_frame
-from tests.glue.test_glue_tokenize import make_tokenizer
 
 import lora2.run.cache as module
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run.cache import tokenize_once
+from tests.glue.conftest import make_frame
+from tests.glue.test_glue_tokenize import make_tokenizer
 
 ROWS = 20
 

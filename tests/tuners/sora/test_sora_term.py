@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tests.tuners.sora.test_sora_training import LABELS, gates, sora, tokens
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lora2.tuners.sora import SoraConfig
+from tests.tuners.sora.test_sora_training import LABELS, gates, sora, tokens
 
 
 def term_in_loss(model: PeftModel, **inputs) -> float:
