@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lora2.config.parse import options
 from lora2.config.problems import ConfigError, Problem, ProblemList
-from lora2.records.disk import DiskFull, explained
+from lora2.records.files import DiskFull, explain_full_disk
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     if not any(word.startswith("profile=") for word in words):
         words.append(f"profile={folder.name}")
     try:
-        with explained(folder):
+        with explain_full_disk(folder):
             return report(folder, words)
     except (ConfigError, StoreError) as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.records.disk import explained
+from lora2.records.files import explain_full_disk
 from lora2.sweep.cli import begin, command, summary, sweep_here
 from lora2.sweep.pool import unfinished
 from lora2.sweep.request import Request, parse
@@ -73,7 +73,7 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
         jobs = found[plan.name]
         for folder in {Path(job.resolved.config.results.dir): None for job in jobs}:
             try:
-                with explained(folder):
+                with explain_full_disk(folder):
                     write_table(request, plan, jobs, folder)
             except (StoreError, OSError) as error:
                 print(f"{plan.name}: not written: {error}", file=sys.stderr)

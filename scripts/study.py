@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lora2.records.disk import explained
+from lora2.records.files import explain_full_disk
 from lora2.study.request import StudyRequest, parse_study
 from lora2.study.spec import Part
 from lora2.sweep.cli import command, summary, sweep_here
@@ -37,7 +37,7 @@ def run_study(request: StudyRequest) -> int:
     if request.options.plan:
         return show_plan(request)
     code = 0
-    with explained(request.folder):
+    with explain_full_disk(request.folder):
         for part in request.parts:
             sources = list(dict.fromkeys(request.study.source(row) for row in part.rows))
             try:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from lora2.config.problems import ConfigError
 from lora2.config.reach import Unreachable, check_reach
-from lora2.records.disk import DiskFull, explained
+from lora2.records.files import DiskFull, explain_full_disk
 from lora2.records.paths import log_file, status_of
-from lora2.records.publish import tidy
+from lora2.records.run_folder import tidy
 from lora2.sweep.pool import plan_workers, run_all
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Outcome
@@ -48,7 +48,7 @@ def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int])
 def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
     """Tidy the results folders and return the runs to do: those with no ``settled`` status."""
     for folder in dict.fromkeys(job.resolved.config.results.dir for job in jobs):
-        with explained(Path(folder)):
+        with explain_full_disk(Path(folder)):
             tidy(Path(folder))
     left = [job for job in jobs if status_of(job.resolved.config) not in settled]
     if jobs:
