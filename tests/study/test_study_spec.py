@@ -57,7 +57,7 @@ def changed(tmp_path):
     ("change", "says"),
     [
         (lambda t: t["parts"][0]["rows"].append("lora3"), "cola-600.rows = 'lora3'"),
-        (lambda t: t["parts"][0].update(seeds=[7]), "selection_seed = 7: allowed: other than the seeds"),
+        (lambda t: t["parts"][0].update(seeds=[7]), "selection_seed = 7: allowed: other"),
         (lambda t: t["rates"].pop("lora-r8"), "a rate for lora-r8"),
         (lambda t: t["holdout"].pop("cola"), "holdout = None: allowed: a value for cola"),
         (lambda t: t["margin"].pop("cola"), "margin = None: allowed: a value for cola"),
