@@ -34,7 +34,7 @@ def run_study(request: StudyRequest) -> int:
     from lora2.study.select import SelectionError, select, sentences
 
     print("\n".join(request.notes), flush=True)
-    if request.plan_only:
+    if request.options.plan:
         return show_plan(request)
     code = 0
     with explain_full_disk(request.folder):
@@ -79,7 +79,7 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
     print(f"{stage}: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if not missing or (stage == "selection" and not request.does("selection")):
         return int(bool(missing))
-    return summary(missing, sweep_here(missing, request.workers, SETTLED), SETTLED)
+    return summary(missing, sweep_here(missing, request.options.workers, SETTLED), SETTLED)
 
 
 def show_plan(request: StudyRequest) -> int:

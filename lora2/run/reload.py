@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import lora2
-from lora2.config import safe_yaml
 from lora2.config.load import build
+from lora2.config.parse import parse_yaml
 from lora2.config.schema import Peft, RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import status
@@ -31,7 +31,7 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.yaml"
     try:
-        return build(safe_yaml.load(path.read_text(encoding="utf-8")))
+        return build(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{path} is no configuration of a run ({why})") from error

@@ -10,8 +10,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, check_section, unknown
 from lora2.config.schema import Seed, checked
 from lora2.glue.tasks import REPOSITORY
 from lora2.hub import describe, unavailable
@@ -42,7 +42,7 @@ def load_profile(name: str, configs: Path = CONFIGS) -> Profile:
     """
     known = options("profile", configs)
     if name not in known:
-        raise ConfigError([Problem("profile", name, nearest(name, [*known, AUTO]))])
+        raise ConfigError([unknown("profile", name, [*known, AUTO])])
     values = read_yaml(configs / "profile" / f"{name}.yaml")
     values = {**values, "name": name} if isinstance(values, dict) else values
     problems = check_section(f"profile {name}", Profile, values)
