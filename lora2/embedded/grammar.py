@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy
 from numpy.random import Generator
 
+from lora2.embedded import lexicon as lex
 from lora2.embedded import sentences as say
-from lora2.embedded import variation as vary
 from lora2.embedded.sentences import pick
 
 if TYPE_CHECKING:
@@ -47,15 +47,39 @@ Example = tuple[float, Callable[[], str], Callable[[], str] | None]
 
 
 def splits(task: str) -> tuple[str, ...]:
-    """The names of `task`'s splits."""
+    """Return the names of ``task``'s splits."""
     if task == "mnli":
         return ("train", "validation_matched", "validation_mismatched")
     return ("train", "validation")
 
 
 def side_of(text: str) -> str:
-    """'validation' for a third of all sentences, 'train' for the others."""
+    """Return 'validation' for a third of all sentences, 'train' for the others."""
     return "validation" if zlib.crc32(text.encode()) % 3 == 0 else "train"
+
+
+def _ungrammatical(rng: Generator, text: str) -> str:
+    """Add one error: a wrong inflection or auxiliary, a swap, a lost or doubled word."""
+    words = text.split()
+    way = int(rng.random() * 10)
+    if way < 6:
+        at = [i for i, w in enumerate(words) if w in lex.AGREEMENT or lex.is_verb(w)]
+        if at:
+            i = pick(rng, at)
+            words[i] = lex.AGREEMENT.get(words[i]) or pick(rng, lex.other_forms(words[i]))
+            return " ".join(words)
+    i = int(rng.random() * (len(words) - 1))
+    if way < 8:
+        words[i], words[i + 1] = words[i + 1], words[i]
+    elif way == 8:
+        at = [j for j, w in enumerate(words) if w in ("the", "at", "near", "in", "by")]
+        if not at:
+            words.insert(i, words[i])
+        else:
+            del words[pick(rng, at)]
+    else:
+        words.insert(i, words[i])
+    return " ".join(words)
 
 
 def _cola(rng: Generator, genre: int | None) -> Example:
@@ -64,7 +88,7 @@ def _cola(rng: Generator, genre: int | None) -> Example:
 
     def text() -> str:
         right = say.statement(rng, frame)
-        return right if good else vary.ungrammatical(rng, right)
+        return right if good else _ungrammatical(rng, right)
 
     return int(good), text, None
 
@@ -77,9 +101,9 @@ def _sst2(rng: Generator, genre: int | None) -> Example:
 def _mrpc(rng: Generator, genre: int | None) -> Example:
     same = rng.random() < 0.56
     frame = say.random_frame(rng)
-    second = frame if same else vary.changed(rng, frame)
+    second = frame if same else say.changed(rng, frame)
     if not same and rng.random() < 0.5:
-        second = vary.changed(rng, second)
+        second = say.changed(rng, second)
     return int(same), lambda: say.statement(rng, frame), lambda: say.statement(rng, second)
 
 
@@ -90,9 +114,9 @@ def _qqp(rng: Generator, genre: int | None) -> Example:
     if not same and rng.random() < 0.3:
         second_kind = pick(rng, [k for k in say.QUESTIONS if k != kind])
     elif not same:
-        second = vary.changed(rng, frame, vary.asked_slots(frame, kind))
+        second = say.changed(rng, frame, say.ASKED[kind])
         if rng.random() < 0.5:
-            second = vary.changed(rng, second, vary.asked_slots(frame, kind))
+            second = say.changed(rng, second, say.ASKED[kind])
     return (
         int(same),
         lambda: say.question(rng, frame, kind),
@@ -100,13 +124,30 @@ def _qqp(rng: Generator, genre: int | None) -> Example:
     )
 
 
+def _similarity(first: say.Frame, second: say.Frame) -> float:
+    """Score the weight of shared parts from 0 (nothing) to 5 (same meaning), in steps of 0.2."""
+    parts = (
+        (2.0, first.subject.noun, second.subject.noun),
+        (2.0, first.verb, second.verb),
+        (2.0, first.target.noun, second.target.noun),
+        (1.0, first.target.amount, second.target.amount),
+        (1.0, first.target.adjective, second.target.adjective),
+        (1.0, first.subject.adjective, second.subject.adjective),
+        (1.0, first.adjunct, second.adjunct),
+        (1.0, first.denied, second.denied),
+    )
+    present = [(w, a == b) for w, a, b in parts if a is not None or b is not None]
+    share = sum(w for w, same in present if same) / sum(w for w, _ in present)
+    return round(5 * max(0.0, (share - 0.3) / 0.7) * 5) / 5
+
+
 def _stsb(rng: Generator, genre: int | None) -> Example:
     frame = say.random_frame(rng)
     second = frame
     for _ in range(int(rng.random() * 6)):
-        second = vary.changed(rng, second)
+        second = say.changed(rng, second)
     return (
-        vary.similarity(frame, second),
+        _similarity(frame, second),
         lambda: say.statement(rng, frame),
         lambda: say.statement(rng, second),
     )
@@ -115,22 +156,22 @@ def _stsb(rng: Generator, genre: int | None) -> Example:
 def _mnli(rng: Generator, genre: int | None) -> Example:
     label = int(rng.random() * 3)
     frame = say.random_frame(rng, genre, rich=0.7)
-    second = vary.weakened(rng, frame)
+    second = say.weakened(rng, frame)
     if label == 1:
-        frame, second = vary.unsupported(rng, frame)
+        frame, second = say.unsupported(rng, frame)
     elif label == 2:
-        second = vary.contradicted(rng, second)
+        second = say.contradicted(rng, second)
     return label, lambda: say.statement(rng, frame), lambda: say.statement(rng, second)
 
 
 def _rte(rng: Generator, genre: int | None) -> Example:
     follows = rng.random() < 0.53
     frame = say.random_frame(rng, rich=0.7)
-    second = vary.weakened(rng, frame)
+    second = say.weakened(rng, frame)
     if not follows and rng.random() < 0.5:
-        frame, second = vary.unsupported(rng, frame)
+        frame, second = say.unsupported(rng, frame)
     elif not follows:
-        second = vary.contradicted(rng, second)
+        second = say.contradicted(rng, second)
     label = int(not follows)
     return label, lambda: say.statement(rng, frame), lambda: say.statement(rng, second)
 
@@ -138,12 +179,13 @@ def _rte(rng: Generator, genre: int | None) -> Example:
 def _qnli(rng: Generator, genre: int | None) -> Example:
     answered = rng.random() < 0.48
     kind = pick(rng, ("where", "when", "who", "how many"))
-    frame = vary.with_answer(rng, say.random_frame(rng), kind)
+    frame = say.with_answer(rng, say.random_frame(rng), kind)
     second, agent = frame, True
     if not answered and rng.random() < 0.5:
-        second, agent = vary.without_answer(rng, frame, kind), kind != "who"
+        second, agent = say.without_answer(rng, frame, kind), kind != "who"
     elif not answered:
-        second = vary.changed(rng, frame, ("subject", "verb", "target"), kind)
+        asked = [slot for slot in ("subject", "verb", "target") if slot in say.ASKED[kind]]
+        second = say.changed(rng, frame, asked)
     return (
         int(not answered),
         lambda: say.question(rng, frame, kind),
@@ -158,7 +200,7 @@ _MAKERS = {
 
 
 def _on_side(write: Callable[[], str], side: str) -> str | None:
-    """A wording of `write` on the wanted side of the checksum, None if 12 tries find none."""
+    """Return a wording on the wanted side of the checksum, None if 12 tries give none."""
     for _ in range(12):
         text = write()
         if side_of(text) == side:
@@ -167,10 +209,10 @@ def _on_side(write: Callable[[], str], side: str) -> str | None:
 
 
 def make_split(task: str, split: str) -> pandas.DataFrame:
-    """One split of an embedded GLUE task, always the same rows.
+    """Make one split of an embedded GLUE task, always the same rows.
 
-    Columns and codes are those of nyu-mll/glue: the text columns of `COLUMNS`, `label` (int64;
-    float32 from 0 to 5 for stsb) and `idx` (int32). MNLI's mismatched part talks of people and
+    Columns and codes are those of nyu-mll/glue: the text columns of ``COLUMNS``, ``label`` (int64;
+    float32 from 0 to 5 for stsb) and ``idx`` (int32). MNLI's mismatched split is about people and
     things that its training split never names.
 
     Raises:
@@ -179,19 +221,19 @@ def make_split(task: str, split: str) -> pandas.DataFrame:
     import pandas  # half a second that the row counts alone need not take
 
     if task not in ROWS or split not in splits(task):
-        known = ", ".join(f"{t}: {' '.join(splits(t))}" for t in ROWS)
-        raise ValueError(f"no embedded split {task!r}/{split!r}; choose from {known}")
+        names = ", ".join(f"{t}: {' '.join(splits(t))}" for t in ROWS)
+        raise ValueError(f"no embedded split {task!r}/{split!r}; choose from {names}")
     side, rows = ("train", ROWS[task][0]) if split == "train" else ("validation", ROWS[task][1])
     seed = [_SEED, zlib.crc32(task.encode()), zlib.crc32(split.encode())]
     rng = numpy.random.default_rng(seed)
     genre = int(split == "validation_mismatched") if task == "mnli" else None
-    found: dict[tuple[str, ...], float] = {}
-    while len(found) < rows:
+    labels: dict[tuple[str, ...], float] = {}
+    while len(labels) < rows:
         label, *writers = _MAKERS[task](rng, genre)
         texts = tuple(_on_side(write, side) for write in writers if write)
-        if None not in texts and texts not in found:
-            found[texts] = label
-    frame = pandas.DataFrame(list(found), columns=list(COLUMNS[task]))
-    frame["label"] = numpy.array(list(found.values()), "float32" if task == "stsb" else "int64")
+        if None not in texts and texts not in labels:
+            labels[texts] = label
+    frame = pandas.DataFrame(list(labels), columns=list(COLUMNS[task]))
+    frame["label"] = numpy.array(list(labels.values()), "float32" if task == "stsb" else "int64")
     frame["idx"] = numpy.arange(rows, dtype="int32")
     return frame

@@ -1,22 +1,25 @@
-"""The words of the embedded language: concepts, their synonyms, forms, opposites and classes.
+"""The words of the embedded language: concepts with synonyms, forms, opposites and classes.
 
 A concept is a meaning; its synonyms are the ways to say it. Every word belongs to one concept
-only, so that a table from words to concepts exists (`THESAURUS`).
+only, so ``THESAURUS`` maps words to concepts. The words themselves stand in words.yaml.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A meaning, `forms[s][f]` being inflection f of synonym s.
+    """A meaning, ``forms[s][f]`` being inflection f of synonym s.
 
     Nouns have the forms (singular, plural), verbs (base, third person, past = participle), other
-    classes one form. `kind` is the class within which one concept can replace another; `opposite`
-    names the concept it excludes; `group` is a noun's more general word (see `HYPERNYMS`);
-    `genre` is 0 or 1 for nouns (MNLI's matched and mismatched parts use different ones).
+    classes one form. ``kind`` is the class within which one concept can replace another;
+    ``opposite`` names the concept it excludes; ``group`` is a noun's more general word;
+    ``genre`` is 0 or 1 for nouns (MNLI's matched and mismatched splits use different ones).
     """
 
     name: str
@@ -27,30 +30,22 @@ class Concept:
     genre: int = 0
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-def _plural(word: str) -> str:
+def _inflect(word: str, s_or_ed: str) -> str:
     if word[-1] == "y" and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
+        return f"{word[:-1]}i{'es' if s_or_ed == 's' else 'ed'}"
+    if s_or_ed == "ed":
+        return word + ("d" if word[-1] == "e" else "ed")
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def _past(word: str) -> str:
-    if word[-1] == "y" and word[-2] not in "aeiou":
-        return word[:-1] + "ied"
-    return word + ("d" if word[-1] == "e" else "ed")
-
-
-def _noun(word: str) -> tuple[str, str]:
+def _noun(word: str) -> tuple[str, ...]:
     singular, _, plural = word.partition(":")
-    return singular, plural or _plural(singular)
+    return singular, plural or _inflect(singular, "s")
 
 
-def _verb(word: str) -> tuple[str, str, str]:
+def _verb(word: str) -> tuple[str, ...]:
     base, _, past = word.partition(":")
-    return base, _plural(base), past or _past(base)
+    return base, _inflect(base, "s"), past or _inflect(base, "ed")
 
 
 def _nouns(kind: str, groups: dict[str, str]) -> tuple[Concept, ...]:
@@ -63,7 +58,7 @@ def _nouns(kind: str, groups: dict[str, str]) -> tuple[Concept, ...]:
 
 
 def _pairs(kind: str, text: str, inflect=lambda word: (word,)) -> tuple[Concept, ...]:
-    """Concepts from 'a/b~c/d' (a, b against c, d) or 'a/b' (no opposite)."""
+    """Return concepts from 'a/b~c/d' (a, b against c, d) or 'a/b' (no opposite)."""
     out = []
     for entry in text.split():
         sides = [tuple(inflect(w) for w in side.split("/")) for side in entry.split("~")]
@@ -73,77 +68,25 @@ def _pairs(kind: str, text: str, inflect=lambda word: (word,)) -> tuple[Concept,
     return tuple(out)
 
 
-PEOPLE = _nouns(
-    "person",
-    {
-        "person": "doctor/physician teacher/instructor lawyer/attorney child:children/kid "
-        "writer/author boss/manager worker/employee student/pupil soldier/trooper farmer/grower "
-        "officer/cop thief:thieves/robber"
-    },
-)
-THINGS = _nouns(
-    "thing",
-    {
-        "vehicle": "car/automobile boat/vessel",
-        "animal": "dog/hound horse/stallion",
-        "snack": "cookie/biscuit cake/tart",
-        "text": "book/novel letter/note",
-        "garment": "coat/jacket shoe/boot",
-        "object": "sofa/couch lamp/lantern",
-    },
-)
-HYPERNYMS = _nouns(
-    "group", {"": "person:people/human vehicle animal/creature snack text garment object/item"}
-)
-VERBS = _pairs(
-    "verb",
-    "buy:bought/purchase~sell:sold/vend fix/repair~damage/harm "
-    "find:found/discover~lose:lost/misplace love/adore~hate/despise "
-    "make:made/produce~destroy/ruin keep:kept/retain~discard/scrap:scrapped "
-    "watch/observe wash/rinse",
-    _verb,
-)
-PERSON_ADJECTIVES = _pairs(
-    "person_adjective",
-    "happy/glad~sad/gloomy rich/wealthy~poor/needy young/youthful~elderly/aged "
-    "smart/wise~foolish/naive",
-)
-THING_ADJECTIVES = _pairs(
-    "thing_adjective",
-    "big/large~small/little old/ancient~new/modern cheap/inexpensive~costly/expensive "
-    "clean/spotless~dirty/filthy",
-)
-PLACES = _pairs(
-    "place",
-    "city/town station/depot shop/store garden/yard school/academy river/stream road/street "
-    "hospital/clinic",
-)
-TIMES = _pairs("time", "dawn/sunrise noon/midday dusk/sunset midnight/nighttime")
-NUMBERS = _pairs("number", "two/2 three/3 four/4 five/5")
-AMOUNTS = _pairs("amount", "some/several many/numerous few/scant")
-# Polarity is marked before the verb: these deny it or stress it.
-DENIALS = ("not", "never")
-STRESSES = ("indeed", "truly")
-
-FILM_NOUNS = _words(
-    "film movie plot story script music ending dialogue hero director camera humor romance comedy "
-    "drama thriller sequel remake"
-)
-PRAISE = _words(
-    "brilliant moving charming funny fresh superb delightful warm gripping witty lovely touching "
-    "elegant vivid thrilling honest graceful inspired dazzling tender playful "
-    "memorable clever stunning"
-)
-BLAME = _words(
-    "dull boring weak tired clumsy awful bland messy tedious silly stale flat hollow shallow "
-    "predictable lazy pointless ugly noisy cold lifeless confused annoying forgettable grim"
-)
-PRAISE_NOUNS = _words("triumph delight joy gem treat success marvel masterpiece")
-BLAME_NOUNS = _words("mess bore waste failure disaster chore disappointment flop")
+_WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
+PEOPLE = _nouns("person", _WORDS["people"])
+THINGS = _nouns("thing", _WORDS["things"])
+VERBS = _pairs("verb", _WORDS["verbs"], _verb)
+PERSON_ADJECTIVES = _pairs("person_adjective", _WORDS["person_adjectives"])
+THING_ADJECTIVES = _pairs("thing_adjective", _WORDS["thing_adjectives"])
+PLACES = _pairs("place", _WORDS["places"])
+TIMES = _pairs("time", _WORDS["times"])
+NUMBERS = _pairs("number", _WORDS["numbers"])
+AMOUNTS = _pairs("amount", _WORDS["amounts"])
+DENIALS, STRESSES = _WORDS["denials"].split(), _WORDS["stresses"].split()
+FILM_NOUNS = _WORDS["film_nouns"].split()
+PRAISE, PRAISE_NOUNS = _WORDS["praise"].split(), _WORDS["praise_nouns"].split()
+BLAME, BLAME_NOUNS = _WORDS["blame"].split(), _WORDS["blame_nouns"].split()
+FUNCTION_WORDS = _WORDS["function_words"].split()
 
 CONCEPTS = (
-    *PEOPLE, *THINGS, *HYPERNYMS, *VERBS, *PERSON_ADJECTIVES, *THING_ADJECTIVES, *PLACES, *TIMES,
-    *NUMBERS, *AMOUNTS,
+    *PEOPLE, *THINGS, *_nouns("group", _WORDS["hypernyms"]), *VERBS, *PERSON_ADJECTIVES,
+    *THING_ADJECTIVES, *PLACES, *TIMES, *NUMBERS, *AMOUNTS,
     Concept("not", "polarity", tuple((w,) for w in DENIALS), opposite="indeed"),
     Concept("indeed", "polarity", tuple((w,) for w in STRESSES), opposite="not"),
 )  # fmt: skip
@@ -158,31 +101,29 @@ WORD_SETS = (
     [*PRAISE, *BLAME],
     [*PRAISE_NOUNS, *BLAME_NOUNS],
 )
-FUNCTION_WORDS = _words(
-    "the a an do does did was were is are by in near at who what where when how many this and but "
-    "although very quite rather hardly far from anything start to end"
-)
-
-
-# An auxiliary and the one of the other number.
+# An auxiliary and its form of the other number.
 AGREEMENT = {
     "does": "do", "do": "does", "is": "are", "are": "is", "was": "were", "were": "was",
 }  # fmt: skip
 
 
 def opposite(concept: Concept) -> Concept | None:
-    """The concept that excludes `concept`, or None."""
+    """Return the concept that excludes ``concept``, or None."""
     return BY_NAME[concept.kind, concept.opposite] if concept.opposite else None
 
 
 def other_forms(word: str) -> list[str]:
-    """The other inflections of `word` (a word of the thesaurus)."""
+    """Return the other inflections of ``word`` (a word of the thesaurus)."""
     concept, form = THESAURUS[word]
     forms = next(f for f in concept.forms if f[form] == word)
     return [w for w in forms if w != word]
 
 
+def is_verb(word: str) -> bool:
+    return word in THESAURUS and THESAURUS[word][0].kind == "verb"
+
+
 def vocabulary() -> list[str]:
-    """All words, each once, in a fixed order."""
+    """Return all words, each once, in a fixed order."""
     words = [*FUNCTION_WORDS, *THESAURUS, *(w for words in WORD_SETS for w in words)]
     return list(dict.fromkeys(words))

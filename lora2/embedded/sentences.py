@@ -1,4 +1,4 @@
-"""Meanings (`Frame`) and the ways to say them: statements, questions and film reviews."""
+"""Meanings (`Frame`), the ways to say them, and changes of meaning and of form."""
 
 from __future__ import annotations
 
@@ -6,26 +6,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy
+from numpy.random import Generator
 
 from lora2.embedded import lexicon as lex
 from lora2.embedded.lexicon import Concept
 
 T = TypeVar("T")
 Words = list[str]
-QUESTIONS = ("where", "when", "who", "what", "how many", "whether")
+SLOTS = ("subject", "verb", "target", "amount", "adjective", "owner", "adjunct", "denied")
+ASKED = {  # kind of question -> the slots it mentions, so that changing one changes the question
+    "where": ("subject", "verb", "target"),
+    "when": ("subject", "verb", "target"),
+    "who": ("verb", "target", "adjunct"),
+    "what": ("subject", "verb", "adjunct"),
+    "how many": ("subject", "verb", "target", "adjunct"),
+    "whether": ("subject", "verb", "target", "adjunct"),
+}
+QUESTIONS = tuple(ASKED)
 # Places take the preposition that suits them, so it tells nothing that the noun does not.
 _IN, _NEAR = ("city", "garden"), ("station", "river", "road")
 
 
-def pick(rng: numpy.random.Generator, options: Sequence[T]) -> T:
-    """One of `options`, uniformly."""
+def pick(rng: Generator, options: Sequence[T]) -> T:
+    """Draw one of ``options`` uniformly."""
     return options[int(rng.random() * len(options))]
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A noun phrase: 'the' (amount None) or an amount or number, an adjective or none, a noun."""
+    """A noun with an amount or number (None: 'the' or 'a') and an adjective or none."""
 
     noun: Concept
     plural: bool
@@ -45,23 +54,23 @@ class Frame:
     denied: bool
 
 
-def other(rng: numpy.random.Generator, concept: Concept, genre: int | None = None) -> Concept:
-    """Another concept of the same kind (and genre, where given)."""
+def other(rng: Generator, concept: Concept, genre: int | None = None) -> Concept:
+    """Draw another concept of the same kind (and genre, where given)."""
     pool = lex.OF_KIND[concept.kind]
     while True:
-        found = pick(rng, pool)
-        if found.name != concept.name and genre in (None, found.genre):
-            return found
+        drawn = pick(rng, pool)
+        if drawn.name != concept.name and genre in (None, drawn.genre):
+            return drawn
 
 
-def random_frame(rng: numpy.random.Generator, genre: int | None = None, rich: float = 0.5) -> Frame:
-    """A meaning; each optional part is there with probability `rich`."""
+def random_frame(rng: Generator, genre: int | None = None, rich: float = 0.5) -> Frame:
+    """Draw a meaning; each optional part is there with probability ``rich``."""
 
     def noun(pool: Sequence[Concept]) -> Concept:
         while True:
-            found = pick(rng, pool)
-            if genre in (None, found.genre):
-                return found
+            drawn = pick(rng, pool)
+            if genre in (None, drawn.genre):
+                return drawn
 
     def thing(nouns: Sequence[Concept], adjectives: Sequence[Concept]) -> Thing:
         amount = None
@@ -80,11 +89,11 @@ def random_frame(rng: numpy.random.Generator, genre: int | None = None, rich: fl
     return Frame(subject, verb, target, adjunct, rng.random() < 0.35, rng.random() < 0.2)
 
 
-def _word(rng: numpy.random.Generator, concept: Concept, form: int = 0) -> str:
+def _word(rng: Generator, concept: Concept, form: int = 0) -> str:
     return pick(rng, concept.forms)[form]
 
 
-def _phrase(rng: numpy.random.Generator, thing: Thing, quantity: bool = True) -> Words:
+def _phrase(rng: Generator, thing: Thing, quantity: bool = True) -> Words:
     words = []
     if quantity:
         one = "a" if rng.random() < 0.5 else "the"
@@ -94,7 +103,7 @@ def _phrase(rng: numpy.random.Generator, thing: Thing, quantity: bool = True) ->
     return [*words, _word(rng, thing.noun, int(thing.plural))]
 
 
-def _adjunct(rng: numpy.random.Generator, concept: Concept | None) -> Words:
+def _adjunct(rng: Generator, concept: Concept | None) -> Words:
     if concept is None:
         return []
     if concept.kind == "time":
@@ -114,13 +123,13 @@ def _do(frame: Frame, plural: bool) -> str:
     return ("do" if plural else "does") if frame.present else "did"
 
 
-def _mark(rng: numpy.random.Generator, frame: Frame) -> Words:
+def _mark(rng: Generator, frame: Frame) -> Words:
     if frame.denied:
         return [pick(rng, lex.DENIALS)]
     return [pick(rng, lex.STRESSES)] if rng.random() < 0.15 else []
 
 
-def _active(rng: numpy.random.Generator, frame: Frame, plural: bool) -> Words:
+def _active(rng: Generator, frame: Frame, plural: bool) -> Words:
     """The verb with its polarity: 'did not buy', 'never bought', 'indeed buys'."""
     mark = _mark(rng, frame)
     if mark in (["not"], ["indeed"]):
@@ -129,8 +138,8 @@ def _active(rng: numpy.random.Generator, frame: Frame, plural: bool) -> Words:
     return [*mark, _word(rng, frame.verb, form)]
 
 
-def statement(rng: numpy.random.Generator, frame: Frame, agent: bool = True) -> str:
-    """One way to say `frame`: active or passive, adjunct first or last, any synonyms."""
+def statement(rng: Generator, frame: Frame, agent: bool = True) -> str:
+    """Word ``frame``: active or passive, adjunct first or last, any synonyms."""
     subject, target = _phrase(rng, frame.subject), _phrase(rng, frame.target)
     if not agent or rng.random() < 0.25:
         be = ("is", "are") if frame.present else ("was", "were")
@@ -142,8 +151,8 @@ def statement(rng: numpy.random.Generator, frame: Frame, agent: bool = True) -> 
     return _articles([*adjunct, *words] if rng.random() < 0.25 else [*words, *adjunct])
 
 
-def question(rng: numpy.random.Generator, frame: Frame, kind: str) -> str:
-    """A question (one of `QUESTIONS`) that `frame` answers; it does not tell the answer."""
+def question(rng: Generator, frame: Frame, kind: str) -> str:
+    """Ask a question of ``kind`` that ``frame`` answers, without giving the answer."""
     subject = _phrase(rng, frame.subject)
     do = _do(frame, frame.subject.plural)
     adjunct = _adjunct(rng, frame.adjunct)
@@ -161,8 +170,8 @@ def question(rng: numpy.random.Generator, frame: Frame, kind: str) -> str:
     return _articles([*rest, *_phrase(rng, frame.target), *adjunct])
 
 
-def review(rng: numpy.random.Generator, good: bool) -> str:
-    """A sentence about a film whose last word on it is praise (`good`) or blame."""
+def review(rng: Generator, good: bool) -> str:
+    """Write a sentence about a film whose final verdict is praise (``good``) or blame."""
 
     def adjective(praise: bool) -> str:
         return pick(rng, lex.PRAISE if praise else lex.BLAME)
@@ -198,3 +207,123 @@ def review(rng: numpy.random.Generator, good: bool) -> str:
     else:
         words = [*clause(good), "and", *clause(good)]
     return _articles(words)
+
+
+def _without(frame: Frame) -> set[str]:
+    """Return the slots that ``frame`` leaves empty."""
+    target, owner = frame.target, frame.subject.adjective
+    optional = {"amount": target.amount, "adjective": target.adjective, "owner": owner}
+    return {slot for slot, v in {**optional, "adjunct": frame.adjunct}.items() if v is None}
+
+
+def _instead(rng: Generator, concept: Concept, genre: int | None = None) -> Concept:
+    """Draw the opposite (half of the time, where there is one) or any other of the kind."""
+    against = lex.opposite(concept)
+    return against if against and rng.random() < 0.5 else other(rng, concept, genre)
+
+
+def with_changed(rng: Generator, frame: Frame, slot: str, genre: int | None = None) -> Frame:
+    """Change the meaning of ``slot``, one of ``SLOTS`` that ``frame`` fills."""
+    subject, target = frame.subject, frame.target
+    match slot:
+        case "subject":
+            return replace(frame, subject=replace(subject, noun=other(rng, subject.noun, genre)))
+        case "target":
+            return replace(frame, target=replace(target, noun=other(rng, target.noun, genre)))
+        case "verb":
+            return replace(frame, verb=_instead(rng, frame.verb))
+        case "amount":
+            return replace(frame, target=replace(target, amount=other(rng, target.amount)))
+        case "adjective":
+            return replace(frame, target=replace(target, adjective=_instead(rng, target.adjective)))
+        case "owner":
+            adjective = _instead(rng, subject.adjective)
+            return replace(frame, subject=replace(subject, adjective=adjective))
+        case "adjunct":
+            return replace(frame, adjunct=other(rng, frame.adjunct))
+        case "denied":
+            return replace(frame, denied=not frame.denied)
+    raise ValueError(f"no slot {slot!r}; choose from {', '.join(SLOTS)}")
+
+
+def changed(rng: Generator, frame: Frame, slots: Sequence[str] = SLOTS) -> Frame:
+    """Change one of ``slots``, drawn from those that ``frame`` fills."""
+    empty = _without(frame)
+    return with_changed(rng, frame, pick(rng, [slot for slot in slots if slot not in empty]))
+
+
+def weakened(rng: Generator, frame: Frame, rate: float = 0.4) -> Frame:
+    """Weaken ``frame`` to what follows from it: fewer details, more general nouns."""
+
+    def thing(t: Thing, p_group: float) -> Thing:
+        amount = None if rng.random() < rate else t.amount
+        adjective = None if rng.random() < rate else t.adjective
+        noun = t.noun
+        if noun.group and rng.random() < p_group:
+            noun = lex.BY_NAME["group", noun.group]
+        return Thing(noun, t.plural, amount, adjective)
+
+    adjunct = None if rng.random() < rate else frame.adjunct
+    if frame.denied:  # to leave a detail out of a denial is to deny more
+        return frame
+    return replace(
+        frame, subject=thing(frame.subject, 0.1), target=thing(frame.target, 0.25), adjunct=adjunct
+    )
+
+
+def unsupported(rng: Generator, frame: Frame) -> tuple[Frame, Frame]:
+    """Return a premise and a hypothesis that says more, or speaks of someone else."""
+    second = weakened(rng, frame)
+    spare = _without(second)
+    details = [s for s in ("adjective", "owner", "adjunct") if s not in spare]
+    if not details or rng.random() < 0.35:
+        slot = pick(rng, ("subject", "target"))
+        if getattr(second, slot).noun.kind != "group":
+            noun = getattr(second, slot).noun
+            return frame, with_changed(rng, second, slot, noun.genre)
+    if not details:
+        return frame, with_changed(rng, second, "verb")
+    slot = pick(rng, details)
+    if slot == "adjunct":
+        return replace(frame, adjunct=None), second
+    part = "target" if slot == "adjective" else "subject"
+    return replace(frame, **{part: replace(getattr(frame, part), adjective=None)}), second
+
+
+def contradicted(rng: Generator, frame: Frame) -> Frame:
+    """Contradict ``frame``: deny it, or take an opposite word or another number."""
+    ways = ["denied"]
+    target = frame.target
+    if lex.opposite(frame.verb):
+        ways.append("verb")
+    if target.adjective and lex.opposite(target.adjective):
+        ways.append("adjective")
+    if target.amount and target.amount.kind == "number":
+        ways.append("amount")
+    way = pick(rng, ways)
+    if way == "verb":
+        return replace(frame, verb=lex.opposite(frame.verb))
+    if way == "adjective":
+        return replace(frame, target=replace(target, adjective=lex.opposite(target.adjective)))
+    return with_changed(rng, frame, way)
+
+
+def with_answer(rng: Generator, frame: Frame, kind: str) -> Frame:
+    """Add the part that a question of ``kind`` asks for."""
+    if kind in ("where", "when"):
+        return replace(frame, adjunct=pick(rng, lex.PLACES if kind == "where" else lex.TIMES))
+    if kind == "how many":
+        target = replace(frame.target, plural=True, amount=pick(rng, lex.NUMBERS))
+        return replace(frame, target=target)
+    return frame
+
+
+def without_answer(rng: Generator, frame: Frame, kind: str) -> Frame:
+    """Remove that part, and put another detail in its place where one fits."""
+    if kind in ("where", "when"):
+        adjunct = pick(rng, lex.TIMES if kind == "where" else lex.PLACES)
+        return replace(frame, adjunct=adjunct if rng.random() < 0.6 else None)
+    if kind == "how many":
+        amount = pick(rng, lex.AMOUNTS) if rng.random() < 0.6 else None
+        return replace(frame, target=replace(frame.target, amount=amount))
+    return frame

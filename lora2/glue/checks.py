@@ -1,4 +1,4 @@
-"""Checks of one split's table against what its task promises."""
+"""Check one split's table against what its task promises."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pyarrow.compute as pc
 from lora2.glue.tasks import TASKS, Task
 
 MAX_SIMILARITY = 5.0
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class GlueDataError(ValueError):
-    """GLUE data cannot be had or is not what it should be; the message says what to type next."""
+    """GLUE data is missing or is not what it should be; the message says what to type next."""
 
 
 def check_table(table: pa.Table, task: Task, where: str) -> pa.Table:
@@ -47,7 +48,7 @@ def check_table(table: pa.Table, task: Task, where: str) -> pa.Table:
 
 
 def check_row_count(rows: int, task: Task, split: str, where: str) -> None:
-    """Raise GlueDataError if a split under its official name has not its official row count."""
+    """Check that a split under its official name has its official row count."""
     official = task.rows[split]
     if rows != official:
         hint = ""
@@ -57,12 +58,6 @@ def check_row_count(rows: int, task: Task, split: str, where: str) -> None:
             f"{where} has {rows:,} rows, but the official {task.name} {split} split has "
             f"{official:,}: it is cut, mixed up with another file, or changed{hint}"
         )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
 
 
 def _check_columns(table: pa.Table, task: Task, where: str) -> None:
@@ -77,7 +72,7 @@ def _check_columns(table: pa.Table, task: Task, where: str) -> None:
     for name in task.columns:
         kind = table.schema.field(name).type
         if name in task.text_columns:
-            fits, wanted = _is_text(kind), "text"
+            fits, wanted = any(is_text(kind) for is_text in _TEXT), "text"
         elif name == "label" and task.is_regression:
             fits, wanted = pa.types.is_floating(kind), "a float"
         else:
@@ -103,14 +98,14 @@ def _check_labels(labels: pa.ChunkedArray, task: Task, where: str) -> None:
 
 
 def _written_names(metadata: bytes) -> list[str] | None:
-    """Return info.features.label.names of the JSON that `datasets` writes, None where not there."""
+    """Return info.features.label.names of the JSON that `datasets` writes, None if absent."""
     try:
-        found = json.loads(metadata)
+        value = json.loads(metadata)
     except (ValueError, RecursionError):
         return None
     for key in ("info", "features", "label", "names"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return [str(name) for name in found] if isinstance(found, list) else None
+        value = value.get(key) if isinstance(value, dict) else None
+    return [str(name) for name in value] if isinstance(value, list) else None
 
 
 def _check_label_names(table: pa.Table, task: Task, where: str) -> None:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
 from lora2.sweep.presets import load_profile
-from lora2.sweep.table import Job, TablePlan, TableRow, jobs, load_table, narrow
+from lora2.sweep.table import Job, Row, Table, jobs, load_table, narrow
 
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Words = list[str]  # of run_glue.py
@@ -53,12 +53,12 @@ class Study:
     margin: dict[TaskName, Positive]  # percent points within which two rows count as equivalent
     rates: dict[str, Positive]  # row -> middle of its first grid: half, once and twice that rate
     parts: Annotated[list[Part], Field(min_length=1)]  # in the order in which they are run
-    rows: list[TableRow] = dataclasses.field(default_factory=list)  # beside those of Table 1
+    rows: list[Row] = dataclasses.field(default_factory=list)  # beside those of Table 1
     rate_of: dict[str, str] = dataclasses.field(default_factory=dict)  # row -> whose rate it takes
     overrides: Words = dataclasses.field(default_factory=list)  # of every run
     questions: list[Question] = dataclasses.field(default_factory=list)
 
-    def table(self) -> TablePlan:
+    def table(self) -> Table:
         """Return Table 1 with the study's rows after its own and the study's tasks."""
         plan = load_table("1")
         tasks = [task for task in plan.tasks if any(part.task == task for part in self.parts)]
@@ -99,14 +99,14 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
     """
     known = options("study", configs)
     if name not in known:
-        raise ConfigError([Problem("study", name, nearest(name, known))])
+        raise ConfigError([unknown("study", name, known)])
     values = read_yaml(configs / "study" / f"{name}.yaml")
     where = f"study {name}"
     if not isinstance(values, dict):
         raise ConfigError([Problem(where, values, "a mapping of keys to values")])
     tree: dict[str, Any] = {**values, "name": name}
     problems = []
-    for key, kind in (("parts", Part), ("rows", TableRow), ("questions", Question)):
+    for key, kind in (("parts", Part), ("rows", Row), ("questions", Question)):
         listed = tree.get(key)
         for one in listed if isinstance(listed, list) else []:
             problems += check_section(f"{where}, {key}", kind, one)
@@ -143,7 +143,7 @@ def _check(where: str, study: Study) -> list[Problem]:
     named += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
     named += [("questions", row) for one in study.questions for pair in one.pairs for row in pair]
     problems += [
-        Problem(f"{where}, {key}", row, nearest(row, rows)) for key, row in named if row not in rows
+        unknown(f"{where}, {key}", row, rows) for key, row in named if row not in rows
     ]
     for part in study.parts:
         lacking = [row for row in part.rows if study.source(row) not in study.rates]

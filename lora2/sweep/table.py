@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
 from lora2.config.load import Resolved, resolve, run_name
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Name, TaskName, checked
 from lora2.sweep.check_table import check_metrics, check_paper_row
 from lora2.sweep.presets import Profile, encoder_for
@@ -20,7 +20,7 @@ ALL = ("1", "2", "3", "4", "figure3")
 
 
 @checked
-class TableRow:
+class Row:
     """One row of a table: a method with overrides, and the paper's row it stands for."""
 
     id: Name  # what rows= takes
@@ -33,7 +33,7 @@ class TableRow:
 
 
 @checked
-class TablePlan:
+class Table:
     """One table or figure; ``times`` is measured step by step, the others from finished runs."""
 
     name: str
@@ -42,7 +42,7 @@ class TablePlan:
     title: str
     encoder: str  # the paper's; a profile may put another in its place
     tasks: list[TaskName]
-    rows: list[TableRow]
+    rows: list[Row]
     metrics: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # where not Table 1's
     overrides: list[str] = dataclasses.field(default_factory=list)
 
@@ -60,7 +60,7 @@ class Job:
         return run_name(self.resolved.config)
 
 
-def load_table(name: str, configs: Path = CONFIGS) -> TablePlan:
+def load_table(name: str, configs: Path = CONFIGS) -> Table:
     """Read configs/table/<name>.yaml.
 
     Raises:
@@ -72,10 +72,10 @@ def load_table(name: str, configs: Path = CONFIGS) -> TablePlan:
     if source != name:  # the paper's rows with an encoder that it prints no numbers for
         rows = [dataclasses.replace(row, paper_row=None, ours=True) for row in rows]
     where, tree = f"table {name}", {**values, "name": name, "rows": rows}
-    problems = check_section(where, TablePlan, tree) + _check_names(where, rows)
+    problems = check_section(where, Table, tree) + _check_names(where, rows)
     if problems:
         raise ConfigError(problems)
-    plan = TablePlan(**tree)
+    plan = Table(**tree)
     problems = list(check_metrics(where, plan.tasks, plan.metrics))
     problems += [one for row in rows for one in check_paper_row(where, plan.table, row.paper_row)]
     if problems:
@@ -86,40 +86,40 @@ def load_table(name: str, configs: Path = CONFIGS) -> TablePlan:
 def _read(name: str, configs: Path) -> dict[str, Any]:
     known = options("table", configs)
     if name not in known:
-        raise ConfigError([Problem("table", name, nearest(name, [*known, "all"]))])
+        raise ConfigError([unknown("table", name, [*known, "all"])])
     values = read_yaml(configs / "table" / f"{name}.yaml")
     if not isinstance(values, dict):
         raise ConfigError([Problem(f"table {name}", values, "a mapping with a list of rows")])
     return values
 
 
-def _rows(name: str, values: dict[str, Any]) -> list[TableRow]:
+def _rows(name: str, values: dict[str, Any]) -> list[Row]:
     rows = values.get("rows")
     if not isinstance(rows, list):
         raise ConfigError([Problem(f"table {name}, rows", rows, "a list of rows")])
     where = f"table {name}, row"
-    problems = [problem for row in rows for problem in check_section(where, TableRow, row)]
+    problems = [problem for row in rows for problem in check_section(where, Row, row)]
     if problems:
         raise ConfigError(problems)
-    return [TableRow(**row) for row in rows]
+    return [Row(**row) for row in rows]
 
 
-def _check_names(where: str, rows: Sequence[TableRow]) -> list[Problem]:
+def _check_names(where: str, rows: Sequence[Row]) -> list[Problem]:
     ids, problems = [row.id for row in rows], list[Problem]()
     for key in ("id", "label"):  # labels tell rows apart in the written table
         names = [getattr(row, key) for row in rows]
         twice = sorted({one for one in names if names.count(one) > 1})
         problems += [Problem(f"{where}, {key}", one, "one row only") for one in twice]
-    unknown = [row.against for row in rows if row.against is not None and row.against not in ids]
-    return problems + [Problem(f"{where}, against", one, nearest(one, ids)) for one in unknown]
+    against = [row.against for row in rows if row.against not in (None, *ids)]
+    return problems + [unknown(f"{where}, against", name, ids) for name in against]
 
 
-def keys_of_rows(plan: TablePlan) -> set[str]:
+def keys_of_rows(plan: Table) -> set[str]:
     """Return the keys of run_glue.py that tell the rows of a table apart."""
     return {word.partition("=")[0] for row in plan.rows for word in row.overrides}
 
 
-def narrow(plan: TablePlan, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> TablePlan:
+def narrow(plan: Table, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> Table:
     """Return ``plan`` with only these tasks and row ids, in the plan's order; None keeps all.
 
     Raises:
@@ -143,10 +143,10 @@ def _unknown(
     if not given:
         return [Problem(key, "", f"at least one of table {table}: {', '.join(allowed)}")]
     wrong = [name for name in given if name not in allowed]
-    return [Problem(key, name, f"not in table {table}; {nearest(name, allowed)}") for name in wrong]
+    return [unknown(key, name, allowed, f"not in table {table}") for name in wrong]
 
 
-def words(plan: TablePlan, row: TableRow, task: str, profile: Profile) -> list[str]:
+def words(plan: Table, row: Row, task: str, profile: Profile) -> list[str]:
     """Return the words that run_glue.py would take for one cell; later ones win."""
     backbone = encoder_for(profile, plan.encoder)
     groups = [f"task={task}", f"method={row.method}", f"backbone={backbone}"]
@@ -154,7 +154,7 @@ def words(plan: TablePlan, row: TableRow, task: str, profile: Profile) -> list[s
 
 
 def jobs(
-    plan: TablePlan, profile: Profile, seeds: Sequence[int] | None, extra: Sequence[str] = ()
+    plan: Table, profile: Profile, seeds: Sequence[int] | None, extra: Sequence[str] = ()
 ) -> list[Job]:
     """Return every run of a table: rows x tasks x seeds, in that order.
 
@@ -164,19 +164,15 @@ def jobs(
         ConfigError: every problem of every cell, each once.
     """
     found: list[Job] = []
-    problems: dict[str, Problem] = {}
+    problems = ProblemList()
     for row in plan.rows:
         for task in plan.tasks:
             seed = [f"seed={seeds[0]}"] if seeds else []
-            try:
+            with problems.collect():
                 resolved = resolve([*words(plan, row, task, profile), *extra, *seed])
-            except ConfigError as error:
-                problems |= {str(problem): problem for problem in error.problems}
-                continue
-            each = [with_seed(resolved, s) for s in seeds] if seeds else [resolved]
-            found += [Job(row.id, task, one) for one in each]
-    if problems:
-        raise ConfigError(problems.values())
+                each = [with_seed(resolved, s) for s in seeds] if seeds else [resolved]
+                found += [Job(row.id, task, one) for one in each]
+    problems.raise_if_any()
     return found
 
 

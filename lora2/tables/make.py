@@ -11,7 +11,7 @@ import pandas as pd
 from lora2.config.load import Resolved, as_tree
 from lora2.records import store
 from lora2.sweep.presets import Profile
-from lora2.sweep.table import Job, TablePlan, jobs, load_table
+from lora2.sweep.table import Job, Table, jobs, load_table
 from lora2.tables import build as tables
 from lora2.tables import figure3 as figures
 from lora2.tables import plan as report_plan
@@ -27,7 +27,7 @@ VARIANTS = ("protocol", "ranks")
 
 
 def report_table(
-    plan: TablePlan,
+    plan: Table,
     profile: Profile,
     folder: Path,
     seeds: Sequence[int] | None = None,
@@ -51,7 +51,7 @@ def report_table(
 
 
 def print_table(
-    plan: TablePlan,
+    plan: Table,
     profile: Profile,
     folder: Path,
     seeds: Sequence[int] | None = None,
@@ -69,7 +69,7 @@ def print_table(
 
 
 def report_cells(
-    plan: TablePlan,
+    plan: Table,
     cells: Sequence[Job],
     profile: Profile,
     folder: Path,
@@ -108,7 +108,7 @@ def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def is_official(plan: TablePlan, extra: Sequence[str]) -> bool:
+def is_official(plan: Table, extra: Sequence[str]) -> bool:
     """Tell whether this is a whole table, wherever its data lies: only that is written."""
     known = (*PLACES, *VARIANTS)
     return plan == load_table(plan.name) and all(w.partition("=")[0] in known for w in extra)
@@ -119,7 +119,7 @@ def _value(word: str) -> str:
 
 
 def _match(
-    plan: TablePlan,
+    plan: Table,
     profile: Profile,
     folder: Path,
     seeds: Sequence[int] | None,
@@ -137,7 +137,7 @@ def _match(
 
 
 def _shown(
-    plan: TablePlan,
+    plan: Table,
     cells: Sequence[Job],
     folder: Path,
     seeds: Sequence[int] | None,
@@ -155,7 +155,7 @@ def _shown(
 
 
 def as_report_plan(
-    plan: TablePlan, cells: Sequence[Job], runs: pd.DataFrame, seeds: Sequence[int] | None
+    plan: Table, cells: Sequence[Job], runs: pd.DataFrame, seeds: Sequence[int] | None
 ) -> report_plan.Plan:
     """Return the plan that the tables read, each row with the names of its runs."""
     settings = [comparable(flat) for flat in store.settings(runs)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from lora2.records.store import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "docs/bench.md")
+PAGES = ("docs/embedded.md", "docs/bench.md")
 BLOCK = re.compile(r"(<!-- begin (?P<path>results/\S+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 

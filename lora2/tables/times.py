@@ -17,7 +17,7 @@ from lora2.paper.numbers import printed_values
 from lora2.records.store import SCHEMA, StoreError, check_schema, write_atomically
 from lora2.run.provenance import provenance
 from lora2.sweep.presets import Profile
-from lora2.sweep.table import Job, TablePlan
+from lora2.sweep.table import Job, Table
 from lora2.tables.render import TASK_NAMES
 
 ROUNDS = 9
@@ -29,7 +29,7 @@ IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 
 def measure(
-    plan: TablePlan,
+    plan: Table,
     jobs: Sequence[Job],
     rounds: int = ROUNDS,
     tell: Callable[[str], None] = print,
@@ -51,7 +51,7 @@ def measure(
 
 
 def _lines(
-    plan: TablePlan, task: str, jobs: Sequence[Job], found: dict[str, Measured]
+    plan: Table, task: str, jobs: Sequence[Job], found: dict[str, Measured]
 ) -> list[dict[str, object]]:
     where = {key: value for key, value in provenance().items() if key in IDENTITY}
     paper = {row.id: _paper(plan, row.paper_row, task) for row in plan.rows}
@@ -86,13 +86,13 @@ def _lines(
     return lines
 
 
-def _paper(plan: TablePlan, row: dict[str, object] | None, task: str) -> float:
+def _paper(plan: Table, row: dict[str, object] | None, task: str) -> float:
     if row is None or not isinstance(plan.table, int):
         return math.nan
     return printed_values(plan.table, row).get((task, "seconds_per_step"), math.nan)
 
 
-def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
+def render(plan: Table, frame: pd.DataFrame, profile: Profile) -> str:
     """Return the table as Markdown: milliseconds and ratio per cell, the paper's ratio below."""
     head, *rows = [[markdown(text) for text in line] for line in _grid(plan, frame)]
     return "\n".join(
@@ -113,18 +113,18 @@ def render(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
     )
 
 
-def latex(plan: TablePlan, frame: pd.DataFrame, profile: Profile) -> str:
+def latex(plan: Table, frame: pd.DataFrame, profile: Profile) -> str:
     """Return the table as a LaTeX float; ``tex_float`` says what that needs."""
     warning = f"Profile {profile.name}: {profile.note}"
     about = f"{_title(plan, profile)}. {warning} {_about(plan, frame)}"
     return tex_float(plan.table, about, _grid(plan, frame), _notes(frame))
 
 
-def _title(plan: TablePlan, profile: Profile) -> str:
+def _title(plan: Table, profile: Profile) -> str:
     return f"Table {plan.table}: {plan.title} (profile {profile.name})"
 
 
-def _about(plan: TablePlan, frame: pd.DataFrame) -> str:
+def _about(plan: Table, frame: pd.DataFrame) -> str:
     """How to read a cell, and where it was measured."""
     labels = {row.id: row.label for row in plan.rows}
     bases = [labels.get(row.against, row.against) for row in plan.rows if row.against]
@@ -148,7 +148,7 @@ def _notes(frame: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _grid(plan: TablePlan, frame: pd.DataFrame) -> list[list[str]]:
+def _grid(plan: Table, frame: pd.DataFrame) -> list[list[str]]:
     """The printed table, unescaped: a head, then per row ours and the paper's ratio."""
     labels = {row.id: row.label for row in plan.rows}
     tasks = [task for task in plan.tasks if (frame["task"] == task).any()]
@@ -182,7 +182,7 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
-def write(plan: TablePlan, frame: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
+def write(plan: Table, frame: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
     """Write table2.csv, .md and .tex into ``folder``; return their paths."""
     texts = {
         ".csv": frame.to_csv(index=False, lineterminator="\n"),
@@ -195,7 +195,7 @@ def write(plan: TablePlan, frame: pd.DataFrame, profile: Profile, folder: Path) 
     return paths
 
 
-def rewrite(plan: TablePlan, profile: Profile, folder: Path) -> list[Path]:
+def rewrite(plan: Table, profile: Profile, folder: Path) -> list[Path]:
     """Write the files of ``write`` anew from the times in ``folder``'s CSV; return their paths.
 
     Raises:

@@ -8,8 +8,8 @@ import pandas
 import pytest
 
 from lora2.embedded import lexicon, make_split
-from lora2.embedded.corpus import passages
 from lora2.embedded.grammar import COLUMNS, ROWS, side_of, splits
+from tools.pretrain_embedded import passages
 
 TASKS = sorted(ROWS)
 LABELS = {"mnli": {0, 1, 2}}

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import lora2.tuners
-from lora2.config.compose import CONFIGS
 from lora2.config.load import resolve
+from lora2.config.parse import CONFIGS
 from lora2.run.run import run
 from tests.conftest import TINY
 

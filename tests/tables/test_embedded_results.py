@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from lora2.glue.tasks import TASKS, score
 RUNS = Path(__file__).resolve().parents[2] / "results" / "embedded" / "runs.csv"
 
 
+@functools.cache
 def majority(task: str) -> float:
     """The score of always giving the most frequent validation label (0 for correlations)."""
     if task in ("cola", "stsb"):
