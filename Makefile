@@ -49,6 +49,7 @@ test-latex: $(READY)
 
 lint: $(READY)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 $(TABLES:%=reproduce-%): reproduce-%: $(READY)
 	$(REPRODUCE) table=$(*:table%=%)

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
@@ -134,12 +135,12 @@ def _checkpoint_folder(args: Any, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _folder_given_to_train() -> str | None:
+def _folder_given_to_train() -> str | os.PathLike[str] | None:
     """Return the folder given to ``Trainer.train``, which is kept in that call's frame alone.
 
     None if it is not found; what is loaded must match the weights in any case.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "_inner_training_loop":
         frame = frame.f_back
     folder = None if frame is None else frame.f_locals.get("resume_from_checkpoint")

@@ -165,9 +165,7 @@ def test_what_is_no_number_is_named(tmp_path: Path, column: str, value: str) -> 
     frame[column] = value
     frame.to_csv(tmp_path / "runs.csv", index=False)
     os.rename(tmp_path / "runs", tmp_path / "gone")
-    with pytest.raises(
-        store.StoreError, match=f"column {column} holds a value that is no"
-    ):
+    with pytest.raises(store.StoreError, match=f"column {column} holds a value that is no"):
         store.read(tmp_path)
 
 

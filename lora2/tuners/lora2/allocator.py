@@ -121,7 +121,9 @@ class Allocator:
         score = self.sensitivity * self.uncertainty
         inner = [n * r, n * k * r, n * r * k]
         lam, v, U, rest = score.split([*inner, score.numel() - sum(inner)])
-        total = torch.addmv(lam, U.view(n * r, k), self._mean)  # a mean and a sum in one operation
+        total: Tensor = torch.addmv(
+            lam, U.view(n * r, k), self._mean
+        )  # a mean and a sum in one operation
         total = total.view(n, r) + v.view(n, k, r).mean(1)
         for part, place in zip(rest.split(self._outer_sizes), self._places, strict=True):
             matrix_mean = part.view(len(place), -1).mean(1, keepdim=True)  # (g, d * k) -> (g, 1)

@@ -66,7 +66,7 @@ class Lora2Model(TermModel):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Have the active adapters' parameters stacked once for all layers."""
         super()._before_forward(module, args)
-        if module is self.model:
+        if module is self.model and not torch.jit.is_tracing():  # a trace is checked node by node
             for name in self._active():
                 if name in self._adapters:
                     self._adapters[name].cache_pairs(self._is_on(name))

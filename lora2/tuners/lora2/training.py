@@ -63,7 +63,8 @@ class RankTraining:
             allocator.step(step, adapted.factors(), adapted.masks())
         else:  # an optimiser from before may still move what was pruned
             with torch.no_grad():
-                torch._foreach_mul_(adapted.factors().lam, adapted.masks())
+                for lam, mask in zip(adapted.factors().lam, adapted.masks(), strict=True):
+                    lam.mul_(mask)
 
     def watch(self, adapted: Adapted, config: Lora2Config, saving: bool) -> None:
         """When a pass begins: keep final ranks, and warn once if the allocator is not called."""
