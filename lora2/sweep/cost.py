@@ -123,7 +123,7 @@ def measure(
     rows without any measurement are still measured, after three times as long none: the rest is
     scaled by tokens, from the same row where possible.
     """
-    from lora2.bench import lengths, step
+    from lora2.bench import step
 
     wanted = {key_of(job): job for job in jobs}
     costs: Costs = {}
@@ -135,7 +135,7 @@ def measure(
             continue
         resolved = wanted[key].resolved
         runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
-        batches = lengths.batches(resolved.config, 3)
+        batches = step.batches(resolved.config, 3)
         found = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
         costs[key] = Cost(
             found.median, found.trainable, found.peak_memory_mb, True, found.held_memory_mb
@@ -159,9 +159,9 @@ def _order(keys: Iterable[Key]) -> list[Key]:
 
 def batch_tokens(job: Job) -> float:
     """Return the tokens of a batch of the run, padding included, as a mean over some."""
-    from lora2.bench import lengths
+    from lora2.bench import step
 
-    drawn = lengths.batches(job.resolved.config, BATCHES)
+    drawn = step.batches(job.resolved.config, BATCHES)
     return statistics.mean(batch["input_ids"].numel() for batch in drawn)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora2.bench import step
-from lora2.bench.lengths import batches
-from lora2.bench.step import Measured
+from lora2.bench.step import Measured, batches
 from lora2.latex import tex_float
 from lora2.markup import markdown
 from lora2.paper.numbers import printed_values
