@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lora2.config.problems import ConfigError
-from lora2.config.reach import Unreachable, check_reach
+from lora2.hub import HubUnavailable, check_available
 from lora2.records.files import DiskFull, explain_full_disk
 from lora2.records.paths import log_file, status_of
 from lora2.records.run_folder import tidy
@@ -243,7 +243,7 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
 def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
     """Do what a command's words ask for and return the exit code; ``about`` is its help.
 
-    Exit codes: 2 for wrong words, 1 for what is not available or cannot be written, 130 for Ctrl-C.
+    Exit codes, each with a message: 2 for wrong words, 1 for a full disk or no hub, 130 for Ctrl-C.
     """
     if not argv or {"-h", "--help"} & set(argv):
         print(about)
@@ -259,7 +259,7 @@ def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except (DiskFull, Unreachable) as error:
+    except (DiskFull, HubUnavailable) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -286,12 +286,13 @@ def sweep_here(
     """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over.
 
     Raises:
-        Unreachable: what the runs need from the hub is not available; none was begun.
+        HubUnavailable: a repository the runs need is not available; none was begun.
     """
     left = begin(jobs, settled)
     if not left:
         return []
-    check_reach(job.resolved.config for job in left)  # a cluster's nodes may reach more than this
+    # Not for a cluster, whose nodes may reach more than this machine.
+    check_available(need for job in left for need in job.resolved.config.hub_needs())
     outcomes = Pool(plan_workers(left, workers)).do(left, len(jobs) - len(left))
     if any(outcome.disk_full for outcome in outcomes):
         print(f"{len(left) - len(outcomes)} runs were not begun: the disk is full")

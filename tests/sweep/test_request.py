@@ -88,7 +88,8 @@ def test_seeds_of_profile_or_command_line_and_times_need_only_one():
 
 def test_auto_takes_the_paper_profile_only_where_everything_is_at_hand(monkeypatch, tmp_path):
     hub = {"model": "blocked", "dataset": "blocked"}
-    monkeypatch.setattr(profile, "not_at_hand", lambda path, kind: hub[kind])
+    monkeypatch.setattr("lora2.hub.cached", lambda path, kind: False)
+    monkeypatch.setattr("lora2.hub.offline_reason", lambda path, kind: hub[kind])
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
     request = parse(["table=1"])
     assert request.profile.name == "embedded"
@@ -96,8 +97,8 @@ def test_auto_takes_the_paper_profile_only_where_everything_is_at_hand(monkeypat
     assert "profile=paper" in request.notes[1]
     monkeypatch.setattr(profile, "gpu_count", lambda: 1)
     notes = "\n".join(parse(["table=1"]).notes)
-    assert "microsoft/deberta-v3-base cannot be had: blocked" in notes
-    assert "nyu-mll/glue cannot be had: blocked" in notes
+    assert "microsoft/deberta-v3-base is not available: blocked" in notes
+    assert "nyu-mll/glue is not available: blocked" in notes
     hub["model"] = None
     assert parse(["table=1"]).profile.name == "embedded"
     assert parse(["table=1", f"data.dir={tmp_path}"]).profile.name == "paper"
