@@ -12,15 +12,7 @@ from lora2.config.compose import CONFIGS, options, overridden, read_yaml
 from lora2.config.parse_values import comma_list, flag, positive, seed_list
 from lora2.config.problems import ConfigError, Problem, nearest
 from lora2.sweep.presets import AUTO, Profile, choose, encoder_for, load_profile
-from lora2.sweep.table import (
-    ALL,
-    Job,
-    Table,
-    jobs,
-    keys_of_rows,
-    load_table,
-    narrow,
-)
+from lora2.sweep.table import ALL, Job, Table, jobs, load_table, narrow
 
 OWN = ("table", "profile", "seeds", "tasks", "rows", "cluster", "workers", "plan", "wait")
 REPORTED = ("table", "profile", "seeds", "tasks", "rows")  # of these, what a report asks
@@ -136,7 +128,7 @@ def _of_rows(plans: Sequence[Table], extra: Sequence[str]) -> list[Problem]:
     """Refuse what a table's rows set: typed, it makes rows equal, or other than their label."""
     found: dict[str, Problem] = {}
     for plan in plans:
-        own = keys_of_rows(plan)
+        own = {word.partition("=")[0] for row in plan.rows for word in row.overrides}
         for key, _, value in (word.partition("=") for word in extra):
             if key in own:
                 allowed = f"nothing: table {plan.name} sets it by row; try scripts/run_glue.py"
