@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from lora2.records.disk import explained
+from lora2.records.files import explain_full_disk
 from lora2.study.request import StudyRequest, parse_study
 from lora2.study.spec import Part
 from lora2.sweep.cli import command, summary, sweep_here
@@ -34,10 +34,10 @@ def run_study(request: StudyRequest) -> int:
     from lora2.study.select import SelectionError, select, sentences
 
     print("\n".join(request.notes), flush=True)
-    if request.plan_only:
+    if request.options.plan:
         return show_plan(request)
     code = 0
-    with explained(request.folder):
+    with explain_full_disk(request.folder):
         for part in request.parts:
             sources = list(dict.fromkeys(request.study.source(row) for row in part.rows))
             try:
@@ -79,7 +79,7 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
     print(f"{stage}: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if not missing or (stage == "selection" and not request.does("selection")):
         return int(bool(missing))
-    return summary(missing, sweep_here(missing, request.workers, SETTLED), SETTLED)
+    return summary(missing, sweep_here(missing, request.options.workers, SETTLED), SETTLED)
 
 
 def show_plan(request: StudyRequest) -> int:

@@ -1,46 +1,122 @@
-"""Run folders -> one table of runs, kept in ``runs.csv`` beside them.
+"""The files of a run folder, and one table of runs kept in ``runs.csv`` beside the folders.
 
-A run folder holds what the driver wrote when the run ended. ``runs.csv`` is committed, the
-folders are not, so both are read and a folder wins over an older row of the same run.
+``runs.csv`` is committed, the folders are not, so both are read, and a folder replaces an older row
+of the same run. A results folder may come from anywhere: what is read is validated.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pandas as pd
+import yaml
 
-from lora2.config import safe_yaml
-from lora2.records.locks import replacing
-from lora2.records.validate import bad_names, bad_numbers, leads_outside
+from lora2.config.load import as_tree
+from lora2.config.parse import YamlError, parse_yaml
+from lora2.config.schema import RunConfig
+from lora2.records.files import replacing
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 STATUSES = ("finished", "failed", "diverged")
+HISTORY = "history.csv"
 # Read as text: a run named 12e4567 is not a number.
 TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method",
         "config_hash", "precision", "device", "commit", "python", "torch", "transformers", "peft",
         "datasets", "accelerate", "backbone_revision", "data_fingerprint", "data_revision",
         "data_marks", "ranks", "config", "attention", "notes",
         )  # fmt: skip
+NUMBERS = re.compile(r"(best|last)_.*|score_(best|last)|step_best|evaluations|steps|seed|params_.*|"
+                     r"seconds_per_step|train_seconds|batch_size")  # fmt: skip
 REQUIRED = ("run", "schema", "status", "backbone", "task", "method", "seed")
 ORDER = ["backbone", "task", "method", "seed", "run"]
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")  # a folder's name: leads nowhere else
 
 
 class StoreError(RuntimeError):
-    """The runs of a profile cannot be read; the message says what to do."""
+    """The runs of a results folder cannot be read; the message says what to do."""
 
 
 class SchemaError(StoreError):
     """Rows were written by a version whose columns may mean something else."""
 
 
+def write_run(folder: Path, config: RunConfig, row: Mapping[str, Any]) -> None:
+    """Write config.yaml, metrics.csv (one row) and status."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_tree(config), sort_keys=False))
+    (folder / "metrics.csv").write_bytes(as_csv(pd.DataFrame([dict(row)])).encode())
+    (folder / "status").write_text(f"{row['status']}\n")
+
+
+def write_ranks(folder: Path, kept: Mapping[str, list[bool]], targets: Mapping[Any, str]) -> None:
+    """Write ranks.csv: a row per singular value (or gate), with its layer and matrix.
+
+    ``kept`` maps module names to what survives; ``targets`` maps our names of matrices to paths.
+    """
+    names = {path: name for name, path in targets.items()}
+    rows = []
+    for module, row in kept.items():
+        layer, path = _layer_and_path(module)
+        where = {"module": module, "layer": layer, "matrix": names.get(path, path)}
+        rows += [{**where, "index": i, "kept": int(keep)} for i, keep in enumerate(row)]
+    frame = pd.DataFrame(rows, columns=["module", "layer", "matrix", "index", "kept"])
+    frame.to_csv(folder / "ranks.csv", index=False)
+
+
+def _layer_and_path(module: str) -> tuple[int, str]:
+    """``...encoder.layer.3.attention.self.query`` -> (3, ``attention.self.query``)."""
+    layer, _, path = module.rpartition(".layer.")[2].partition(".")
+    return (int(layer), path) if layer.isdigit() else (-1, module)
+
+
+def read_run(folder: Path) -> pd.DataFrame:
+    """Read a finished, failed or diverged run as a frame of one row.
+
+    Adds ``config``: the resolved settings as JSON by dotted key, without paths of this machine.
+
+    Raises:
+        StoreError: the folder is not whole.
+        SchemaError: another version wrote it.
+    """
+    if link := link_in(folder):
+        raise StoreError(f"{folder}: {link} is a link: copy its target to that place")
+    try:
+        frame = read_csv(folder / "metrics.csv")
+        status = (folder / "status").read_text(encoding="utf-8").strip()
+        settings = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _damaged(folder, f"has no {Path(error.filename).name}") from error
+    except (YamlError, UnicodeDecodeError) as error:
+        raise _damaged(folder, f"is damaged ({error})") from error
+    if not isinstance(settings, Mapping):
+        raise _damaged(folder, "has a config.yaml without settings")
+    if len(frame) != 1 or status not in STATUSES or frame.loc[0, "status"] != status:
+        raise _damaged(folder, f"is not whole ({len(frame)} rows, status {status!r})")
+    if frame.loc[0, "run"] != folder.name:
+        raise StoreError(f"{folder} holds run {frame.loc[0, 'run']}: rename the folder to that")
+    flat = {key: value for key, value in flatten(settings).items() if not _is_local_path(value)}
+    return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
+
+
+def _damaged(folder: Path, why: str) -> StoreError:
+    return StoreError(f"{folder} {why}: remove the folder and repeat the run")
+
+
+def link_in(folder: Path) -> str | None:
+    """Return the name of a symbolic link that is, or lies in, a run's folder; None without one."""
+    if folder.is_symlink():
+        return folder.name
+    return next((path.name for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
+
+
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Nested settings by dotted key: ``{"method": {"k": 8}}`` -> ``{"method.k": 8}``."""
+    """Return nested settings by dotted key: ``{"method": {"k": 8}}`` -> ``{"method.k": 8}``."""
     flat: dict[str, object] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -50,20 +126,22 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
     return flat
 
 
-def _is_local(value: object) -> bool:
-    """A path of one machine, which has no meaning in a committed file."""
+def _is_local_path(value: object) -> bool:
+    """Return whether this is a path of one machine, meaningless in a committed file."""
     return isinstance(value, str) and (
         PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
     )
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """The runs of one CSV alone, whatever folders lie beside it.
+    """Read the runs of one CSV, without the folders beside it.
 
-    Raises StoreError if it is no table of runs, SchemaError if another version wrote it.
+    Raises:
+        StoreError: it is no table of runs.
+        SchemaError: another version wrote it.
     """
     try:
-        # Only an empty field is no value: a run may be called nan.
+        # Only an empty field is missing: a run may be called nan.
         frame = pd.read_csv(
             path, dtype=dict.fromkeys(TEXT, "object"), float_precision="round_trip",
             keep_default_na=False, na_values=[""],
@@ -75,69 +153,79 @@ def read_csv(path: Path) -> pd.DataFrame:
     if missing:
         raise StoreError(f"{path} lacks {', '.join(missing)}: remove it and collect again")
     check_schema(frame["schema"], path)
-    if names := bad_names(frame):
-        raise StoreError(f"{path}: {names[0]!r} is no name of a run: remove its row")
-    if columns := bad_numbers(frame):
-        raise StoreError(f"{path}: column {columns[0]} holds what is no number: remove that row")
+    for name in frame["run"].fillna("").astype(str):
+        if not RUN_NAME.fullmatch(name):
+            raise StoreError(f"{path}: {name!r} is not the name of a run: remove its row")
+    for column in filter(NUMBERS.fullmatch, frame.columns):
+        given = frame[column].dropna()
+        if not pd.to_numeric(given, errors="coerce").between(-1e300, 1e300).all():
+            raise StoreError(f"{path}: column {column} holds a value that is no finite number: "
+                             "remove that row")  # fmt: skip
     return frame.fillna(dict.fromkeys([c for c in TEXT if c in frame.columns], ""))
 
 
-def check_schema(column: pd.Series, path: Path) -> None:
+def check_schema(column: pd.Series[Any], path: Path) -> None:
     """Refuse rows of another schema than SCHEMA.
 
-    Raises StoreError if a row names none, SchemaError if another version wrote one.
+    Raises:
+        StoreError: a row names none.
+        SchemaError: another version wrote one.
     """
     schemas = pd.to_numeric(column, errors="coerce")
     if schemas.isna().any():
         raise StoreError(f"{path} has rows without a schema: remove it and collect again")
     for other in schemas[schemas != SCHEMA]:
-        age, way = "a newer", "update your checkout, then repeat the command"
+        age, action = "a newer", "update your checkout, then repeat the command"
         if other < SCHEMA:
-            age, way = "an older", "read it with that version, or move it away and repeat its runs"
+            age = "an older"
+            action = "read it with that version, or move it away and repeat its runs"
         raise SchemaError(
             f"{path} was written by {age} version of this project (schema {other:g}, this code "
-            f"reads {SCHEMA}): {way}"
+            f"reads {SCHEMA}): {action}"
         )
 
 
-def read_run(folder: Path) -> pd.DataFrame:
-    """One finished, failed or diverged run as a frame of one row.
+def read(profile_dir: Path | str) -> pd.DataFrame:
+    """Read every run of a profile, from its folders and its ``runs.csv``; write nothing.
 
-    Adds ``config``: the resolved settings as JSON by dotted key, without paths of this machine.
-    Raises StoreError if the folder is not whole, SchemaError if another version wrote it.
+    Raises:
+        StoreError: there is neither.
+        SchemaError: another version wrote one of them.
     """
-    if link := leads_outside(folder):
+    profile_dir = Path(profile_dir)
+    rows = _read_folders(profile_dir / "runs")
+    csv = profile_dir / "runs.csv"
+    committed = [read_csv(csv)] if csv.is_file() else []
+    if not rows and not committed:
         raise StoreError(
-            f"{folder}: {link} is a link, and a run's files lie in its folder: copy it"
+            f"no runs in {profile_dir}: run `make reproduce-table1 PROFILE={profile_dir.name}`, "
+            "or name another results folder"
         )
-    try:
-        frame = read_csv(folder / "metrics.csv")
-        status = (folder / "status").read_text(encoding="utf-8").strip()
-        settings = safe_yaml.load((folder / "config.yaml").read_text(encoding="utf-8")) or {}
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise StoreError(
-            f"{folder} has no {missing}: remove the folder and repeat the run"
-        ) from error
-    except (safe_yaml.YamlError, UnicodeDecodeError) as error:
-        raise StoreError(
-            f"{folder} is damaged ({error}): remove the folder and repeat the run"
-        ) from error
-    if not isinstance(settings, Mapping):
-        raise StoreError(f"{folder}: config.yaml holds no settings: remove it and repeat the run")
-    if len(frame) != 1 or status not in STATUSES or frame.loc[0, "status"] != status:
-        raise StoreError(
-            f"{folder} is not whole ({len(frame)} rows, status {status!r}): "
-            "remove the folder and repeat the run"
-        )
-    if frame.loc[0, "run"] != folder.name:
-        raise StoreError(f"{folder} holds run {frame.loc[0, 'run']}: give it that name again")
-    flat = {key: value for key, value in flatten(settings).items() if not _is_local(value)}
-    return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
+    # Committed rows first, so that keeping the last of each run keeps the folder's.
+    frame = pd.concat([f for f in (*committed, *rows) if len(f)] or committed, ignore_index=True)
+    frame = frame.drop_duplicates("run", keep="last").sort_values(ORDER, kind="stable")
+    text = {column: "object" for column in TEXT if column in frame.columns}
+    frame = frame.astype(text).fillna(dict.fromkeys(text, ""))  # rows older than a column
+    return frame.reset_index(drop=True)
+
+
+def _read_folders(runs: Path) -> list[pd.DataFrame]:
+    """Read whole folders; name and skip one that is not; stop at another schema."""
+    rows = []
+    for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+        if not folder.is_dir() or folder.name.startswith((".", "tmp")):
+            continue
+        try:
+            rows.append(_read_settled(folder))
+        except SchemaError:
+            raise
+        except StoreError as error:
+            logger.warning("left out: %s", error)
+    return rows
 
 
 def _read_settled(folder: Path) -> pd.DataFrame:
-    """``read_run``, again where the folder of a failed run was replaced while it was read."""
+    """Read a run; read it again if the folder of a failed run was replaced meanwhile."""
     while True:
         before = _inode(folder)
         try:
@@ -154,24 +242,11 @@ def _inode(folder: Path) -> int | None:
         return None
 
 
-def _folders(profile_dir: Path) -> list[Path]:
-    runs = profile_dir / "runs"
-    if not runs.is_dir():
-        return []
-    return sorted(p for p in runs.iterdir() if p.is_dir() and not p.name.startswith((".", "tmp")))
-
-
-def _whole_runs(profile_dir: Path) -> list[pd.DataFrame]:
-    """Whole folders; one that is not is named and left out, another schema stops everything."""
-    found = []
-    for folder in _folders(profile_dir):
-        try:
-            found.append(_read_settled(folder))
-        except SchemaError:
-            raise
-        except StoreError as error:
-            logger.warning("left out: %s", error)
-    return found
+def as_csv(frame: pd.DataFrame) -> str:
+    """Return runs as CSV text; a carriage return, which would end a row, becomes a new line."""
+    kept = frame.map(lambda value: value.replace("\r", "\n") if isinstance(value, str) else value)
+    text: str = kept.to_csv(index=False, lineterminator="\n")
+    return text
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -180,38 +255,11 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def read(profile_dir: Path | str) -> pd.DataFrame:
-    """Every run of a profile, from its folders and its ``runs.csv``; writes nothing.
-
-    Raises StoreError if there is neither, SchemaError if another version wrote one of them.
-    """
-    profile_dir = Path(profile_dir)
-    fresh = _whole_runs(profile_dir)
-    csv = profile_dir / "runs.csv"
-    old = [read_csv(csv)] if csv.is_file() else []
-    if not fresh and not old:
-        raise StoreError(
-            f"no runs in {profile_dir}: run `make reproduce-table1 PROFILE={profile_dir.name}`, "
-            "or name another results folder"
-        )
-    # Old rows first, so that keeping the last of each run keeps the folder's.
-    frame = pd.concat([f for f in (*old, *fresh) if len(f)] or old, ignore_index=True)
-    frame = frame.drop_duplicates("run", keep="last").sort_values(ORDER, kind="stable")
-    text = {column: "object" for column in TEXT if column in frame.columns}
-    frame = frame.astype(text).fillna(dict.fromkeys(text, ""))  # rows older than a column
-    return frame.reset_index(drop=True)
-
-
-def as_csv(frame: pd.DataFrame) -> str:
-    """Runs as CSV text. A carriage return in an error would end its row: it becomes a new line."""
-    kept = frame.map(lambda value: value.replace("\r", "\n") if isinstance(value, str) else value)
-    return kept.to_csv(index=False, lineterminator="\n")
-
-
 def collect(profile_dir: Path | str) -> pd.DataFrame:
     """``read``, and write the result to ``runs.csv`` in one step; one process at a time.
 
-    Raises StoreError as ``read``; the file is then as it was.
+    Raises:
+        StoreError: as ``read``; the file is then unchanged.
     """
     with replacing(Path(profile_dir) / "runs.csv") as file:
         frame = read(profile_dir)
@@ -220,21 +268,18 @@ def collect(profile_dir: Path | str) -> pd.DataFrame:
 
 
 def settings(runs: pd.DataFrame) -> list[dict[str, object]]:
-    """The resolved settings of each run by dotted key, in the order of ``runs``."""
+    """Return the resolved settings of each run by dotted key, in the order of ``runs``."""
     if "config" not in runs.columns:
         return [{} for _ in range(len(runs))]
     return [_settings(name, text) for name, text in zip(runs["run"], runs["config"], strict=True)]
 
 
 def _settings(run: str, text: object) -> dict[str, object]:
-    if not isinstance(text, str) or not text:
-        return {}
     try:
-        found = json.loads(text)
+        values = json.loads(text) if isinstance(text, str) and text else {}
+        if isinstance(values, dict):
+            return values
+        why = "no mapping"
     except (ValueError, RecursionError) as error:
-        raise StoreError(
-            f"run {run}: its settings in runs.csv cannot be read ({error}): remove its row"
-        ) from error
-    if not isinstance(found, dict):
-        raise StoreError(f"run {run}: its settings in runs.csv are none: remove its row")
-    return found
+        why = str(error)
+    raise StoreError(f"run {run}: its settings in runs.csv cannot be read ({why}): remove its row")

@@ -14,17 +14,13 @@ from transformers import (
 
 from lora2.config.schema import Backbone
 from lora2.glue.tasks import Task
-from lora2.hub import offline_reason
+from lora2.hub import offline_reason, ways_out
 
 WORDS = "the man was in a house"
-WAYS_OUT = """Three ways out:
-  connect to a network, or download once where there is one: hf download {path} --local-dir DIR
-  backbone.path=DIR       take configuration, tokenizer and weights from a folder
-  backbone=embedded       the embedded profile: a tiny encoder shipped with the package"""
 
 
 class BackboneError(RuntimeError):
-    """The encoder could not be had; the message says why and gives the ways out."""
+    """The encoder could not be loaded; the message says why and gives the ways out."""
 
 
 def load_backbone(
@@ -61,7 +57,7 @@ def load_backbone(
     # transformers and safetensors raise many unrelated kinds for a missing or broken file.
     except Exception as error:
         why = f"{reason}; {error}" if reason else str(error)
-        hint = WAYS_OUT.format(path=path)
+        hint = ways_out([(path, "model")])
         raise BackboneError(f"the encoder {path} could not be loaded: {why}\n{hint}") from error
     _check_tokenizer(path, tokenizer, config)
     return tokenizer, model
@@ -84,7 +80,7 @@ def _check_tokenizer(
         )
     else:
         return
-    raise BackboneError(f"the encoder {path} cannot be used: {why}\n{WAYS_OUT.format(path=path)}")
+    raise BackboneError(f"the encoder {path} cannot be used: {why}\n{ways_out([(path, 'model')])}")
 
 
 def _shipped(name: str):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lora2.glue.data import fingerprint
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
-from lora2.records.locks import replacing
+from lora2.records.files import replacing
 
 if TYPE_CHECKING:
     import datasets

@@ -18,8 +18,8 @@ from transformers.training_args import TrainingArguments
 
 from lora2.glue.metrics import NonFinitePredictionsError, compute_splits, decide
 from lora2.glue.tasks import Task, score
-from lora2.records.checkpoint import LAST_FILE, keep_only
-from lora2.records.locks import flush_to_disk
+from lora2.records.files import flush_to_disk
+from lora2.records.run_folder import LAST_FILE, keep_checkpoint
 
 
 class Diverged(RuntimeError):
@@ -132,7 +132,7 @@ class Recorder(TrainerCallback):
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             flush_to_disk(folder)
             self._save(folder / LAST_FILE)
-            keep_only(folder.parent, folder)
+            keep_checkpoint(folder.parent, folder)
 
     def _save(self, path: Path) -> None:
         plain = {

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 import lora2
-from lora2.config import safe_yaml
 from lora2.config.load import build
+from lora2.config.parse import parse_yaml
 from lora2.config.schema import Peft, RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import status
-from lora2.records.validate import leads_outside
+from lora2.records.store import link_in
 from lora2.run.backbone import load_backbone
 
 WEIGHTS = {True: "adapter_model.safetensors", False: "trainable.safetensors"}  # PEFT's, and ours
@@ -31,7 +31,7 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.yaml"
     try:
-        return build(safe_yaml.load(path.read_text(encoding="utf-8")))
+        return build(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{path} is no configuration of a run ({why})") from error
@@ -49,8 +49,8 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     """
     if status(folder) != "finished":
         raise ValueError(f"{folder} holds no finished run (status: {status(folder)})")
-    if link := leads_outside(folder):
-        raise ValueError(f"{folder}: {link} is a link: put what it leads to in its place")
+    if link := link_in(folder):
+        raise ValueError(f"{folder}: {link} is a link: copy its target to that place")
     lora2.register()
     config = read_config(folder)
     adapter = folder / "adapter"

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from datasets import concatenate_datasets
+from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, set_seed
 
@@ -20,12 +22,16 @@ from lora2.config.problems import ConfigError
 from lora2.config.schedule import total_steps
 from lora2.config.schema import Peft, RunConfig
 from lora2.glue.data import GlueData, load_task
-from lora2.records import disk
-from lora2.records import folder as store
-from lora2.records.checkpoint import forget, keep_only, newest_whole, readable
+from lora2.records import store
+from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.records.paths import run_dir, status_of, tokens_dir, work_dir
-from lora2.records.publish import publish
-from lora2.records.store import SCHEMA
+from lora2.records.run_folder import (
+    explain_bad_checkpoint,
+    keep_checkpoint,
+    newest_checkpoint,
+    publish,
+    remove_checkpoints,
+)
 from lora2.run.backbone import load_backbone
 from lora2.run.cache import tokenize_once
 from lora2.run.counting import Counts, count_encoder, count_kept, count_start
@@ -45,59 +51,64 @@ logger = logging.getLogger(__name__)
 SUBSET_SEED = 0  # data.train_rows and data.holdout draw the same rows whatever a run's seed
 
 
-def run(config: RunConfig, *, progress: bool = True) -> Path:
-    """Do one run and return its folder; a finished run is found again and not repeated.
+def run(requested: RunConfig, *, progress: bool = True) -> Path:
+    """Do one run and return its folder; a finished run is not repeated.
 
-    An interrupted run goes on from its newest whole checkpoint. Whatever goes wrong after the
+    An interrupted run resumes from its newest whole checkpoint. Whatever goes wrong after the
     configuration was accepted is recorded in a run folder with status failed or diverged; what the
     encoder or PEFT refuses before training leaves no folder.
 
     Raises:
-        Exception: what made the run fail, after it was recorded.
+        Exception: the error of a failed run, after it was recorded.
     """
-    if isinstance(config.method, Peft):
-        peft_config(config, 1)  # its arguments are known to PEFT alone: checked before any loading
-    folder, work = run_dir(config), work_dir(config)
-    if status_of(config) == "finished":
-        logger.info("%s is finished already", folder)
-        return folder
-    check_device(config)
-    with disk.explained(Path(config.results.dir)):
+    if isinstance(requested.method, Peft):
+        peft_config(requested, 1)  # only PEFT can check its arguments: before anything is loaded
+    if status_of(requested) == "finished":
+        logger.info("%s is finished already", run_dir(requested))
+        return run_dir(requested)
+    check_device(requested)
+    with explain_full_disk(Path(requested.results.dir)):
         try:
-            within_memory(config, partial(_train_and_record, config, progress))
+            within_memory(requested, partial(_train_and_record, requested, progress))
         except ConfigError:
             raise
         except Diverged as error:
-            record_failure(config, folder, "diverged", error)
-            _over(work)
+            record_failure(requested, "diverged", error)
+            _remove_checkpoints(requested)
             raise
         except Exception as error:
-            _interrupted(work)
-            if not disk.is_full(error):  # where it is, the run goes on when there is room again
-                record_failure(config, folder, "failed", error)
+            _keep_newest_checkpoint(requested)
+            if not is_disk_full(error):  # such a run resumes when there is space again
+                record_failure(requested, "failed", error)
             raise
-        _over(work)
-    return folder
+        _remove_checkpoints(requested)
+    return run_dir(requested)
 
 
-def _over(work: Path) -> None:
+def _remove_checkpoints(config: RunConfig) -> None:
     if is_main_process():
-        forget(work)
+        remove_checkpoints(work_dir(config))
 
 
-def _interrupted(work: Path) -> None:
-    """Keep the checkpoint to go on from, and the room that a half-written one takes."""
+def _keep_newest_checkpoint(config: RunConfig) -> None:
     if is_main_process():
-        keep_only(work, newest_whole(work))
+        keep_checkpoint(work_dir(config), newest_checkpoint(work_dir(config)))
 
 
-def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note: str) -> None:
-    """Do the run ``asked`` for, in the parts of a batch that ``config`` says."""
-    folder, work = run_dir(asked), work_dir(asked)
-    _interrupted(work)
+def _train_and_record(
+    requested: RunConfig, progress: bool, effective: RunConfig, note: str
+) -> None:
+    """Train and write the folder of the run ``requested``.
+
+    ``effective`` differs from it where memory is short: in the sizes of a batch's parts. ``note``
+    then says so on the row.
+    """
+    config, work = effective, work_dir(requested)
+    _keep_newest_checkpoint(requested)
     forget_peak_memory()
     set_seed(config.seed)
     use_matmul_precision(config)
+
     data = load_data(config)
     steps = total_steps(vars(config.train), len(data.train))
     assert steps is not None
@@ -107,6 +118,7 @@ def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note:
         tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
         for frame in (data.train, *data.validation.values())
     ]
+
     encoder = count_encoder(base, config.backbone)
     model, driver = prepare(base, config, steps)
     counts = count_start(model, config.backbone, encoder)
@@ -115,20 +127,23 @@ def _train_and_record(asked: RunConfig, progress: bool, config: RunConfig, note:
     trainer = build_trainer(
         model, tokenizer, train_set, eval_set, config, steps, recorder, driver, work, progress
     )
-    checkpoint = newest_whole(work)
-    with readable(checkpoint):
+    checkpoint = newest_checkpoint(work)
+    with explain_bad_checkpoint(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
     if trainer.is_world_process_zero():
         kept = driver.kept_ranks() if driver is not None else {}
         kept_count = count_kept(counts.adapter, config.method, kept, base)
         row = {
-            **_identity(asked, data),
+            **_identity(requested, data),
             **_scores(recorder),
             **_cost(config, trainer, recorder, counts, kept_count),
             **provenance(),
             "notes": note,
+            "status": "finished",
+            "error": "",
         }
-        _publish(asked, folder, row, model, data, recorder, kept)
+        publish(run_dir(requested), partial(_write, requested, row, model, data, recorder, kept))
 
 
 def load_data(config: RunConfig) -> GlueData:
@@ -145,40 +160,55 @@ def load_data(config: RunConfig) -> GlueData:
     )
 
 
-def _publish(
+def _write(
     config: RunConfig,
-    folder: Path,
     row: dict[str, Any],
     model: nn.Module,
     data: GlueData,
     recorder: Recorder,
     kept: Mapping[str, list[bool]],
+    folder: Path,
 ) -> None:
-    best, last = recorder.best, recorder.last
-    assert best is not None and last is not None
+    """Fill the folder of a finished run."""
+    pd.DataFrame(recorder.history).to_csv(folder / store.HISTORY, index=False)
+    splits = [
+        pd.DataFrame({"split": split, "idx": frame["idx"], "label": frame["label"]})
+        for split, frame in data.validation.items()
+    ]
+    predictions = pd.concat(splits, ignore_index=True)
+    predictions["best"], predictions["last"] = recorder.best, recorder.last  # (n,) each
+    predictions.to_parquet(folder / "predictions.parquet", index=False)
+    store.write_ranks(folder, kept, config.backbone.targets)
+    _save_weights(folder / "adapter", model)
+    store.write_run(folder, config, row)
 
-    def write(temporary: Path) -> None:
-        store.write_history(temporary, recorder.history)
-        store.write_predictions(temporary, data, best, last)
-        store.write_ranks(temporary, kept, config.backbone.targets)
-        store.save_weights(temporary, model)
-        store.write_common(temporary, config, {**row, "status": "finished", "error": ""})
 
-    publish(folder, write)
+def _save_weights(adapter: Path, model: nn.Module) -> None:
+    """Save what was trained as safetensors: a PEFT adapter, or the trainable parameters."""
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(adapter))
+        return
+    adapter.mkdir()
+    trained = {
+        name: parameter.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    save_file(trained, str(adapter / "trainable.safetensors"))
 
 
-def record_failure(config: RunConfig, folder: Path, status: str, error: Exception) -> None:
+def record_failure(config: RunConfig, status: str, error: Exception) -> None:
     """Write the folder of a run that ended as ``status`` (failed or diverged) by ``error``."""
     if not is_main_process():
         return
     text = f"{type(error).__name__}: {error}"
     row = {**_identity(config, None), "status": status, "error": text, **provenance()}
 
-    def write(temporary: Path) -> None:
-        (temporary / "traceback.txt").write_text(traceback.format_exc())
-        store.write_common(temporary, config, row)
+    def write(folder: Path) -> None:
+        (folder / "traceback.txt").write_text(traceback.format_exc())
+        store.write_run(folder, config, row)
 
-    publish(folder, write)
+    publish(run_dir(config), write)
 
 
 def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
@@ -189,7 +219,7 @@ def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
         marks.append("the encoder was trained on this task's data or on data like it")
     return {
         "run": run_name(config),
-        "schema": SCHEMA,
+        "schema": store.SCHEMA,
         "profile": config.backbone.profile,
         "protocol": config.protocol,
         "ranks": config.ranks,

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from lora2.records import store
-from lora2.records.folder import HISTORY
-from lora2.records.locks import replacing
+from lora2.records.files import replacing
+from lora2.records.store import HISTORY
 from lora2.study.select import Choice
 from lora2.study.spec import Part, Study
 from lora2.tables.make import matching

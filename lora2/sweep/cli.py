@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora2.config.problems import ConfigError
-from lora2.config.reach import Unreachable, check_reach
-from lora2.records.disk import DiskFull, explained
+from lora2.hub import HubUnavailable, check_available
+from lora2.records.files import DiskFull, explain_full_disk
 from lora2.records.paths import log_file, status_of
-from lora2.records.publish import tidy
+from lora2.records.run_folder import tidy
 from lora2.sweep.pool import plan_workers, run_all
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Outcome
@@ -24,7 +24,7 @@ FINISHED = ("finished",)
 def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
     """Do what a command's words ask for and return the exit code; ``about`` is its help.
 
-    Wrong words are 2, what cannot be had or written 1, Ctrl-C 130; each with a message.
+    Each failure with a message: wrong words are 2, a full disk or no hub 1, Ctrl-C 130.
     """
     if not argv or {"-h", "--help"} & set(argv):
         print(about)
@@ -40,7 +40,7 @@ def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int])
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    except (DiskFull, Unreachable) as error:
+    except (DiskFull, HubUnavailable) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -48,7 +48,7 @@ def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int])
 def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
     """Tidy the results folders and return the runs to do: those with no ``settled`` status."""
     for folder in dict.fromkeys(job.resolved.config.results.dir for job in jobs):
-        with explained(Path(folder)):
+        with explain_full_disk(Path(folder)):
             tidy(Path(folder))
     left = [job for job in jobs if status_of(job.resolved.config) not in settled]
     if jobs:
@@ -62,12 +62,13 @@ def sweep_here(
     """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over.
 
     Raises:
-        Unreachable: what the runs need from the hub cannot be had; none was begun.
+        HubUnavailable: a repository the runs need is not available; none was begun.
     """
     left = begin(jobs, settled)
     if not left:
         return []
-    check_reach(job.resolved.config for job in left)  # a cluster's nodes may reach more than this
+    # Not for a cluster, whose nodes may reach more than this machine.
+    check_available(need for job in left for need in job.resolved.config.hub_needs())
     outcomes = run_all(left, plan_workers(left, workers), len(jobs) - len(left))
     if any(one.disk_full for one in outcomes):
         print(f"{len(left) - len(outcomes)} runs were not begun for want of room")

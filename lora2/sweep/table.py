@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
 from lora2.config.load import Resolved, resolve, run_name
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Name, TaskName, checked
 from lora2.glue.tasks import TASKS
 from lora2.paper.numbers import printed_values
@@ -86,20 +86,18 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
     if source != name:  # the paper's rows with an encoder that it prints no numbers for
         rows = [dataclasses.replace(row, paper_row=None, ours=True) for row in rows]
     where, tree = f"table {name}", {**values, "name": name, "rows": rows}
-    problems = check_section(where, Table, tree) + list(_check_names(where, rows))
-    if problems:
-        raise ConfigError(problems)
+    problems = ProblemList([*check_section(where, Table, tree), *_check_names(where, rows)])
+    problems.raise_if_any()
     table = Table(**tree)
-    problems = [*_check_metrics(where, table), *_check_paper_rows(where, table)]
-    if problems:
-        raise ConfigError(problems)
+    problems += [*_check_metrics(where, table), *_check_paper_rows(where, table)]
+    problems.raise_if_any()
     return table
 
 
 def _read(name: str, configs: Path) -> dict[str, Any]:
     names = options("table", configs)
     if name not in names:
-        raise ConfigError([Problem("table", name, nearest(name, [*names, "all"]))])
+        raise ConfigError([unknown("table", name, [*names, "all"])])
     values = read_yaml(configs / "table" / f"{name}.yaml")
     if not isinstance(values, dict):
         raise ConfigError([Problem(f"table {name}", values, "a mapping with a list of rows")])
@@ -111,9 +109,8 @@ def _rows(name: str, values: dict[str, Any]) -> list[Row]:
     if not isinstance(rows, list):
         raise ConfigError([Problem(f"table {name}, rows", rows, "a list of rows")])
     where = f"table {name}, row"
-    problems = [problem for row in rows for problem in check_section(where, Row, row)]
-    if problems:
-        raise ConfigError(problems)
+    problems = ProblemList(p for row in rows for p in check_section(where, Row, row))
+    problems.raise_if_any()
     return [Row(**row) for row in rows]
 
 
@@ -125,18 +122,17 @@ def _check_names(where: str, rows: Sequence[Row]) -> Iterator[Problem]:
     ids = [row.id for row in rows]
     for row in rows:
         if row.against is not None and row.against not in ids:
-            yield Problem(f"{where}, against", row.against, nearest(row.against, ids))
+            yield unknown(f"{where}, against", row.against, ids)
 
 
 def _check_metrics(where: str, table: Table) -> Iterator[Problem]:
     for task, names in table.metrics.items():
         key = f"{where}.metrics.{task}"
         if task not in table.tasks:
-            yield Problem(key, names, f"a task of the table; {nearest(task, table.tasks)}")
+            yield unknown(key, names, table.tasks, "not a task of the table", task)
             continue
         allowed = TASKS[task].metric_names
-        yield from (Problem(key, name, nearest(name, allowed)) for name in names
-                    if name not in allowed)  # fmt: skip
+        yield from (unknown(key, name, allowed) for name in names if name not in allowed)
 
 
 def _check_paper_rows(where: str, table: Table) -> Iterator[Problem]:
@@ -145,33 +141,14 @@ def _check_paper_rows(where: str, table: Table) -> Iterator[Problem]:
             if row.paper_row is not None:
                 printed_values(table.table, row.paper_row)
         except LookupError as error:
-            yield Problem(f"{where}, paper_row", row.paper_row, str(error))
+            yield Problem(f"{where}, paper_row", row.paper_row, wrong=str(error))
 
 
 def narrow(table: Table, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> Table:
-    """Return ``table`` with only these tasks and row ids, in its own order; None keeps all.
-
-    Raises:
-        ConfigError: a task or row that the table does not have, or an empty list.
-    """
-    problems = _unknown("tasks", tasks, table.tasks, table.name)
-    problems += _unknown("rows", rows, [row.id for row in table.rows], table.name)
-    if problems:
-        raise ConfigError(problems)
+    """Return ``table`` with only these tasks and row ids, in its own order; None keeps all."""
     kept_rows = [row for row in table.rows if rows is None or row.id in rows]
     kept_tasks = [task for task in table.tasks if tasks is None or task in tasks]
     return dataclasses.replace(table, tasks=kept_tasks, rows=kept_rows)
-
-
-def _unknown(
-    key: str, given: Sequence[str] | None, allowed: Sequence[str], table: str
-) -> list[Problem]:
-    if given is None:
-        return []
-    if not given:
-        return [Problem(key, "", f"at least one of table {table}: {', '.join(allowed)}")]
-    wrong = [name for name in given if name not in allowed]
-    return [Problem(key, name, f"not in table {table}; {nearest(name, allowed)}") for name in wrong]
 
 
 def jobs(
@@ -186,20 +163,16 @@ def jobs(
     """
     backbone = encoder_for(profile, table.encoder)
     every: list[Job] = []
-    problems: dict[str, Problem] = {}
+    problems = ProblemList()
     for row in table.rows:
         for task in table.tasks:
             words = [f"task={task}", f"method={row.method}", f"backbone={backbone}",
                      *profile.overrides, *table.overrides, *row.overrides, *extra]  # fmt: skip
-            try:
+            with problems.collect():
                 resolved = resolve([*words, f"seed={seeds[0]}"] if seeds else words)
-            except ConfigError as error:
-                problems |= {str(problem): problem for problem in error.problems}
-                continue
-            cell = [with_seed(resolved, seed) for seed in seeds] if seeds else [resolved]
-            every += [Job(row.id, task, run) for run in cell]
-    if problems:
-        raise ConfigError(problems.values())
+                cell = [with_seed(resolved, seed) for seed in seeds] if seeds else [resolved]
+                every += [Job(row.id, task, run) for run in cell]
+    problems.raise_if_any()
     return every
 
 

@@ -20,10 +20,9 @@ from typing import Literal
 from lora2.config.load import run_name
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig
-from lora2.records import disk
-from lora2.records.checkpoint import newest_whole
+from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.records.paths import log_file, run_dir, status_of, work_dir
-from lora2.records.publish import alone
+from lora2.records.run_folder import hold_run, newest_checkpoint
 
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # never into a file elsewhere
 State = Literal["finished", "failed", "diverged", "busy"]
@@ -63,7 +62,7 @@ def train(config: RunConfig) -> object:
     """Do one run for good, from its last checkpoint where there is one."""
     from lora2.run.run import run
 
-    last = newest_whole(work_dir(config))
+    last = newest_checkpoint(work_dir(config))
     if last is not None:
         print(f"goes on from {last}", flush=True)
     return run(config, progress=False)
@@ -73,7 +72,7 @@ def record_death(config: RunConfig, reason: str) -> None:
     """Write the folder of a run whose process died and could not do it itself."""
     from lora2.run.run import record_failure
 
-    record_failure(config, run_dir(config), "failed", ChildProcessError(reason))
+    record_failure(config, "failed", ChildProcessError(reason))
 
 
 def serve(connection: Connection, environment: Mapping[str, str], run: Run, record: Record) -> None:
@@ -97,18 +96,18 @@ def serve(connection: Connection, environment: Mapping[str, str], run: Run, reco
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:
     """Do what is ordered unless another process has it or it is done already."""
     try:
-        with disk.explained(Path(order.config.results.dir)):
+        with explain_full_disk(Path(order.config.results.dir)):
             return _carry_out(order, run, record)
     except OSError as error:  # not even its lock or its log could be written
         name = run_name(order.config)
-        return Outcome(name, "failed", _line(error), disk_full=disk.is_full(error))
+        return Outcome(name, "failed", _line(error), disk_full=is_disk_full(error))
 
 
 def _carry_out(order: Order, run: Run, record: Record) -> Outcome:
     config, name = order.config, run_name(order.config)
     log = log_file(config)
     started = time.monotonic()
-    with alone(config, wait=order.wait) as held:
+    with hold_run(config, wait=order.wait) as held:
         if not held:
             return Outcome(name, "busy")
         state = status_of(config)
@@ -123,7 +122,7 @@ def _carry_out(order: Order, run: Run, record: Record) -> Outcome:
 def _attempt(order: Order, run: Run, record: Record) -> Outcome:
     name = run_name(order.config)
     try:
-        with disk.explained(Path(order.config.results.dir)):
+        with explain_full_disk(Path(order.config.results.dir)):
             if order.died is not None:
                 record(order.config, order.died)
                 return Outcome(name, "failed", order.died)
@@ -132,7 +131,7 @@ def _attempt(order: Order, run: Run, record: Record) -> Outcome:
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             traceback.print_exc()
         state = "diverged" if status_of(order.config) == "diverged" else "failed"
-        return Outcome(name, _as_state(state), _line(error), disk_full=disk.is_full(error))
+        return Outcome(name, _as_state(state), _line(error), disk_full=is_disk_full(error))
     return Outcome(name, "finished")
 
 

@@ -1,6 +1,6 @@
 """One run in a process of its own, to which something happens at a chosen file operation.
 
-It dies by SIGKILL, or from then on there is no room to write.
+It dies by SIGKILL, or from then on there is no space to write.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _child(
     answer: Connection,
 ) -> None:
     from lora2.config.load import resolve
-    from lora2.records import publish
+    from lora2.records import run_folder
     from lora2.run import run as module
 
     silence = os.open(os.devnull, os.O_WRONLY)  # the tests' own output may be a file, and limited
@@ -111,10 +111,11 @@ def _child(
     results.mkdir(parents=True, exist_ok=True)
     watch = Watch(results, at, act)
     watch.install()
-    module._over = publish.forget = lambda work: None  # the last checkpoint stays, to be compared
+    # The last checkpoint stays, to be compared.
+    module.remove_checkpoints = run_folder.remove_checkpoints = lambda work: None
     config = resolve([*words, f"results.dir={results}"]).config
     try:
-        with publish.alone(config, wait=False) as held:  # as the commands do
+        with run_folder.hold_run(config, wait=False) as held:  # as the commands do
             assert held
             module.run(config, progress=False)
     except Exception as error:

@@ -17,7 +17,7 @@ import yaml
 from lora2.config.load import as_tree, run_name
 from lora2.config.schema import RunConfig
 from lora2.records.paths import run_dir
-from lora2.records.publish import publish
+from lora2.records.run_folder import publish
 from lora2.sweep.pool import Sweep, run_all, unfinished
 from lora2.sweep.worker import Outcome
 from tests.sweep.sweep_fakes import job

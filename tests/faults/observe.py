@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora2.records.checkpoint import LAST_FILE
+from lora2.records.run_folder import LAST_FILE
 
 
 def seen(folder: Path) -> set[str]:

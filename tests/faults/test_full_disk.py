@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lora2.config.load import resolve
-from lora2.records.disk import DiskFull, is_full
+from lora2.records.files import DiskFull, is_disk_full
 from lora2.records.paths import status
 from lora2.run import run as module
 from tests.faults import crash
@@ -63,7 +63,7 @@ def filling(function, disk: Path, at: int):
     ("where", "name", "at", "checkpoints"),
     [
         (torch, "save", 6, ["checkpoint-2"]),  # the optimiser's state in the second one
-        (module.store, "write_common", 1, ["checkpoint-6"]),  # the metrics
+        (module.store, "write_run", 1, ["checkpoint-6"]),  # the metrics
     ],
 )
 def test_a_run_goes_on_after_room_is_made(disk, whole, monkeypatch, where, name, at, checkpoints):
@@ -73,7 +73,7 @@ def test_a_run_goes_on_after_room_is_made(disk, whole, monkeypatch, where, name,
         patch.setattr(where, name, filling(getattr(where, name), disk, at))
         with pytest.raises(DiskFull) as caught:
             do_run(disk)
-    for part in (f"no room to write in {disk} (0 MiB free", "Make room there", "it goes on"):
+    for part in (f"no space to write in {disk} (0 MiB free", "Free some space", "it resumes"):
         assert part in str(caught.value)
     assert contents(earlier) == before and status(earlier) == "finished"
     assert [path.name for path in (disk / "runs").iterdir()] == [earlier.name]
@@ -96,7 +96,7 @@ def test_a_run_goes_on_after_room_is_made(disk, whole, monkeypatch, where, name,
 def test_what_libraries_say_of_a_full_disk_is_told_from_other_errors(text, full):
     wrapped = ValueError("a run failed")
     wrapped.__cause__ = RuntimeError(text)
-    assert is_full(RuntimeError(text)) is full and is_full(wrapped) is full
+    assert is_disk_full(RuntimeError(text)) is full and is_disk_full(wrapped) is full
 
 
 def test_tables_stay_as_they_were(disk, capsys):
@@ -112,7 +112,7 @@ def test_tables_stay_as_they_were(disk, capsys):
     fill(disk)
     assert report.main(words) == 1
     shown = capsys.readouterr()
-    assert f"no room to write in {disk}" in shown.err and "Traceback" not in shown.err
+    assert f"no space to write in {disk}" in shown.err and "Traceback" not in shown.err
     found = {path.name: path.read_bytes() for path in files}
     assert found == before and not list(disk.glob(".*"))
     free(disk)
@@ -144,7 +144,7 @@ def _full_then_room(folder: Path, words, at: int, how: str, expected) -> bool:
     if how == "tmpfs":
         free(folder)
     if message:
-        assert message.startswith("DiskFull: no room to write in"), (at, message)
+        assert message.startswith("DiskFull: no space to write in"), (at, message)
         assert not list(folder.glob("runs/*")), at
         assert crash.run(*words, into=folder) is not None, at
     assert_equal(crash.outcome(folder), expected)
@@ -165,7 +165,7 @@ def test_a_sweep_on_a_full_disk_stops_and_goes_on(tmp_path):
             fill(disk)
             output, errors = process.communicate(timeout=1200)
         assert process.returncode == 1, errors
-        assert f"no room to write in {disk}" in errors and "Traceback" not in errors
+        assert f"no space to write in {disk}" in errors and "Traceback" not in errors
         assert "runs were not begun for want of room" in output
         finished = {path.parent: contents(path.parent) for path in disk.glob("runs/*/status")}
         assert len(finished) == len(list((disk / "runs").iterdir())) == 1

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from lora2.config.load import resolve, run_name
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS
-from lora2.records.checkpoint import newest_whole
-from lora2.records.locks import hold, replacing
+from lora2.records.files import hold, replacing
+from lora2.records.run_folder import newest_checkpoint
 from lora2.run.backbone import BackboneError, load_backbone
 from lora2.run.recorder import Recorder
 from lora2.run.reload import load_run, read_config
@@ -217,7 +217,7 @@ def stopped(tmp_path, monkeypatch) -> tuple[list[str], Path]:
         with pytest.raises(OSError, match="went away"):
             run(resolve(asked).config, progress=False)
     config = resolve(asked).config
-    checkpoint = newest_whole(tmp_path / "results" / "work" / run_name(config))
+    checkpoint = newest_checkpoint(tmp_path / "results" / "work" / run_name(config))
     assert checkpoint is not None and checkpoint.name == "checkpoint-3"
     return asked, checkpoint
 

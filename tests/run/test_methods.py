@@ -12,8 +12,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from lora2.config.compose import CONFIGS, options
 from lora2.config.load import resolve
+from lora2.config.parse import CONFIGS, options
 from lora2.config.schema import RunConfig
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from lora2.config.load import resolve
-from lora2.records.checkpoint import newest_whole
 from lora2.records.paths import status
-from lora2.records.publish import publish
+from lora2.records.run_folder import newest_checkpoint, publish
 from lora2.run.recorder import Diverged, Recorder
 from tests.conftest import TINY
 
@@ -116,7 +115,7 @@ def test_stopped_and_resumed_equals_uninterrupted(do_run, monkeypatch, tmp_path,
     assert status(failed) == "failed"
     assert "went away" in pd.read_csv(failed / "metrics.csv")["error"][0]
     work = tmp_path / "work" / whole.name
-    assert newest_whole(work) == work / "checkpoint-4"
+    assert newest_checkpoint(work) == work / "checkpoint-4"
     (work / "checkpoint-5").mkdir()  # cut off while it was written
     assert_same_run(whole, do_run(*words, into=tmp_path))
 

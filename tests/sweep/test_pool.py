@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from lora2.records import store
-from lora2.records.locks import hold
+from lora2.records.files import hold
 from lora2.records.paths import lock_file, log_file, run_dir
 from lora2.sweep import pool as sweep
 from lora2.sweep import worker

@@ -90,7 +90,7 @@ def test_a_name_of_a_run_that_leads_elsewhere_is_refused(tmp_path: Path, name: s
     frame.loc[0, "run"] = name
     before = frame.to_csv(index=False)
     (tmp_path / "runs.csv").write_text(before)
-    with pytest.raises(store.StoreError, match="is no name of a run"):
+    with pytest.raises(store.StoreError, match="is not the name of a run"):
         store.collect(tmp_path)
     assert (tmp_path / "runs.csv").read_text() == before
     (tmp_path / "runs.csv").unlink()
@@ -166,7 +166,7 @@ def test_what_is_no_number_is_named(tmp_path: Path, column: str, value: str) -> 
     frame[column] = value
     frame.to_csv(tmp_path / "runs.csv", index=False)
     os.rename(tmp_path / "runs", tmp_path / "gone")
-    with pytest.raises(store.StoreError, match=f"column {column} holds what is no number"):
+    with pytest.raises(store.StoreError, match=f"column {column} holds a value that is no"):
         store.read(tmp_path)
 
 

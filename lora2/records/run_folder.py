@@ -1,0 +1,120 @@
+"""Run folders appear whole or not at all; interrupted runs resume from whole checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from json import JSONDecodeError
+from pathlib import Path
+from pickle import UnpicklingError
+
+from lora2.config.load import run_name
+from lora2.config.schema import RunConfig
+from lora2.records.files import flush_to_disk, hold
+from lora2.records.paths import lock_file, status
+
+# The file that is written last into a checkpoint, under a temporary name and renamed.
+LAST_FILE = "recorder.npz"
+
+
+def publish(folder: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write`` to fill a temporary folder beside ``folder`` and rename it into place.
+
+    A failed run's folder is replaced; a finished one is never overwritten.
+
+    Raises:
+        FileExistsError: ``folder`` holds a finished run.
+    """
+    if status(folder) == "finished":
+        raise FileExistsError(f"{folder} holds a finished run; it is kept as it is")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}"
+    replaced = temporary.with_name(f"{temporary.name}-old")
+    try:
+        temporary.mkdir()
+        write(temporary)
+        flush_to_disk(temporary)
+        if folder.exists():
+            os.replace(folder, replaced)  # by name: no reader sees a folder lose its files
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def hold_run(config: RunConfig, *, wait: bool) -> Iterator[bool]:
+    """Hold a run's lock, as ``hold``; remove first what a killed process left of the run."""
+    with hold(lock_file(config), wait=wait) as held:
+        if held:
+            _remove_leftovers(Path(config.results.dir), run_name(config))
+        yield held
+
+
+def tidy(results: Path) -> None:
+    """Remove what killed processes left in a results folder, except checkpoints to resume from.
+
+    Runs that a living process works on are skipped: it holds their locks.
+    """
+    unpublished = [path.name[1:].rpartition(".")[0] for path in (results / "runs").glob(".*.*")]
+    begun = [path.name.removesuffix(".lock") for path in (results / "work").glob("*-*")]
+    for name in {*unpublished, *begun}:
+        with hold(results / "work" / f"{name}.lock", wait=False) as held:
+            if held:
+                _remove_leftovers(results, name)
+
+
+def _remove_leftovers(results: Path, name: str) -> None:
+    for path in (results / "runs").glob(f".{name}.*"):
+        shutil.rmtree(path, ignore_errors=True)
+    if status(results / "runs" / name) == "finished":
+        remove_checkpoints(results / "work" / name)
+
+
+def newest_checkpoint(work: Path) -> Path | None:
+    """Return the newest ``work/checkpoint-N`` that was written to its end, or None."""
+    whole = [path for path in work.glob("checkpoint-*") if (path / LAST_FILE).is_file()]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def keep_checkpoint(work: Path, kept: Path | None) -> None:
+    """Remove every checkpoint in ``work`` except ``kept``.
+
+    Each loses its last file first: a process killed here leaves none that looks whole.
+    """
+    for path in work.glob("checkpoint-*"):
+        if path != kept:
+            (path / LAST_FILE).unlink(missing_ok=True)
+            shutil.rmtree(path)
+
+
+def remove_checkpoints(work: Path) -> None:
+    """Remove the work folder of a run that has ended."""
+    keep_checkpoint(work, None)
+    shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def explain_bad_checkpoint(checkpoint: Path | None) -> Iterator[None]:
+    """Name the damaged or foreign checkpoint that raised an error, and what to do.
+
+    Raises:
+        ValueError: in place of the libraries' errors of unpickling and of file formats.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
+        general = isinstance(error, RuntimeError | ValueError)
+        torn = isinstance(error, JSONDecodeError) or str(error).startswith("PytorchStream")
+        if checkpoint is None or (general and not torn):
+            raise
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"{checkpoint} cannot be read ({type(error).__name__}: {why}): remove that folder, and "
+            "the run begins again"
+        ) from error
