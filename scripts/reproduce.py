@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora2.records.files import explain_full_disk
-from lora2.sweep.cli import begin, command, summary, sweep_here
-from lora2.sweep.pool import unfinished
+from lora2.sweep.pool import begin, command, summary, sweep_here, unfinished
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, Table, distinct
 from lora2.sweep.worker import Outcome

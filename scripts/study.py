@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from lora2.records.files import explain_full_disk
 from lora2.study.request import StudyRequest, parse_study
 from lora2.study.spec import Part
-from lora2.sweep.cli import command, summary, sweep_here
+from lora2.sweep.pool import command, summary, sweep_here
 from lora2.sweep.table import Job
 
 USAGE = (
@@ -86,7 +86,7 @@ def show_plan(request: StudyRequest) -> int:
     """Say what each part would cost here; nothing is trained or written."""
     from lora2.study.select import FACTOR, left
     from lora2.sweep import cost as costs
-    from lora2.sweep.progress import duration
+    from lora2.sweep.pool import duration
 
     stages: dict[str, list[Job]] = {}
     for part in request.parts:
