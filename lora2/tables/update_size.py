@@ -34,7 +34,7 @@ from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
 from lora2.run.run import load_data
 from lora2.run.trainer import build_optimizer
-from lora2.sweep.cli import command
+from lora2.sweep.pool import command
 from lora2.sweep.table import load_table
 
 STEPS = 10  # of the second column

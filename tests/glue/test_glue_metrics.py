@@ -16,7 +16,6 @@ from lora2.glue.metrics import (
     decide,
 )
 from lora2.glue.tasks import TASKS
-from tests.glue.conftest import ROOT
 
 CLASSIFICATION = [name for name in TASKS if name != "stsb"]
 

@@ -116,7 +116,7 @@ def test_the_first_lines_say_what_auto_chose_and_how_to_get_the_papers(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
-    monkeypatch.setattr("lora2.sweep.cli.run_all", stop)
+    monkeypatch.setattr("lora2.sweep.pool.Pool.do", stop)
     words = ["table=1", "rows=lora2-k1", "tasks=rte", f"results.dir={tmp_path}"]
     assert reproduce.main(words) == 130
     first, second, third = capsys.readouterr().out.splitlines()[:3]
