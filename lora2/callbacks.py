@@ -13,123 +13,94 @@ from accelerate.utils import extract_model_from_parallel
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 TUNER_STATE_NAME = "tuner_state.safetensors"
 _HOOKS = ("prepare_training", "before_optimizer_step", "after_optimizer_step", "finish_training")
 
 
 class Lora2Callback(TrainerCallback):
-    """``Trainer(..., callbacks=[Lora2Callback()])``: all that LoRA2 and its relatives need.
+    """``Trainer(..., callbacks=[Lora2Callback()])``: all that LoRA2 and SoRA need in training.
 
     Calls the hooks that the PeftModel's tuner defines: ``prepare_training(max_steps)`` at the
     start, ``before_optimizer_step`` and ``after_optimizer_step`` around each optimiser step
-    (counted from 1, gradients there, clipped and in their own scale), and ``finish_training`` at
+    (counted from 1, gradients present, clipped and in their own scale), and ``finish_training`` at
     the end. The tuner's ``training_state`` is written into every checkpoint and read back when a
     training resumes.
 
-    ``create_lora2_optimizer`` makes an optimiser that gives lambda a rate of its own; pass it as
-    ``Trainer(..., optimizers=(optimizer, None))``.
+    ``create_lora2_optimizer`` makes an optimiser that gives lambda a learning rate of its own; pass
+    it as ``Trainer(..., optimizers=(optimizer, None))``.
 
     Args:
         resume_from_checkpoint: the folder with the tuner's state; None takes the one given to
             ``trainer.train(resume_from_checkpoint=...)``.
-        driver: an object with these hooks, for a tuner of PEFT's own that lacks them; None takes
-            the model's tuner.
+        driver: an object with these hooks, for a tuner of PEFT that lacks them; None takes the
+            model's tuner.
 
     Raises:
-        TypeError: at the start, the model is no PeftModel with a tuner.
+        TypeError: at the start, the model has no tuner, or several.
         FileNotFoundError: at the start of a resumed training, the tuner's state is missing.
         ValueError: there, the tuner's state was not saved with the weights that are loaded.
     """
 
     def __init__(
-        self,
-        resume_from_checkpoint: str | os.PathLike[str] | None = None,
-        *,
-        driver: Any = None,
+        self, resume_from_checkpoint: str | os.PathLike[str] | None = None, *, driver: Any = None
     ) -> None:
         self._checkpoint = resume_from_checkpoint
         self._driver = driver
-        self._found: tuple[nn.Module, BaseTuner] | None = None
+        self._tuner: tuple[nn.Module, BaseTuner] | None = None  # and the model it is in
 
-    def _driven(self, model: nn.Module) -> Any:
+    def _hooks_of(self, model: nn.Module) -> Any:
         if self._driver is not None:
             return self._driver
-        if self._found is None or self._found[0] is not model:
-            self._found = model, _tuner(model)  # it may lie deep inside
-        return self._found[1]
+        if self._tuner is None or self._tuner[0] is not model:
+            self._tuner = model, _find_tuner(model)
+        return self._tuner[1]
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        self._found = None
-        tuner = self._driven(kwargs["model"])
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self._tuner = None
+        tuner = self._hooks_of(kwargs["model"])
         if not any(hasattr(type(tuner), hook) for hook in _HOOKS):
             warnings.warn(
                 f"{type(tuner).__name__} needs no Lora2Callback: it does nothing here", stacklevel=2
             )
         _call(tuner, "prepare_training", state.max_steps)
         if state.global_step > 0:
-            folder = self._checkpoint or _given_to_train() or _checkpoint_folder(args, state)
+            folder = self._checkpoint or _folder_given_to_train() or _checkpoint_folder(args, state)
             _load_state(tuner, Path(folder) / TUNER_STATE_NAME)
 
     def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
     ) -> None:
         _unscale(kwargs.get("optimizer"))
-        _call(self._driven(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
+        _call(self._hooks_of(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
 
     def on_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
+        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
     ) -> None:
-        _call(self._driven(kwargs["model"]), "after_optimizer_step", state.global_step + 1)
+        _call(self._hooks_of(kwargs["model"]), "after_optimizer_step", state.global_step + 1)
 
-    def on_save(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
-        tensors = _call(self._driven(kwargs["model"]), "training_state")
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        tensors = _call(self._hooks_of(kwargs["model"]), "training_state")
         if tensors and args.should_save:
             path = _checkpoint_folder(args, state) / TUNER_STATE_NAME
             unfinished = path.with_suffix(".tmp")
             save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
             unfinished.replace(path)
 
-    def on_train_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
-            _call(self._driven(kwargs["model"]), "finish_training")
+            _call(self._hooks_of(kwargs["model"]), "finish_training")
             return
         warnings.warn(
-            f"training stopped at step {state.global_step} of {state.max_steps}: what the tuner "
-            f"had planned for the later steps (such as its final ranks) was not reached",
+            f"training stopped at step {state.global_step} of {state.max_steps}: the final ranks "
+            f"of a pruning schedule were not reached",
             stacklevel=2,
         )
 
 
-def _tuner(model: nn.Module) -> BaseTuner:
-    """The tuner of a PeftModel, or of a model inside with an adapter by transformers' add_adapter.
+def _find_tuner(model: nn.Module) -> BaseTuner:
+    """Return a PeftModel's tuner, or that of a model inside with an adapter by ``add_adapter``.
 
     The model may be wrapped for data parallelism or compiled.
     """
@@ -137,20 +108,20 @@ def _tuner(model: nn.Module) -> BaseTuner:
     tuner = getattr(inner, "base_model", None)
     if isinstance(tuner, BaseTuner):
         return tuner
-    found = [vars(one)["_lora2_tuner"] for one in inner.modules() if "_lora2_tuner" in vars(one)]
-    if len(found) == 1:
-        return found[0]
+    tuners = [vars(m)["_lora2_tuner"] for m in inner.modules() if "_lora2_tuner" in vars(m)]
+    if len(tuners) == 1:
+        return tuners[0]
     raise TypeError(
         f"Lora2Callback drives one tuner, but the Trainer's model is a {type(model).__name__} with "
-        f"{len(found)} of them: pass get_peft_model(model, Lora2Config(...)) to the Trainer, or "
+        f"{len(tuners)} of them: pass get_peft_model(model, Lora2Config(...)) to the Trainer, or "
         f"call model.add_adapter(Lora2Config(...)) first"
     )
 
 
 def _unscale(optimizer: Any) -> None:
-    """Bring the gradients to their own scale, if fp16's scaler has not done so (when clipping)."""
+    """Undo fp16's gradient scaling, unless clipping has done so."""
     if getattr(optimizer, "scaler", None) is not None:
-        with contextlib.suppress(RuntimeError):  # it has
+        with contextlib.suppress(RuntimeError):  # raised if it has
             optimizer.scaler.unscale_(optimizer.optimizer)
 
 
@@ -159,14 +130,14 @@ def _call(tuner: Any, hook: str, *args: Any) -> Any:
     return getattr(tuner, hook)(*args) if hasattr(type(tuner), hook) else None
 
 
-def _checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+def _checkpoint_folder(args: Any, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _given_to_train() -> str | None:
-    """The folder given to ``Trainer.train``, which keeps it nowhere but in its own frame.
+def _folder_given_to_train() -> str | None:
+    """Return the folder given to ``Trainer.train``, which is kept in that call's frame alone.
 
-    None where it is not found; what is loaded must match the weights in any case.
+    None if it is not found; what is loaded must match the weights in any case.
     """
     frame = sys._getframe()
     while frame is not None and frame.f_code.co_name != "_inner_training_loop":

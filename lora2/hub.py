@@ -1,22 +1,83 @@
-"""Is there a model and data hub? Found out in seconds, because a blocked one hangs for long."""
+"""Check within seconds whether hub repositories are available: a blocked network hangs for long."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 PROBE_SECONDS = 5.0
 T = TypeVar("T")
+Need = tuple[str, str]  # repository, "model" or "dataset"
+KEYS = {"model": "backbone.path=DIR", "dataset": "data.dir=DIR (DIR/<task>/<split>.parquet)"}
 
 
-def offline_reason(path: str | None, repo_type: str = "model") -> str | None:
-    """Return why the hub cannot be asked for ``path``, or None when it can or need not be.
+class HubUnavailable(RuntimeError):
+    """A repository is neither on this machine nor reachable; the message says what to type."""
 
-    A local folder needs no hub. ``HF_HUB_OFFLINE=1`` and a hub that does not answer within
-    ``PROBE_SECONDS`` are reasons; then only the cache on this machine is left.
+
+def check_available(needs: Iterable[Need]) -> None:
+    """Check that every repository is in the cache or on a hub that answers.
+
+    All are asked for at the same time, so it takes at most ``PROBE_SECONDS``.
+
+    Raises:
+        HubUnavailable: naming each repository, why it is not available, and the three ways out.
+    """
+    lacking = unavailable(needs)
+    if lacking:
+        raise HubUnavailable("\n".join([*describe(lacking), ways_out(lacking)]))
+
+
+def unavailable(needs: Iterable[Need]) -> dict[Need, str]:
+    """Return those of ``needs`` that neither the cache nor the hub has, and why."""
+    asked = [need for need in dict.fromkeys(needs) if not cached(*need)]
+    with ThreadPoolExecutor(max(1, len(asked))) as pool:
+        reasons = list(pool.map(lambda need: offline_reason(*need), asked))
+    return {need: why for need, why in zip(asked, reasons, strict=True) if why is not None}
+
+
+def describe(lacking: dict[Need, str]) -> list[str]:
+    """Return a line for each repository that is not available."""
+    names = {"model": "the encoder", "dataset": "the data"}
+    return [
+        f"{names[kind]} {path} is not available: {' '.join(why.split())}"
+        for (path, kind), why in lacking.items()
+    ]
+
+
+def ways_out(lacking: Iterable[Need]) -> str:
+    """Return what to type without these repositories."""
+    lacking = list(lacking)
+    downloads = "".join(
+        f"\n    hf download {path}{' --repo-type dataset' * (kind == 'dataset')} --local-dir DIR"
+        for path, kind in lacking
+    )
+    folders = " ".join(dict.fromkeys(KEYS[kind] for _, kind in lacking))
+    return (
+        "Three ways out:\n"
+        f"  connect to a network, or download once where there is one:{downloads}\n"
+        f"  read from folders: {folders}\n"
+        "  backbone=embedded (for a table: profile=embedded): a tiny encoder and synthetic "
+        "sentences, no download"
+    )
+
+
+def cached(path: str, kind: str) -> bool:
+    """Tell whether a snapshot of the repository lies in the cache on this machine."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (Path(HF_HUB_CACHE) / f"{kind}s--{path.replace('/', '--')}" / "snapshots").is_dir()
+
+
+def offline_reason(path: str | None, kind: str = "model") -> str | None:
+    """Return why the hub cannot be asked for ``path``; None if it can, or for a local folder.
+
+    With ``HF_HUB_OFFLINE=1``, or when the hub does not answer within ``PROBE_SECONDS``, only the
+    cache on this machine is left.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
@@ -25,30 +86,20 @@ def offline_reason(path: str | None, repo_type: str = "model") -> str | None:
         return None
     if is_offline_mode():
         return "HF_HUB_OFFLINE=1 is set"
-    _, reason = ask(lambda: HfApi().repo_info(path, repo_type=repo_type, timeout=PROBE_SECONDS))
-    return reason
-
-
-def not_at_hand(path: str, repo_type: str) -> str | None:
-    """Return why a repository can be had neither from the cache nor from the hub, else None."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    if (Path(HF_HUB_CACHE) / f"{repo_type}s--{path.replace('/', '--')}" / "snapshots").is_dir():
-        return None
-    return offline_reason(path, repo_type)
+    return ask(lambda: HfApi().repo_info(path, repo_type=kind, timeout=PROBE_SECONDS))[1]
 
 
 def ask(question: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Return (answer, None), or (None, why not) after at most ``PROBE_SECONDS``.
+    """Return (answer, None), or (None, the reason) after at most ``PROBE_SECONDS``.
 
-    A thread, because a name look-up that hangs obeys no time-out of an HTTP client.
+    In a thread, because a name look-up that hangs ignores the time-out of an HTTP client.
     """
     answers: queue.Queue[tuple[T | None, str | None]] = queue.Queue()
 
     def work() -> None:
         try:
             answers.put((question(), None))
-        except Exception as error:  # whatever went wrong is the answer
+        except Exception as error:  # whatever went wrong is the reason
             answers.put((None, f"{type(error).__name__}: {error}"))
 
     threading.Thread(target=work, daemon=True).start()

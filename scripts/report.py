@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.config.compose import options
-from lora2.config.problems import ConfigError, Problem
+from lora2.config.parse import options
+from lora2.config.problems import ConfigError, Problem, ProblemList
 from lora2.records.files import DiskFull, explain_full_disk
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
@@ -59,7 +59,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
     print(f"wrote {folder / 'runs.csv'}: {len(runs)} runs")
     code = 0
     for plan in plans:
-        asked_for = (plan, request.profile, folder, request.seeds, request.extra)
+        asked_for = (plan, request.profile, folder, request.options.seeds, request.extra)
         try:
             if plan.kind == "times":  # measured by scripts/reproduce.py, not made of runs
                 written = timetable.rewrite(load_table(plan.name), request.profile, folder)
@@ -83,15 +83,13 @@ def known_plans(request: Request, asked: bool) -> list[Table]:
     Raises:
         ConfigError: every problem of every run of those that they do not fit.
     """
-    plans, problems = [], dict[str, Problem]()
+    plans, problems = list[Table](), ProblemList()
     for plan in request.plans:
-        try:
+        with problems.collect():
             request.jobs_of(plan)
             plans.append(plan)
-        except ConfigError as error:
-            problems |= {str(problem): problem for problem in error.problems}
-    if problems and (asked or not plans):
-        raise ConfigError(problems.values())
+    if asked or not plans:
+        problems.raise_if_any()
     return plans
 
 

@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora2.records.files import explain_full_disk
-from lora2.sweep.cli import begin, command, summary, sweep_here
-from lora2.sweep.pool import unfinished
-from lora2.sweep.request import Request, parse, results_folders
+from lora2.sweep.pool import begin, command, summary, sweep_here, unfinished
+from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, Table, distinct
 from lora2.sweep.worker import Outcome
 
@@ -35,7 +34,7 @@ def reproduce(request: Request) -> int:
     """Run or plan every table of the request."""
     print("\n".join(request.notes), flush=True)
     found = {plan.name: request.jobs_of(plan) for plan in request.plans}
-    if request.plan_only:
+    if request.options.plan:
         return show_plan(request, found)
     scored = [plan for plan in request.plans if plan.kind != "times"]
     jobs = distinct([job for plan in scored for job in found[plan.name]])
@@ -48,17 +47,17 @@ def reproduce(request: Request) -> int:
 
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; None when they were handed to a cluster and not waited for."""
-    if request.cluster == "local":
-        return sweep_here(jobs, request.workers)
+    if request.options.cluster == "local":
+        return sweep_here(jobs, request.options.workers)
     left = begin(jobs)
     if not left:
         return []
     from lora2.sweep import slurm
 
     folder = Path(left[0].resolved.config.results.dir)
-    ids = slurm.submit(left, folder, request.slurm, request.workers)
+    ids = slurm.submit(left, folder, request.slurm, request.options.workers)
     print(f"submitted {len(ids)} jobs, {ids[0]} to {ids[-1]}", flush=True)
-    if request.wait:
+    if request.options.wait:
         return slurm.watch(left, ids, len(jobs) - len(left))
     print("when they are done, the same command writes the tables")
     return None
@@ -70,10 +69,11 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
 
     complete = True
     for plan in request.plans:
-        for folder in map(Path, results_folders({plan.name: found[plan.name]})):
+        jobs = found[plan.name]
+        for folder in {Path(job.resolved.config.results.dir): None for job in jobs}:
             try:
                 with explain_full_disk(folder):
-                    write_table(request, plan, found[plan.name], folder)
+                    write_table(request, plan, jobs, folder)
             except (StoreError, OSError) as error:
                 print(f"{plan.name}: not written: {error}", file=sys.stderr)
                 complete = False
@@ -86,7 +86,7 @@ def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path
     from lora2.tables import times as timetable
 
     official = reporting.is_official(plan, request.extra)
-    asked = (plan, request.profile, folder, request.seeds, request.extra)
+    asked = (plan, request.profile, folder, request.options.seeds, request.extra)
     if plan.kind == "times":
         frame = timetable.measure(plan, jobs)
         if official:

@@ -12,10 +12,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from lora2.config.compose import overridden
 from lora2.config.load import Resolved, resolve, run_name
+from lora2.config.parse import overridden
 from lora2.config.problems import ConfigError
-from lora2.config.reach import Unreachable, check_reach
+from lora2.hub import HubUnavailable, check_available
 from lora2.records.paths import lock_file, status_of
 from lora2.records.run_folder import hold_run
 
@@ -55,8 +55,8 @@ def execute(resolved: Resolved, progress: bool) -> int:
     """Do the run; a known failure is one message, not a traceback (that is in the run folder)."""
     try:
         if status_of(resolved.config) != "finished":
-            check_reach([resolved.config])
-    except Unreachable as error:
+            check_available(resolved.config.hub_needs())
+    except HubUnavailable as error:
         print(error, file=sys.stderr)
         return 1
     from transformers.utils import logging as transformers_logging

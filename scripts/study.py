@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from lora2.records.files import explain_full_disk
 from lora2.study.request import StudyRequest, parse_study
 from lora2.study.spec import Part
-from lora2.sweep.cli import command, summary, sweep_here
+from lora2.sweep.pool import command, summary, sweep_here
 from lora2.sweep.table import Job
 
 USAGE = (
@@ -34,7 +34,7 @@ def run_study(request: StudyRequest) -> int:
     from lora2.study.select import SelectionError, select, sentences
 
     print("\n".join(request.notes), flush=True)
-    if request.plan_only:
+    if request.options.plan:
         return show_plan(request)
     code = 0
     with explain_full_disk(request.folder):
@@ -79,14 +79,14 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
     print(f"{stage}: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if not missing or (stage == "selection" and not request.does("selection")):
         return int(bool(missing))
-    return summary(missing, sweep_here(missing, request.workers, SETTLED), SETTLED)
+    return summary(missing, sweep_here(missing, request.options.workers, SETTLED), SETTLED)
 
 
 def show_plan(request: StudyRequest) -> int:
     """Say what each part would cost here; nothing is trained or written."""
     from lora2.study.select import FACTOR, left
     from lora2.sweep import cost as costs
-    from lora2.sweep.progress import duration
+    from lora2.sweep.pool import duration
 
     stages: dict[str, list[Job]] = {}
     for part in request.parts:

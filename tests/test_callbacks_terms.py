@@ -73,7 +73,7 @@ def test_with_a_loss_scaler_the_penalty_comes_in_its_own_scale():
     context = (None, SimpleNamespace(global_step=0), None)
     for _ in range(2):  # a second time it is unscaled already, and the penalty is there
         Lora2Callback().on_pre_optimizer_step(*context, model=model, optimizer=wrapped)
-        model.base_model._term.brought = True
+        model.base_model._term.reached = True
     torch.testing.assert_close({n: p.grad for n, p in named.items()}, wanted)
     scaler.step(optimizer)
 

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from transformers.pytorch_utils import Conv1D
 
 from lora2.bench.step import Batch, Stepper
-from lora2.tuners.bitfit import in_head
+from lora2.tuners.base import in_head
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora_xs.layer import LoraXsLinear
+from lora2.tuners.lora_xs.model import LoraXsLinear
 from lora2.tuners.sora.layer import SoraLinear
 
 # What their get_delta_weight returns is added to the base weight. OFT's, say, is a rotation.

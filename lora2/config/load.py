@@ -1,21 +1,43 @@
-"""The way from typed words to one resolved, checked, hashed run configuration."""
+"""From typed words to one resolved, checked, hashed run: read -> overlay -> type -> check."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora2.config import compose
-from lora2.config.checks import check_combinations
-from lora2.config.layers import apply_layers, conditions, set_value
-from lora2.config.problems import ConfigError, Problem, check_section, field_names, nearest
+from lora2.config.checks import Checked, check_combinations
+from lora2.config.parse import CONFIGS, GROUPS, options, parse_words, read_yaml
+from lora2.config.problems import (
+    ConfigError,
+    Problem,
+    ProblemList,
+    check_section,
+    field_names,
+    unknown,
+    unknown_key,
+)
 from lora2.config.schedule import fit, total_steps, train_rows
 from lora2.config.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Train
 from lora2.glue.tasks import TASKS
+
+PATCH_KEYS = ("for", "seed", "method", "train")
+METHOD_KEYS = sorted({key for kind in (*METHODS.values(), Peft) for key in field_names(kind)})
+# What a patch's ``for`` may ask for; the backbones are files.
+CONDITIONS = {
+    "protocol": ["public", "equal"],
+    "ranks": ["paper", "public"],
+    "method": [*METHODS, "peft"],
+    "task": sorted(TASKS),
+}
+USUAL = {"protocol": "equal", "ranks": "paper"}
+Tree = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,133 +49,238 @@ class Resolved:
     steps: int | None
 
 
-def resolve(argv: list[str], configs: Path = compose.CONFIGS) -> Resolved:
+def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
     """Turn command-line words (``task=rte method=lora2 method.k=1``) into a checked run.
 
     Raises:
         ConfigError: naming every key at fault, its value and what is allowed.
     """
-    choices, values = compose.parse(argv, configs)
-    raw = compose.load(choices, configs)
-    known = condition_values(configs)
-    protocol = _typed_or(values.get("protocol"), raw["protocol"])
-    protocol = _typed_or(protocol, raw["backbone"].get("protocol"))
-    ranks = values.get("ranks", raw["ranks"])
-    facts = conditions(
-        task=choices["task"],
-        method=raw["method"]["name"],
-        backbone=raw["backbone"]["name"],
-        protocol=protocol if protocol in known["protocol"] else "equal",  # refused below
-        ranks=ranks if ranks in known["ranks"] else "paper",
-    )
-    no_encoder = {**raw, "backbone": {**raw["backbone"], "settings": []}}
-    published = apply_layers(no_encoder, facts, known)
-    tree = apply_layers(raw, facts, known)
-    tree["backbone"].pop("protocol", None)  # read above; typed, it is an unknown key
-    for key, value in values.items():
-        set_value(tree, key, value)
-    typed_ratio = values.get("train.warmup_ratio") and "train.warmup_steps" not in values
-    if typed_ratio and isinstance(tree["train"], dict):
-        tree["train"]["warmup_steps"] = 0  # the ratio that was typed takes the place of the steps
-    tree["protocol"], tree["ranks"] = protocol, ranks
-    _fill_defaults(tree)
-    kept = [] if "method.lora_alpha" in values else _keep_scale(tree, raw["method"])
-    resolved = _check(tree, published, set(values), _overtaken(list(values)))
-    return dataclasses.replace(resolved, notes=kept + resolved.notes)
-
-
-def _keep_scale(tree: dict[str, Any], file: dict[str, Any]) -> list[str]:
-    """Under ``equal``, give another rank than the method ``file``'s the same lora_alpha / rank.
-
-    Else the size of a step would change with the rank, and one learning rate would not fit both.
-    """
-    method = tree["method"]
-    key = "init_r" if "init_r" in file else "r"
-    rank, own, alpha = method.get(key), file.get(key), method.get("lora_alpha")
-    numbers = all(isinstance(x, int | float) and x > 0 for x in (rank, own, alpha))
-    if tree["protocol"] != "equal" or not numbers or rank == own:
-        return []
-    method["lora_alpha"] = alpha * rank / own
-    return [
-        f"method.lora_alpha: {alpha:g} -> {method['lora_alpha']:g} (protocol equal: the same "
-        f"lora_alpha / {key} at {key}={rank} as at {own})"
-    ]
-
-
-def _overtaken(typed: list[str]) -> set[str]:
-    """Return the intervals typed before the run's length: those of a plan that is cut short."""
-    if "train.max_steps" not in typed:
-        return set()
-    return {"train.eval_steps", "train.save_steps"} & set(typed[: typed.index("train.max_steps")])
-
-
-def condition_values(configs: Path) -> dict[str, list[str]]:
-    """Return what each condition of a patch (``for: {method: lora2}``) may be."""
-    return {
-        "protocol": ["public", "equal"],
-        "ranks": ["paper", "public"],
-        "method": [*METHODS, "peft"],
-        "task": sorted(TASKS),
-        "backbone": compose.options("backbone", configs),
-    }
-
-
-def _typed_or(value: Any, default: Any) -> Any:
-    return default if value is None else value
-
-
-def _fill_defaults(tree: dict[str, Any]) -> None:
-    """Decide what the files leave open, and what ~ in a path stands for."""
-    data, profile = tree["data"], tree["backbone"].get("profile")
-    if isinstance(data, dict) and data.get("source") is None:
-        embedded = profile == "embedded" and data.get("dir") is None
-        data["source"] = "embedded" if embedded else "folder" if data.get("dir") else "hub"
-    if isinstance(tree["results"], dict) and tree["results"].get("dir") is None:
-        tree["results"]["dir"] = f"results/{profile}"
-    for section, key in (("data", "dir"), ("backbone", "path"), ("results", "dir")):
-        if isinstance(tree[section], dict) and isinstance(tree[section].get(key), str):
-            tree[section][key] = os.path.expanduser(tree[section][key])
-
-
-def _check(
-    tree: dict[str, Any], published: dict[str, Any], explicit: set[str], overtaken: set[str]
-) -> Resolved:
-    known = field_names(RunConfig)
-    problems = [
-        Problem(key, tree[key], f"unknown key; {nearest(key, known)}")
-        for key in tree
-        if key not in known
-    ]
-    for section, kind in SECTIONS.items():
-        problems += check_section(section, kind, tree[section])
-    kind = METHODS.get(tree["method"].get("name"), Peft)
-    problems += check_section("method", kind, tree["method"])
-    notes: list[str] = []
-    steps, rows = None, None
-    if not any(problem.key.startswith("train") for problem in problems):
-        problems += check_section("train", Train, published["train"])
-    if not any(problem.key.startswith(("train", "data")) for problem in problems):
+    choices, typed = parse_words(argv, configs)
+    files = read(choices, configs)
+    facts = _facts(files, typed)
+    published = overlay(files, facts, GROUPS[:2])
+    tree = overlay(files, facts, GROUPS)
+    notes = apply_words(tree, typed, files["method"])
+    problems = ProblemList(check_types(tree))
+    problems += check_section("train", Train, published["train"])
+    steps = rows = None
+    if not {problem.key.split(".")[0] for problem in problems} & {"task", "train", "data"}:
         rows = train_rows(tree)
         steps = total_steps(tree["train"], rows)
-        notes = fit(tree, published, explicit, rows)
+        notes += fit(tree, published, set(typed), rows)
         if steps is None and tree["data"]["source"] == "hub":
-            allowed = "a number: the size of this training split is not known before loading"
-            problems.append(Problem("train.max_steps", None, allowed))
-    problems += check_combinations(tree, steps, rows, explicit - overtaken)
-    problems += check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
-    if problems:
-        raise ConfigError(problems)
+            why = "the size of this training split is not known before loading"
+            problems.append(Problem("train.max_steps", None, "a number", why))
+    problems += check_combinations(_well_typed(tree, problems, steps, rows, _binding(list(typed))))
+    problems.raise_if_any()
     return Resolved(build(tree), notes, steps)
 
 
-def build(tree: dict[str, Any]) -> RunConfig:
+@functools.lru_cache  # a table asks for the same files again for every cell
+def _mapping(path: Path) -> Tree:
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
+    return values
+
+
+def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
+    """Return configs/config.yaml with the files of the chosen task, method and backbone in it.
+
+    Raises:
+        ConfigError: a YAML file cannot be read, or holds a wrong key, value or condition.
+    """
+    base = _mapping(configs / "config.yaml")
+    known, encoders = field_names(RunConfig), options("backbone", configs)
+    problems = ProblemList(
+        Problem(f"config.yaml: {key}", None, wrong="this key is required")
+        for key in known
+        if key not in ("task", "method", *base)
+    )
+    problems += [
+        unknown_key(f"config.yaml: {key}", base[key], known) for key in base if key not in known
+    ]
+    default = base.get("backbone")
+    if default not in encoders:
+        problems.append(unknown("config.yaml: backbone", default, encoders))
+    problems.raise_if_any()
+    chosen = {"backbone": default, **choices}
+    files = base | {group: _mapping(configs / group / f"{chosen[group]}.yaml") for group in chosen}
+    for group, name in chosen.items():
+        given = files[group].get("name")  # another file of a method that is ours has its name
+        if given != name and not (group == "method" and str(given) in METHODS):
+            place = f"{group}/{name}.yaml: name"
+            problems.append(Problem(place, given, f"{name}, as the file is called"))
+    problems.raise_if_any()
+    ProblemList(_check_files(files, {**CONDITIONS, "backbone": encoders})).raise_if_any()
+    return files
+
+
+def _check_files(files: Tree, conditions: Mapping[str, list[str]]) -> list[Problem]:
+    """Return what is wrong in files, also where a later file or word would override it."""
+    task, method = files["task"], {k: v for k, v in files["method"].items() if k != "settings"}
+    problems = _unknown_keys("task", task, ("name", "train", "settings"))
+    problems += check_section("train", Train, files["train"], whole=False)
+    problems += check_section("task.train", Train, task.get("train") or {}, whole=False)
+    kind = METHODS.get(str(method.get("name")), Peft)
+    problems += check_section("method", kind, method, whole=False)
+    for group in GROUPS:
+        where, patches = f"{group}.settings", files[group].get("settings") or []
+        if not isinstance(patches, list):
+            problems.append(Problem(where, patches, "a list of patches"))
+            continue
+        for patch in patches:
+            problems += _check_patch(where, patch, conditions)
+    return problems
+
+
+def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) -> list[Problem]:
+    if not isinstance(patch, dict) or not isinstance(patch.get("for"), dict):
+        return [Problem(where, patch, f"each entry needs for: {{...}} and {PATCH_KEYS[1:]}")]
+    problems = _unknown_keys(where, patch, PATCH_KEYS)
+    problems += _unknown_keys(f"{where}.for", patch["for"], conditions)
+    problems += [
+        unknown(f"{where}.for.{key}", value, conditions[key])
+        for key in patch["for"].keys() & conditions.keys()
+        for value in _as_list(patch["for"][key])
+        if value not in conditions[key]
+    ]
+    problems += check_section(f"{where}.train", Train, patch.get("train", {}), whole=False)
+    method = patch.get("method", {})
+    if not isinstance(method, dict):
+        return [*problems, Problem(f"{where}.method", method, f"keys {', '.join(METHOD_KEYS)}")]
+    return problems + _unknown_keys(f"{where}.method", method, METHOD_KEYS)
+
+
+def _unknown_keys(where: str, section: Tree, known: Any) -> list[Problem]:
+    return [unknown_key(f"{where}.{k}", section[k], known) for k in section if k not in known]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _facts(files: Tree, typed: Tree) -> Tree:
+    """Return what the conditions of patches are compared with, as it was given."""
+    method = files["method"]["name"]
+    given = (typed.get("protocol"), files["protocol"], files["backbone"].get("protocol"))
+    return {
+        "task": files["task"]["name"],
+        "method": method if method in METHODS else "peft",
+        "backbone": files["backbone"]["name"],
+        "protocol": next((value for value in given if value is not None), None),
+        "ranks": typed.get("ranks", files["ranks"]),
+    }
+
+
+def overlay(files: Tree, facts: Tree, groups: Sequence[str]) -> Tree:
+    """Return the values of ``files`` laid over each other, for a run of these ``facts``.
+
+    Later wins: config.yaml and the method's own keys, the task's ``train`` block, then the
+    ``settings`` of ``groups`` in their order, as far as their conditions hold.
+    """
+    wrong = {key: usual for key, usual in USUAL.items() if facts[key] not in CONDITIONS[key]}
+    held = facts | wrong  # check_types refuses the wrong ones
+    tree = copy.deepcopy({key: value for key, value in files.items() if key != "task"})
+    tree["train"].update(files["task"].get("train") or {})
+    for patch in (patch for group in groups for patch in files[group].get("settings") or []):
+        if all(held[key] in _as_list(value) for key, value in patch["for"].items()):
+            tree["seed"] = patch.get("seed", tree["seed"])
+            for section in ("method", "train"):
+                tree[section].update(copy.deepcopy(patch.get(section, {})))
+    for group in ("method", "backbone"):
+        tree[group].pop("settings", None)
+    tree["backbone"].pop("protocol", None)  # one of the facts; typed, it is an unknown key
+    return tree | {key: facts[key] for key in ("task", "protocol", "ranks")}
+
+
+def set_value(tree: Tree, dotted: str, value: Any) -> None:
+    """Set ``tree[a][b] = value`` for the key ``a.b``, making levels that are missing."""
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if not isinstance(tree.get(parent), dict):
+            tree[parent] = {}
+        tree = tree[parent]
+    tree[last] = value
+
+
+def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
+    """Set the typed values in ``tree`` and decide what is left open; return notes to show.
+
+    Under protocol ``equal`` another rank than the method ``file``'s gets the same lora_alpha /
+    rank: else the size of a step would change with the rank, and one learning rate not fit both.
+    """
+    for key, value in typed.items():
+        if key != "protocol":  # one of the facts
+            set_value(tree, key, value)
+    sections = {key: tree[key] if isinstance(tree[key], dict) else {} for key in SECTIONS}
+    if typed.get("train.warmup_ratio") and "train.warmup_steps" not in typed:
+        sections["train"]["warmup_steps"] = 0  # the typed ratio takes the place of the steps
+    data, profile = sections["data"], sections["backbone"].get("profile")
+    if data.get("source") is None:
+        packaged = "embedded" if profile == "embedded" else "hub"
+        data["source"] = "folder" if data.get("dir") is not None else packaged
+    if sections["results"].get("dir") is None:
+        sections["results"]["dir"] = f"results/{profile}"
+    for section, key in (("data", "dir"), ("backbone", "path"), ("results", "dir")):
+        if isinstance(sections[section].get(key), str):
+            sections[section][key] = os.path.expanduser(sections[section][key])
+    method = tree["method"] if isinstance(tree["method"], dict) else {}
+    name = "init_r" if "init_r" in file else "r"
+    rank, usual, alpha = method.get(name), file.get(name), method.get("lora_alpha")
+    numbers = all(isinstance(x, int | float) and x > 0 for x in (rank, usual, alpha))
+    if "method.lora_alpha" in typed or tree["protocol"] != "equal" or not numbers or rank == usual:
+        return []
+    method["lora_alpha"] = alpha * rank / usual
+    return [
+        f"method.lora_alpha: {alpha:g} -> {method['lora_alpha']:g} (protocol equal: the same "
+        f"lora_alpha / {name} at {name}={rank} as at {usual})"
+    ]
+
+
+def check_types(tree: Tree) -> list[Problem]:
+    """Return every key that is unknown or missing, and every value of a wrong type or range."""
+    known = field_names(RunConfig)
+    problems = [unknown_key(key, tree[key], known) for key in tree if key not in known]
+    kinds = {**SECTIONS, "method": METHODS.get(_name(tree["method"]), Peft)}
+    for section, kind in kinds.items():
+        problems += check_section(section, kind, tree[section])
+    return problems + check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
+
+
+def _name(method: Any) -> str:
+    return str(method.get("name")) if isinstance(method, dict) else ""
+
+
+def _binding(typed: list[str]) -> set[str]:
+    """Return the typed keys, but for intervals of a plan that a later word cuts short."""
+    cut = typed.index("train.max_steps") if "train.max_steps" in typed else 0
+    return set(typed) - {"train.eval_steps", "train.save_steps"}.intersection(typed[:cut])
+
+
+def _well_typed(
+    tree: Tree, problems: list[Problem], steps: int | None, rows: int | None, typed: set[str]
+) -> Checked:
+    wrong = {".".join(problem.key.split(".")[:2]) for problem in problems}
+    sections = {
+        name: {
+            key: value
+            for key, value in (tree[name].items() if isinstance(tree[name], dict) else ())
+            if f"{name}.{key}" not in wrong
+        }
+        for name in (*SECTIONS, "method")
+    }
+    return Checked(tree["task"], **sections, steps=steps, rows=rows, typed=typed)
+
+
+def build(tree: Tree) -> RunConfig:
     """Return the typed configuration of a tree that was checked before (a run's config.yaml)."""
     method_kind = METHODS.get(tree["method"]["name"], Peft)
     sections = {section: kind(**tree[section]) for section, kind in SECTIONS.items()}
     return RunConfig(**{**tree, **sections, "method": method_kind(**tree["method"])})
 
 
-def as_tree(config: RunConfig) -> dict[str, Any]:
+def as_tree(config: RunConfig) -> Tree:
     """Return the resolved configuration as plain nested dicts."""
     return dataclasses.asdict(config)
 

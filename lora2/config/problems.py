@@ -1,74 +1,74 @@
-"""What is wrong with a configuration, said all at once."""
+"""What is wrong with a configuration, collected and reported all at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import ValidationError
 
 MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")  # pydantic's names
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One refused key: where, what was given, what is allowed."""
+    """One refused key: the value given, what is allowed instead, and what is wrong with it."""
 
     key: str
     value: Any
-    allowed: str
+    allowed: str = ""
+    wrong: str = ""  # left out where ``allowed`` alone makes it plain
 
     def __str__(self) -> str:
         given = repr(self.value)
         given = given if len(given) <= 80 else given[:77] + "..."
-        return f"{self.key} = {given}: {self.allowed}"
+        allowed = f"allowed: {self.allowed}" if self.allowed else ""
+        joint = " " if self.wrong.endswith("?") else "; "
+        return f"{self.key} = {given}: {joint.join(filter(None, (self.wrong, allowed)))}"
 
 
 class ConfigError(ValueError):
-    """A configuration was refused; ``problems`` names every key at fault."""
+    """A configuration was refused; ``problems`` names every key at fault, each once."""
 
     def __init__(self, problems: Iterable[Problem]):
-        self.problems = list(problems)
+        self.problems = list({str(problem): problem for problem in problems}.values())
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         noun = "problem" if len(self.problems) == 1 else "problems"
         super().__init__(f"{len(self.problems)} {noun} in the configuration:\n{lines}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``allowed: ...`` for an unknown name, its likeliest spelling first."""
+class ProblemList(list[Problem]):
+    """Problems of several steps, so that all of them are reported together."""
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Add the problems of a ``ConfigError`` raised in the block, and go on after it."""
+        try:
+            yield
+        except ConfigError as error:
+            self += error.problems
+
+    def raise_if_any(self) -> None:
+        if self:
+            raise ConfigError(self)
+
+
+def unknown(key: str, value: Any, known: Iterable[str], wrong: str = "", name: str = "") -> Problem:
+    """Return the problem of a ``name`` (or value) outside ``known``, with the closest spelling."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    return f"{hint}allowed: {', '.join(known)}" if known else "no key is allowed here"
+    close = difflib.get_close_matches(name or str(value), known, n=1)
+    hints = [wrong] * bool(wrong) + [f"did you mean {one}?" for one in close]
+    return Problem(key, value, ", ".join(known) or "no key here", "; ".join(hints))
 
 
-def check_section(name: str, kind: type, values: Any, *, whole: bool = True) -> list[Problem]:
-    """Return every problem of one section (``train``, ``method``, ...) against its dataclass.
-
-    Of a section that is not ``whole`` other files may set the keys that are missing.
-    """
-    if not isinstance(values, dict):
-        return [Problem(name, values, f"a section with keys {', '.join(field_names(kind))}")]
-    try:
-        kind(**values)
-    except ValidationError as error:
-        found = [detail for detail in error.errors() if whole or detail["type"] not in MISSING]
-        return _one_each([_explain(name, kind, detail) for detail in found])
-    return []
-
-
-def _one_each(problems: list[Problem]) -> list[Problem]:
-    """Join what pydantic says of each alternative of one key, such as a number or 'auto'."""
-    allowed: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        allowed.setdefault((problem.key, repr(problem.value)), []).append(problem)
-    return [
-        dataclasses.replace(same[0], allowed=", or ".join(one.allowed for one in same))
-        for same in allowed.values()
-    ]
+def unknown_key(key: str, value: Any, known: Iterable[str]) -> Problem:
+    """Return the problem of a dotted key whose last part is not among ``known``."""
+    return unknown(key, value, known, "unknown key", re.split(r"[.: ]+", key)[-1])
 
 
 def field_names(kind: type) -> list[str]:
@@ -76,14 +76,39 @@ def field_names(kind: type) -> list[str]:
     return [field.name for field in dataclasses.fields(kind)]
 
 
+def check_section(name: str, kind: type, values: Any, *, whole: bool = True) -> list[Problem]:
+    """Return every problem of one section (``train``, ``method``, ...) against its dataclass.
+
+    Keys may be missing from a section that is not ``whole``: other files set them.
+    """
+    if not isinstance(values, dict):
+        return [Problem(name, values, f"a section with keys {', '.join(field_names(kind))}")]
+    try:
+        kind(**values)
+        return []
+    except ValidationError as error:
+        details = [one for one in error.errors() if whole or one["type"] not in MISSING]
+    problems: dict[tuple[str, str], Problem] = {}
+    for problem in (_explain(name, kind, detail) for detail in details):
+        place = (problem.key, repr(problem.value))
+        if place in problems:  # pydantic names each alternative, such as a number or 'auto'
+            allowed = f"{problems[place].allowed}, or {problem.allowed}"
+            problem = dataclasses.replace(problem, allowed=allowed)
+        problems[place] = problem
+    return list(problems.values())
+
+
 def _explain(section: str, kind: type, detail: Any) -> Problem:
     # A part such as constrained-float or literal['auto'] names an alternative, not a key.
     first, *rest = (str(part) for part in detail["loc"])
-    path = [first, *(part for part in rest if not re.search(r"[\[-]", part))]
-    key = ".".join([section, *path]) if section else ".".join(path)
-    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return Problem(key, detail["input"], f"unknown key; {nearest(path[-1], field_names(kind))}")
+    parts = [section, first, *(part for part in rest if not re.search(r"[\[-]", part))]
+    key = ".".join(filter(None, parts))
+    if detail["type"] in UNKNOWN:
+        return unknown_key(key, detail["input"], field_names(kind))
     if detail["type"] in MISSING:
-        return Problem(key, None, "this key is required and no file sets it")
-    message = detail["msg"]
-    return Problem(key, detail["input"], message[0].lower() + message[1:])
+        return Problem(key, None, wrong="this key is required and no file sets it")
+    allowed = detail["msg"].removeprefix("Input should be ")
+    allowed = allowed.replace("a valid boolean", "a boolean, true or false")
+    names = re.findall(r"'([^']+)'", allowed) if detail["type"] == "literal_error" else []
+    hint = unknown(key, detail["input"], names).wrong
+    return Problem(key, detail["input"], allowed[0].lower() + allowed[1:], hint)

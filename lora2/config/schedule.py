@@ -14,10 +14,10 @@ SHORTENED = ("train.eval_steps",)
 
 
 def train_rows(tree: dict[str, Any]) -> int | None:
-    """Return how many training examples a run will see per epoch, or None when only loading tells.
+    """Return how many training examples a run sees per epoch, or None when only loading tells.
 
-    Below one where more rows are to be held out than there are, which ``checks`` refuses. A
-    folder's parquet footer is read for a subset file; nothing else touches the disk.
+    Below one where more rows are to be held out than there are, which ``checks`` refuses. Nothing
+    on disk is read but a folder's parquet footer for a subset file.
     """
     data, task = tree["data"], tree["task"]
     rows: int | None = None
@@ -29,9 +29,9 @@ def train_rows(tree: dict[str, Any]) -> int | None:
         rows = TASKS[task].rows["train"]
     elif data["source"] == "folder" and data["dir"]:
         rows = _parquet_rows(Path(data["dir"]) / task / f"{data['train']}.parquet")
-    wanted, held = data["train_rows"], data.get("holdout")
-    rows = min(rows, wanted) if rows and wanted else rows
-    return rows - held if rows is not None and held else rows
+    if rows is None:
+        return None
+    return min(rows, data["train_rows"] or rows) - (data.get("holdout") or 0)
 
 
 def total_steps(train: dict[str, Any], rows: int | None) -> int | None:
@@ -44,29 +44,27 @@ def total_steps(train: dict[str, Any], rows: int | None) -> int | None:
 
 
 def fit(
-    tree: dict[str, Any], published: dict[str, Any], explicit: set[str], rows: int | None
+    tree: dict[str, Any], published: dict[str, Any], typed: set[str], rows: int | None
 ) -> list[str]:
     """Scale the step counts of ``tree`` in place to its own length; return a note for each.
 
     ``published`` is the same tree before encoder and command line changed it: its step counts
-    belong to its own number of steps on the official training set. A key in ``explicit`` (typed by
-    the user) or changed since ``published`` is left as it is.
+    belong to its own number of steps on the official training set. A key that was typed, or
+    changed since ``published``, is left as it is.
     """
     steps = total_steps(tree["train"], rows)
     recipe = total_steps(published["train"], TASKS[published["task"]].rows["train"])
-    if steps is None or recipe is None or steps == recipe:
+    if steps is None or recipe is None:
         return []
     notes = []
     for key in FITTED + SHORTENED:
         section, name = key.split(".")
         value = tree[section].get(name)
-        if key in explicit or not isinstance(value, int) or value < 1:
+        free = key not in typed and value == published[section].get(name)
+        if not free or not isinstance(value, int) or value < 1:
             continue
-        if value != published[section].get(name):
-            continue
-        own = min(steps, recipe) if key in SHORTENED else steps
-        fitted = max(1, value * own // recipe)
-        if fitted != value:
+        length = min(steps, recipe) if key in SHORTENED else steps
+        if (fitted := max(1, value * length // recipe)) != value:
             tree[section][name] = fitted
             notes.append(
                 f"{key}: {value} -> {fitted} (for {recipe:,} steps, this run has {steps:,})"

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from lora2.glue.tasks import REPOSITORY
+
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -230,6 +232,11 @@ class RunConfig(Identity):
     train: Train
     data: Data
     results: Results
+
+    def hub_needs(self) -> list[tuple[str, str]]:
+        """Return the hub repositories of the run, as ``lora2.hub.check_available`` takes them."""
+        encoder = [(self.backbone.path, "model")] if self.backbone.path is not None else []
+        return encoder + [(REPOSITORY, "dataset")] * (self.data.source == "hub")
 
 
 SECTIONS: dict[str, type] = {

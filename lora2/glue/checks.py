@@ -1,4 +1,4 @@
-"""Checks of one split's table against what its task promises."""
+"""Check one split's table against what its task promises."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import pyarrow.compute as pc
 from lora2.glue.tasks import TASKS, Task
 
 MAX_SIMILARITY = 5.0
+ENOUGH_ROWS = 100  # of any split: labels then reach both ends of the range
+_TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class GlueDataError(ValueError):
-    """GLUE data cannot be had or is not what it should be; the message says what to type next."""
+    """GLUE data is missing or is not what it should be; the message says what to type next."""
 
 
 def check_table(table: pa.Table, task: Task, where: str) -> pa.Table:
@@ -23,7 +25,8 @@ def check_table(table: pa.Table, task: Task, where: str) -> pa.Table:
 
     Raises:
         GlueDataError: empty; a column missing or of the wrong type; null or broken text; a label
-            out of range; label names that are not the task's.
+            out of range; labels of 100 rows or more that do not fill the range; label names that
+            are not the task's.
     """
     _check_columns(table, task, where)
     if table.num_rows == 0:
@@ -47,7 +50,7 @@ def check_table(table: pa.Table, task: Task, where: str) -> pa.Table:
 
 
 def check_row_count(rows: int, task: Task, split: str, where: str) -> None:
-    """Raise GlueDataError if a split under its official name has not its official row count."""
+    """Check that a split under its official name has its official row count."""
     official = task.rows[split]
     if rows != official:
         hint = ""
@@ -57,12 +60,6 @@ def check_row_count(rows: int, task: Task, split: str, where: str) -> None:
             f"{where} has {rows:,} rows, but the official {task.name} {split} split has "
             f"{official:,}: it is cut, mixed up with another file, or changed{hint}"
         )
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
 
 
 def _check_columns(table: pa.Table, task: Task, where: str) -> None:
@@ -77,7 +74,7 @@ def _check_columns(table: pa.Table, task: Task, where: str) -> None:
     for name in task.columns:
         kind = table.schema.field(name).type
         if name in task.text_columns:
-            fits, wanted = _is_text(kind), "text"
+            fits, wanted = any(is_text(kind) for is_text in _TEXT), "text"
         elif name == "label" and task.is_regression:
             fits, wanted = pa.types.is_floating(kind), "a float"
         else:
@@ -100,17 +97,33 @@ def _check_labels(labels: pa.ChunkedArray, task: Task, where: str) -> None:
             f"{where}: labels run from {low} to {high}, but {task.name}'s run from 0 to "
             f"{top}{hidden}"
         )
+    if len(labels) < ENOUGH_ROWS:
+        return
+    if task.is_regression:
+        if low >= 1 or high <= top - 1:
+            raise GlueDataError(
+                f"{where}: labels run from {low:g} to {high:g}, but {task.name}'s run from 0 to "
+                f"{top:g}; are they on another scale?"
+            )
+        return
+    missing = sorted(set(range(task.num_labels)) - set(pc.unique(labels).to_pylist()))
+    if missing:
+        names = ", ".join(f"{number} ({task.label_names[number]})" for number in missing)
+        raise GlueDataError(
+            f"{where}: none of {len(labels):,} rows has label {names}; are the labels another "
+            "task's?"
+        )
 
 
 def _written_names(metadata: bytes) -> list[str] | None:
-    """Return info.features.label.names of the JSON that `datasets` writes, None where not there."""
+    """Return info.features.label.names of the JSON that `datasets` writes, None if absent."""
     try:
-        found = json.loads(metadata)
+        value = json.loads(metadata)
     except (ValueError, RecursionError):
         return None
     for key in ("info", "features", "label", "names"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return [str(name) for name in found] if isinstance(found, list) else None
+        value = value.get(key) if isinstance(value, dict) else None
+    return [str(name) for name in value] if isinstance(value, list) else None
 
 
 def _check_label_names(table: pa.Table, task: Task, where: str) -> None:

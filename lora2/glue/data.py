@@ -1,9 +1,11 @@
-"""The data of one task: where it comes from, whether it is the official data, what it is."""
+"""Load one task's rows from the hub, a folder or the embedded grammar, checked as GLUE's."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,13 +13,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from lora2.glue import folder, hub
+from lora2 import hub
 from lora2.glue.checks import GlueDataError, check_row_count, check_table
-from lora2.glue.holdout import hold_out
-from lora2.glue.tasks import Task, get_task
+from lora2.glue.tasks import REPOSITORY, Task, get_task
 
 Source = Literal["hub", "folder", "embedded"]
+LAYOUT = "DIR/<task>/<split>.parquet"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def load_task(
             trained on and take the place of the validation split(s), which are not read.
 
     Raises:
-        GlueDataError: data that cannot be had, or that is not what it is named.
+        GlueDataError: data that is not available, or not what it is named.
     """
     task = get_task(task_name)
     train_split, validation_splits = _choose(task, source, dir, train, validation, train_rows)
@@ -81,11 +84,11 @@ def load_task(
     if train_rows is not None and train_rows < len(train_frame):
         rows = np.random.default_rng(seed).choice(len(train_frame), train_rows, replace=False)
         marks += (f"train_rows={train_rows} of {len(train_frame):,}, seeded subset (seed {seed})",)
-        train_frame = train_frame.iloc[np.sort(rows)].reset_index(drop=True)
+        train_frame = _take(train_frame, rows)
     if holdout is None:
         validation_frames = dict(zip(validation_splits, frames[1:], strict=True))
     else:
-        train_frame, validation_frames = hold_out(train_frame, task, holdout, seed)
+        train_frame, validation_frames = _hold_out(train_frame, task, holdout, seed)
         marks += (f"scored on {holdout:,} rows held out of train",)
     return GlueData(
         task=task,
@@ -99,9 +102,9 @@ def load_task(
 
 
 def fingerprint(task: Task, frames: list[pd.DataFrame]) -> str:
-    """sha256 over task name, row counts, texts and labels of ``frames``, in order.
+    """Hash task name, row counts, texts and labels of ``frames``, in order (sha256).
 
-    ``idx`` is left out: partial files number their rows anew.
+    ``idx`` is left out: partial files number their rows differently.
     """
     digest = hashlib.sha256(task.name.encode())
     for frame in frames:
@@ -122,7 +125,7 @@ def _choose(
     validation: str | None,
     train_rows: int | None,
 ) -> tuple[str, tuple[str, ...]]:
-    """Check the options against each other; the train split and the validation splits to read."""
+    """Check the options against each other; return the train and validation splits to read."""
     if source not in ("hub", "folder", "embedded"):
         raise GlueDataError(f"unknown data source {source!r}; type hub, folder or embedded")
     if (source == "folder") != (dir is not None):
@@ -151,13 +154,13 @@ def _choose(
 def _read(
     task: Task, source: str, dir: str | Path | None, splits: tuple[str, ...]
 ) -> tuple[list[pa.Table], list[str], str | None]:
-    """Tables of ``splits``, the names to give them in messages, and the revision if known."""
+    """Return tables of ``splits``, the names to give them in messages, and the revision."""
     if source == "hub":
-        tables, revision = hub.read_splits(task, splits)
-        return tables, [f"{hub.REPOSITORY} {task.name} {split}" for split in splits], revision
+        tables, revision = read_hub(task, splits)
+        return tables, [f"{REPOSITORY} {task.name} {split}" for split in splits], revision
     if source == "folder":
         assert dir is not None  # checked by _choose
-        pairs = [folder.read_split(Path(dir).expanduser(), task, split) for split in splits]
+        pairs = [_read_file(Path(dir).expanduser(), task, split) for split in splits]
         return [table for table, _ in pairs], [path for _, path in pairs], None
     from lora2.embedded import make_split
 
@@ -167,13 +170,140 @@ def _read(
     return tables, [f"embedded {task.name} {split}" for split in splits], None
 
 
+def _read_file(folder: Path, task: Task, split: str) -> tuple[pa.Table, str]:
+    """Read ``<folder>/<task>/<split>.parquet``, or the shards of a clone of ``nyu-mll/glue``."""
+    task_folder = folder / task.name
+    for path in (folder, task_folder):
+        if path.exists() and not path.is_dir():
+            raise GlueDataError(f"{path} is not a folder; data.dir=DIR wants {LAYOUT}")
+    if not folder.exists():
+        raise GlueDataError(f"data.dir={folder} does not exist; it should hold {LAYOUT}")
+    if not task_folder.exists():
+        hint = ""
+        if any(folder.glob("*.parquet")):
+            hint = f"; did you mean its parent, data.dir={folder.absolute().parent}?"
+        raise GlueDataError(f"{folder} has no folder {task.name}; data.dir wants {LAYOUT}{hint}")
+    path = task_folder / f"{split}.parquet"
+    files = [path] if path.exists() else sorted(task_folder.glob(f"{split}-*-of-*.parquet"))
+    if not files:
+        raise GlueDataError(_missing(task_folder, task, split))
+    try:
+        tables = [pq.read_table(file, partitioning=None) for file in files]
+        return pa.concat_tables(tables), str(files[0])
+    except (pa.ArrowException, OSError) as error:
+        raise GlueDataError(
+            f"{files[0]} cannot be read as parquet ({error}): it is cut short or is another kind "
+            "of file; copy it again"
+        ) from error
+
+
+def _missing(task_folder: Path, task: Task, split: str) -> str:
+    files = sorted(path.stem for path in task_folder.glob("*.parquet"))
+    official = ""
+    if split in task.rows:
+        official = f", the official {task.name} {split} split ({task.rows[split]:,} rows)"
+    has = ", ".join(files) or "no parquet file"
+    message = f"{task_folder} has no {split}.parquet{official}; it has {has}"
+    option = "train" if split == "train" else "validation"
+    other = "train_subset" if split == "train" else "validation_unofficial"
+    if split in task.rows and other in files:
+        message += (
+            f". To use {other} instead, type data.{option}={other}: every result is then marked "
+            "with it and is not comparable with published GLUE results"
+        )
+    return message
+
+
+def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[list[pa.Table], str | None]:
+    """Load ``splits`` with ``datasets.load_dataset``, from its cache where the hub is off.
+
+    Returns the tables, and the data set's revision (a commit hash) if known.
+
+    Raises:
+        GlueDataError: no network and no cached copy; the message gives the three ways out.
+    """
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import is_offline_mode
+
+    revision: str | None = None
+    reason: str | None = "HF_HUB_OFFLINE=1 is set"
+    if not is_offline_mode():
+        seconds = hub.PROBE_SECONDS
+        revision, reason = hub.ask(lambda: HfApi().dataset_info(REPOSITORY, timeout=seconds).sha)
+    try:
+        with _cache_only(revision is None):
+            parts = load_dataset(REPOSITORY, task.name, split=list(splits), revision=revision)
+    # `datasets` raises many unrelated kinds here; all mean that the data was not loaded.
+    except Exception as error:
+        why = f"({type(error).__name__}: {error})"
+        if revision is None:
+            why = f"({reason}) and is not in the local cache"
+        raise GlueDataError(
+            f"{task.name} could not be loaded from {REPOSITORY} {why}. "
+            f"{hub.ways_out([(REPOSITORY, 'dataset')])}"
+        ) from error
+    tables = [
+        part.with_format("arrow")[:].replace_schema_metadata(part.features.arrow_schema.metadata)
+        for part in parts
+    ]
+    if revision is None and parts[0].cache_files:  # `datasets` names their folder by the commit
+        folder = Path(parts[0].cache_files[0]["filename"]).parent.name
+        match = re.search(r"[0-9a-f]{40}", folder)
+        revision = match and match.group()
+    return tables, revision
+
+
+@contextmanager
+def _cache_only(on: bool) -> Iterator[None]:
+    """Make `datasets` look only into its cache, at once and without retries."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or on
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _hold_out(
+    frame: pd.DataFrame, task: Task, rows: int, seed: int
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Split training rows into those that stay and ``rows`` held out, drawn by ``seed``.
+
+    Classes keep their shares in both parts; MNLI's rows are halved at random, one half for each of
+    its validation splits. File order is kept.
+    """
+    from sklearn.model_selection import train_test_split
+
+    labels = None if task.is_regression else frame["label"]
+    try:
+        kept, drawn = train_test_split(
+            np.arange(len(frame)), test_size=rows, random_state=seed, stratify=labels
+        )
+    except ValueError as error:
+        raise GlueDataError(
+            f"data.holdout={rows} of {len(frame):,} training rows of {task.name}: {error}; type "
+            "fewer than there are, and enough for a row of each class on both sides"
+        ) from error
+    names = [split.replace("validation", "holdout") for split in task.validation_splits]
+    parts = zip(names, np.array_split(drawn, len(names)), strict=True)
+    return _take(frame, kept), {name: _take(frame, part) for name, part in parts}
+
+
+def _take(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
+    """Return some rows in file order, numbered from 0."""
+    return frame.iloc[np.sort(rows)].reset_index(drop=True)
+
+
 def _marks(
     task: Task, source: str, splits: tuple[str, ...], frames: list[pd.DataFrame]
 ) -> tuple[str, ...]:
-    rows = {split: f"{len(frame):,}" for split, frame in zip(splits, frames, strict=True)}
-    marks: Mapping[str, str] = {
-        "train_subset": f"train_subset ({{}} of {task.rows['train']:,} rows)",
-        "validation_unofficial": "unofficial validation split ({} rows)",
-    }
-    embedded = ("embedded data",) if source == "embedded" else ()
-    return embedded + tuple(marks[split].format(rows[split]) for split in splits if split in marks)
+    marks = ["embedded data"] if source == "embedded" else []
+    for split, frame in zip(splits, frames, strict=True):
+        if split == "train_subset":
+            marks.append(f"train_subset ({len(frame):,} of {task.rows['train']:,} rows)")
+        elif split == "validation_unofficial":
+            marks.append(f"unofficial validation split ({len(frame):,} rows)")
+    return tuple(marks)

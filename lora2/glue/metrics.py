@@ -1,32 +1,50 @@
-"""Metrics of an evaluation, by the metric module of this package through ``evaluate``."""
+"""Compute the metrics of an evaluation, as an ``evaluate`` metric over scikit-learn and scipy.
+
+``evaluate.load("lora2/glue/metrics.py", "rte")`` loads this file as well, and copies it alone into
+its module cache.
+"""
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING
 
+import datasets
+import evaluate
 import numpy as np
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from lora2.glue.tasks import Task, get_task, metric_prefix, score
-
-if TYPE_CHECKING:
-    import evaluate
-    from transformers import EvalPrediction
-
-SCRIPT = Path(__file__).parent / "metric_module" / "glue_metric.py"
+from lora2.glue.tasks import Task, get_task, metric_prefix
 
 
 class NonFinitePredictionsError(ValueError):
     """A model's outputs hold NaN or infinity: the run has diverged."""
 
 
+class GlueMetric(evaluate.Metric):
+    """Predictions and references, shape (n,) each -> the task's metrics, as fractions of 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        task = get_task(self.config_name)
+        value = datasets.Value("float64" if task.is_regression else "int64")
+        return evaluate.MetricInfo(
+            description=f"Metrics of the GLUE task {task.name}: {', '.join(task.metrics)}.",
+            citation="Wang et al., GLUE, ICLR 2019 (arXiv 1804.07461)",
+            inputs_description="predictions and references: class numbers, or floats for stsb",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        labels, guesses = np.asarray(references), np.asarray(predictions)  # (n,), (n,)
+        names = get_task(self.config_name).metrics
+        return {name: float(_FUNCTIONS[name](labels, guesses)) for name in names}
+
+
 def compute(task: str | Task, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Metrics of one split, as fractions of 1 (not percent).
+    """Compute the metrics of one split, as fractions of 1 (not percent).
 
     Args:
         predictions: (n,) class numbers, or similarities for STS-B.
@@ -41,15 +59,14 @@ def compute(task: str | Task, predictions: np.ndarray, labels: np.ndarray) -> di
     task = get_task(task) if isinstance(task, str) else task
     predictions, labels = np.asarray(predictions), np.asarray(labels)  # (n,), (n,)
     _check(task, predictions, labels)
-    metric = _load(task.name)
-    result = metric.compute(predictions=predictions, references=labels)
+    result = _metric(task.name).compute(predictions=predictions, references=labels)
     return {name: float(result[name]) for name in task.metrics}
 
 
 def compute_splits(
     task: str | Task, predictions: np.ndarray, labels: np.ndarray, lengths: Mapping[str, int]
 ) -> dict[str, float]:
-    """Metrics over validation splits laid end to end.
+    """Compute the metrics of validation splits laid end to end.
 
     Args:
         predictions: (n,) as for ``compute``, all splits concatenated.
@@ -76,7 +93,7 @@ def compute_splits(
 
 
 def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
-    """Model outputs (n, num_labels) -> predictions (n,): the largest class, or the similarity.
+    """Turn model outputs (n, num_labels) into predictions (n,): largest class, or similarity.
 
     DeBERTa's regression head gives (n,) instead of (n, 1); that is taken too.
 
@@ -95,22 +112,37 @@ def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
     return outputs[:, 0] if task.is_regression else outputs.argmax(axis=1)
 
 
-def trainer_metrics(
-    task: Task, lengths: Mapping[str, int]
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A ``compute_metrics`` for a Trainer that evaluates the splits of ``lengths`` end to end.
+@cache
+def _metric(task_name: str) -> GlueMetric:
+    # evaluate makes a folder, even to keep everything in memory: not in a home that may be
+    # read-only, and none that stays behind.
+    with tempfile.TemporaryDirectory() as folder:
+        return GlueMetric(config_name=task_name, keep_in_memory=True, cache_dir=folder)
 
-    Its result holds the task's metrics (fractions) and "score" (percent points, the paper's rule).
-    """
 
-    def compute_metrics(evaluation: EvalPrediction) -> dict[str, float]:
-        outputs = evaluation.predictions
-        outputs = outputs[0] if isinstance(outputs, tuple) else outputs
-        labels = np.asarray(evaluation.label_ids)  # (n,)
-        metrics = compute_splits(task, decide(task, outputs), labels, lengths)
-        return metrics | {"score": score(task, metrics)}
+def _correlation(function: Callable) -> Callable[[np.ndarray, np.ndarray], float]:
+    def correlate(labels: np.ndarray, predictions: np.ndarray) -> float:
+        for name, values in (("predictions", predictions), ("labels", labels)):
+            if np.ptp(values) == 0.0:
+                warnings.warn(
+                    f"all {len(values)} {name} are equal, so a correlation is undefined; 0.0 is "
+                    "given",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return 0.0
+        return function(labels, predictions).statistic
 
-    return compute_metrics
+    return correlate
+
+
+_FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "accuracy": accuracy_score,
+    "f1": lambda labels, predictions: f1_score(labels, predictions, zero_division=0.0),
+    "matthews_correlation": matthews_corrcoef,
+    "pearson": _correlation(pearsonr),
+    "spearman": _correlation(spearmanr),
+}
 
 
 def _check_finite(task: Task, values: np.ndarray) -> None:
@@ -137,36 +169,3 @@ def _check(task: Task, predictions: np.ndarray, labels: np.ndarray) -> None:
             raise ValueError(f"{task.name}: {name} must be class numbers below {task.num_labels}")
         if task.is_regression and not np.isfinite(values).all():
             raise ValueError(f"{task.name}: {name} must be finite")
-
-
-@cache
-def _scratch() -> tempfile.TemporaryDirectory:
-    """A folder of this process alone, removed at its end, unless it is killed."""
-    return tempfile.TemporaryDirectory(prefix="lora2-metrics-")
-
-
-@cache
-def _load(task_name: str) -> evaluate.EvaluationModule:
-    try:
-        return _evaluate_load(task_name, None)
-    except OSError:
-        # evaluate copies the script into its module cache and makes an empty folder in its cache of
-        # metrics, which must be writable. Where the home folder is not, this process gets its own.
-        from evaluate import config
-
-        while str(config.HF_MODULES_CACHE) in sys.path:
-            sys.path.remove(str(config.HF_MODULES_CACHE))
-        config.HF_MODULES_CACHE = Path(_scratch().name)
-        return _evaluate_load(task_name, _scratch().name)
-
-
-def _evaluate_load(task_name: str, cache: str | None) -> evaluate.EvaluationModule:
-    import evaluate
-
-    return evaluate.load(
-        str(SCRIPT),
-        config_name=task_name,
-        keep_in_memory=True,
-        cache_dir=cache,
-        experiment_id=str(os.getpid()),
-    )

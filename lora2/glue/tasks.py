@@ -1,4 +1,4 @@
-"""The eight GLUE tasks of the paper: columns, labels, metrics, official sizes, and the score.
+"""Describe the eight GLUE tasks of the paper: columns, labels, metrics, sizes, the score.
 
 Only the standard library is imported, so that a command line can list tasks at once.
 Row counts are those of the data set card of ``nyu-mll/glue`` (Wang et al., 2019).
@@ -10,13 +10,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+REPOSITORY = "nyu-mll/glue"  # of the data on the hub
+
 
 @dataclass(frozen=True)
 class Task:
     """One GLUE task.
 
     ``metrics`` are computed on each validation split; ``metric_names`` are the keys a whole
-    evaluation has, and ``score_metrics`` those whose mean is the number the paper averages.
+    evaluation has, and ``score_metrics`` those whose mean is the number the paper averages
+    (empty: the first of ``metrics``).
     ``rows`` gives the official row count of each split, in the order train, validation.
     """
 
@@ -24,32 +27,35 @@ class Task:
     text_columns: tuple[str, ...]
     label_names: tuple[str, ...]  # empty: regression
     metrics: tuple[str, ...]
-    score_metrics: tuple[str, ...]
     rows: Mapping[str, int] = field(hash=False)
+    score_metrics: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score_metrics", self.score_metrics or self.metrics[:1])
 
     @property
     def is_regression(self) -> bool:
-        """True for STS-B, whose label is a similarity from 0 to 5."""
+        """Tell whether it is STS-B, whose label is a similarity from 0 to 5."""
         return not self.label_names
 
     @property
     def num_labels(self) -> int:
-        """Width of the classification head; 1 for regression."""
+        """Return the width of the classification head; 1 for regression."""
         return len(self.label_names) or 1
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns of a split, in the order of the data set."""
+        """Return all columns of a split, in the order of the data set."""
         return (*self.text_columns, "label", "idx")
 
     @property
     def validation_splits(self) -> tuple[str, ...]:
-        """Official validation splits; two for MNLI, matched first."""
+        """Return the official validation splits; two for MNLI, matched first."""
         return tuple(split for split in self.rows if split != "train")
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Keys of one evaluation over all validation splits."""
+        """Return the keys of one evaluation over all validation splits."""
         return tuple(
             metric_prefix(split) + metric
             for split in self.validation_splits
@@ -58,13 +64,13 @@ class Task:
 
 
 def metric_prefix(split: str) -> str:
-    """The prefix of a split's metrics: ``validation_matched`` gives ``matched_``, others none."""
+    """Return a split's metric prefix: ``matched_`` for ``validation_matched``, others none."""
     _, _, suffix = split.partition("_")
     return f"{suffix}_" if suffix in ("matched", "mismatched") else ""
 
 
 def score(task: Task, metrics: Mapping[str, float]) -> float:
-    """The paper's number for one evaluation, in percent points.
+    """Return the paper's number for one evaluation, in percent points.
 
     Matthews correlation for CoLA, Pearson correlation for STS-B, the mean of accuracy and F1 for
     QQP, the mean of matched and mismatched accuracy for MNLI, accuracy for the others (MRPC too).
@@ -85,80 +91,42 @@ def score(task: Task, metrics: Mapping[str, float]) -> float:
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
-
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task(
-            name="cola",
-            text_columns=("sentence",),
-            label_names=("unacceptable", "acceptable"),
-            metrics=("matthews_correlation",),
-            score_metrics=("matthews_correlation",),
-            rows={"train": 8551, "validation": 1043},
-        ),
-        Task(
-            name="sst2",
-            text_columns=("sentence",),
-            label_names=("negative", "positive"),
-            metrics=("accuracy",),
-            score_metrics=("accuracy",),
-            rows={"train": 67349, "validation": 872},
-        ),
-        Task(
-            name="mrpc",
-            text_columns=("sentence1", "sentence2"),
-            label_names=("not_equivalent", "equivalent"),
-            metrics=("accuracy", "f1"),
-            score_metrics=("accuracy",),
-            rows={"train": 3668, "validation": 408},
-        ),
-        Task(
-            name="qqp",
-            text_columns=("question1", "question2"),
-            label_names=("not_duplicate", "duplicate"),
-            metrics=("accuracy", "f1"),
-            score_metrics=("accuracy", "f1"),
-            rows={"train": 363846, "validation": 40430},
-        ),
-        Task(
-            name="stsb",
-            text_columns=("sentence1", "sentence2"),
-            label_names=(),
-            metrics=("pearson", "spearman"),
-            score_metrics=("pearson",),
-            rows={"train": 5749, "validation": 1500},
-        ),
-        Task(
-            name="mnli",
-            text_columns=("premise", "hypothesis"),
-            label_names=("entailment", "neutral", "contradiction"),
-            metrics=("accuracy",),
-            score_metrics=("matched_accuracy", "mismatched_accuracy"),
-            rows={"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
-        ),
-        Task(
-            name="qnli",
-            text_columns=("question", "sentence"),
-            label_names=_ENTAILMENT,
-            metrics=("accuracy",),
-            score_metrics=("accuracy",),
-            rows={"train": 104743, "validation": 5463},
-        ),
-        Task(
-            name="rte",
-            text_columns=("sentence1", "sentence2"),
-            label_names=_ENTAILMENT,
-            metrics=("accuracy",),
-            score_metrics=("accuracy",),
-            rows={"train": 2490, "validation": 277},
-        ),
-    )
-}
+_SENTENCES = ("sentence1", "sentence2")
+_TASKS = (
+    Task(
+        "cola", ("sentence",), ("unacceptable", "acceptable"), ("matthews_correlation",),
+        {"train": 8551, "validation": 1043},
+    ),
+    Task(
+        "sst2", ("sentence",), ("negative", "positive"), ("accuracy",),
+        {"train": 67349, "validation": 872},
+    ),
+    Task(
+        "mrpc", _SENTENCES, ("not_equivalent", "equivalent"), ("accuracy", "f1"),
+        {"train": 3668, "validation": 408},
+    ),
+    Task(
+        "qqp", ("question1", "question2"), ("not_duplicate", "duplicate"), ("accuracy", "f1"),
+        {"train": 363846, "validation": 40430}, score_metrics=("accuracy", "f1"),
+    ),
+    Task("stsb", _SENTENCES, (), ("pearson", "spearman"), {"train": 5749, "validation": 1500}),
+    Task(
+        "mnli", ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"),
+        ("accuracy",),
+        {"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
+        score_metrics=("matched_accuracy", "mismatched_accuracy"),
+    ),
+    Task(
+        "qnli", ("question", "sentence"), _ENTAILMENT, ("accuracy",),
+        {"train": 104743, "validation": 5463},
+    ),
+    Task("rte", _SENTENCES, _ENTAILMENT, ("accuracy",), {"train": 2490, "validation": 277}),
+)  # fmt: skip
+TASKS = {task.name: task for task in _TASKS}
 
 
 def get_task(name: str) -> Task:
-    """The task called ``name``.
+    """Return the task called ``name``.
 
     Raises:
         ValueError: no such task; the message lists the eight.

@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora2.config import safe_yaml
 from lora2.config.load import as_tree
+from lora2.config.parse import YamlError, parse_yaml
 from lora2.config.schema import RunConfig
 from lora2.records.files import replacing
 
@@ -89,10 +89,10 @@ def read_run(folder: Path) -> pd.DataFrame:
     try:
         frame = read_csv(folder / "metrics.csv")
         status = (folder / "status").read_text(encoding="utf-8").strip()
-        settings = safe_yaml.load((folder / "config.yaml").read_text(encoding="utf-8"))
+        settings = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _damaged(folder, f"has no {Path(error.filename).name}") from error
-    except (safe_yaml.YamlError, UnicodeDecodeError) as error:
+    except (YamlError, UnicodeDecodeError) as error:
         raise _damaged(folder, f"is damaged ({error})") from error
     if not isinstance(settings, Mapping):
         raise _damaged(folder, "has a config.yaml without settings")

@@ -21,7 +21,7 @@ from peft import AdaLoraModel, PeftModel
 from peft.tuners.adalora import AdaLoraLayer
 from torch import Tensor
 
-from lora2.tuners.term import OTHER_WEIGHTS
+from lora2.tuners.loss_term import OTHER_WEIGHTS
 
 
 class AdaloraDriver:

@@ -54,20 +54,21 @@ def check_device(config: RunConfig) -> None:
 def _precision_problems(train: Train) -> Iterator[Problem]:
     device = device_name()
     if train.precision == "bf16" and not _has_bf16():
-        allowed = (
-            f"fp32 here: bf16 needs a GPU with bfloat16 (NVIDIA: Ampere or newer) or a processor "
-            f"with AVX512-BF16, not {device}"
+        wrong = (
+            f"bf16 needs a GPU with bfloat16 (NVIDIA: Ampere or newer) or a processor with "
+            f"AVX512-BF16, not {device}"
         )
-        yield Problem("train.precision", "bf16", allowed)
+        yield Problem("train.precision", "bf16", "fp32", wrong)
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launched not in ("no", train.precision):  # it would win, and the row would not say so
-        allowed = f"{launched}, or accelerate launch --mixed_precision=no: it was {launched}"
-        yield Problem("train.precision", train.precision, allowed)
+        allowed = f"{launched}, or accelerate launch --mixed_precision=no"
+        wrong = f"accelerate was launched with --mixed_precision={launched}"
+        yield Problem("train.precision", train.precision, allowed, wrong)
     if train.precision == "fp16" and not torch.accelerator.is_available():
-        yield Problem("train.precision", "fp16", f"fp32 here: fp16 needs a GPU, not {device}")
+        yield Problem("train.precision", "fp16", "fp32", f"fp16 needs a GPU, not {device}")
     if train.tf32 and not is_torch_tf32_available():
-        allowed = f"null here: TF32 needs an NVIDIA GPU (Ampere or newer), not {device}"
-        yield Problem("train.tf32", True, allowed)
+        wrong = f"TF32 needs an NVIDIA GPU (Ampere or newer), not {device}"
+        yield Problem("train.tf32", True, "null", wrong)
 
 
 def _has_bf16() -> bool:

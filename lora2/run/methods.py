@@ -17,9 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import lora2
-from lora2.config.check_encoder import Facts, check_encoder
+from lora2.config.checks import EncoderSizes, check_encoder
 from lora2.config.load import as_tree
-from lora2.config.problems import ConfigError, Problem, nearest
+from lora2.config.problems import ConfigError, Problem, unknown
 from lora2.config.schema import (
     Adalora,
     Backbone,
@@ -34,7 +34,7 @@ from lora2.config.schema import (
     Train,
 )
 from lora2.run.adalora import AdaloraDriver
-from lora2.tuners.bitfit import train_biases
+from lora2.tuners.base import train_biases
 from lora2.tuners.lora2 import Lora2Config
 from lora2.tuners.lora_xs import LoraXsConfig
 from lora2.tuners.sora import SoraConfig
@@ -107,8 +107,10 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
             length that the encoder cannot read.
     """
     modules, encoder = dict(model.named_modules()), model.config
-    facts = Facts(encoder.model_type, int(encoder.hidden_size), tokens)
-    problems = [*check_encoder(as_tree(config), facts), *_targets(modules, config)]
+    sizes = EncoderSizes(encoder.model_type, int(encoder.hidden_size), tokens)
+    method, length = as_tree(config)["method"], config.train.max_seq_length
+    problems = list(check_encoder(config.task, method, length, sizes))
+    problems += _targets(modules, config)
     inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
     children = {**dict(inner.named_children()), **dict(model.named_children())}
     heads = [
@@ -118,7 +120,7 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
         if next(child.parameters(), None) is not None
     ]
     problems += [
-        Problem("backbone.head_modules", one, f"modules of its head; {nearest(one, heads)}")
+        unknown("backbone.head_modules", one, heads, "no module of the encoder's head")
         for one in config.backbone.head_modules
         if one not in heads
     ]
@@ -132,13 +134,13 @@ def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Probl
     inside = {match[1] for name in matrices if (match := re.search(r"\.layer\.\d+\.(.+)$", name))}
     for target, path in config.backbone.targets.items():
         if path not in inside:
-            allowed = f"the path of a matrix inside each layer; {nearest(path, inside)}"
-            yield Problem(f"backbone.targets.{target}", path, allowed)
+            wrong = "no path of a matrix inside each layer"
+            yield unknown(f"backbone.targets.{target}", path, inside, wrong)
     given = config.method.args.get("target_modules") if isinstance(config.method, Peft) else None
     for one in given if isinstance(given, list) else []:
         if not any(f".{name}".endswith(f".{one}") for name in modules):
-            allowed = f"the end of a matrix's path; {nearest(str(one), inside)}"
-            yield Problem("method.args.target_modules", one, allowed)
+            wrong = "not the end of a matrix's path"
+            yield unknown("method.args.target_modules", one, inside, wrong)
 
 
 def target_pattern(targets: list[str], backbone: Backbone) -> str:
@@ -191,7 +193,7 @@ def _any_peft_config(method: Peft, backbone: Backbone) -> PeftConfig:
     lora2.register()
     known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
     if kind not in known:
-        raise ConfigError([Problem("method.type", method.type, nearest(kind, known))])
+        raise ConfigError([unknown("method.type", method.type, known, name=kind)])
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     problems = list(_wrong_arguments(kind, config_class, method))
     if problems:
@@ -218,9 +220,10 @@ def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) ->
     for key, value in method.args.items():
         allowed = None
         if key in SET_BY_US:
-            allowed = f"nothing: {SET_BY_US[key]}"
+            yield Problem(f"method.args.{key}", value, wrong=SET_BY_US[key])
         elif key not in fields:
-            allowed = f"unknown to {kind}; {nearest(str(key), fields - SET_BY_US.keys())}"
+            names = fields - SET_BY_US.keys()
+            yield unknown(f"method.args.{key}", value, names, f"unknown to {kind}", str(key))
         elif key == "target_modules" and targets is not None:
             allowed = f"nothing beside method.target_modules, which is {targets}"
         elif not _fits(types[key], value):

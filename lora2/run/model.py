@@ -23,21 +23,17 @@ from transformers import (
 )
 
 import lora2
-from lora2.config import safe_yaml
 from lora2.config.load import build
+from lora2.config.parse import parse_yaml
 from lora2.config.schema import Adalora, Backbone, Lora2, Method, Peft, RunConfig, Sora
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
-from lora2.hub import offline_reason
+from lora2.hub import offline_reason, ways_out
 from lora2.records.paths import status
 from lora2.records.store import link_in
-from lora2.tuners.bitfit import in_head
+from lora2.tuners.base import in_head
 
 PROBE = "the man was in a house"
-ALTERNATIVES = """Three ways out:
-  connect to a network, or download once where there is one: hf download {path} --local-dir DIR
-  backbone.path=DIR       take configuration, tokenizer and weights from a folder
-  backbone=embedded       the embedded profile: a tiny encoder shipped with the package"""
 
 
 class BackboneError(RuntimeError):
@@ -79,7 +75,7 @@ def load_backbone(
     # transformers and safetensors raise many unrelated kinds for a missing or broken file.
     except Exception as error:
         why = f"{reason}; {error}" if reason else str(error)
-        hint = ALTERNATIVES.format(path=path)
+        hint = ways_out([(path, "model")])
         raise BackboneError(f"the encoder {path} could not be loaded: {why}\n{hint}") from error
     _check_tokenizer(path, tokenizer, config)
     return tokenizer, model
@@ -103,7 +99,7 @@ def _check_tokenizer(
         )
     else:
         return
-    hint = ALTERNATIVES.format(path=path)
+    hint = ways_out([(path, "model")])
     raise BackboneError(f"the encoder {path} cannot be used: {why}\n{hint}")
 
 
@@ -160,7 +156,7 @@ def read_config(folder: Path) -> RunConfig:
     """
     path = folder / "config.yaml"
     try:
-        return build(safe_yaml.load(path.read_text(encoding="utf-8")))
+        return build(parse_yaml(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise ValueError(f"{path} is no configuration of a run ({why})") from error

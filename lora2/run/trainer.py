@@ -38,7 +38,7 @@ from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
 from lora2.run.provenance import world_size
 from lora2.run.recorder import Recorder
-from lora2.tuners.bitfit import in_head
+from lora2.tuners.base import in_head
 from lora2.tuners.lora2.optimizer import lambda_groups
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]

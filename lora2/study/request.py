@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from lora2.config.compose import CONFIGS, options, overridden
-from lora2.config.parse_values import comma_list, flag, positive, seed_list
-from lora2.config.problems import ConfigError, Problem, nearest
+from lora2.config.parse import CONFIGS, options, overridden
+from lora2.config.problems import ConfigError, Problem, ProblemList, unknown
+from lora2.config.schema import Count, checked
 from lora2.study.spec import Part, Study, load_study
-from lora2.sweep.request import sort_words
+from lora2.sweep.request import Seeds, split_words
 from lora2.tables.make import PLACES
 
-STAGES = ("selection", "final", "tables")
-OWN = ("study", "only", "workers", "plan", "parts", "rows", "seeds")
 DECIDED = {  # by the study's file, so that a word cannot say otherwise
     "backbone": "its profile",
     "protocol": "protocol",
@@ -25,21 +24,32 @@ DECIDED = {  # by the study's file, so that a word cannot say otherwise
 }
 
 
+@checked
+class Options:
+    """The words of scripts/study.py that are not keys of a run."""
+
+    study: str | None = None
+    only: Literal["selection", "final", "tables"] | None = None  # a stage; None: all
+    workers: Count | None = None
+    plan: bool = False
+    parts: list[str] | None = None
+    rows: list[str] | None = None
+    seeds: Seeds | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyRequest:
     """A checked command line; ``extra`` are words for every run, ``notes`` what to say first."""
 
     study: Study
-    only: str | None  # a stage of STAGES; None: all
-    workers: int | None
-    plan_only: bool
+    options: Options
     parts: list[Part]  # narrowed to the rows and seeds asked for
     extra: list[str]
     folder: Path  # where runs.csv, rates.csv and the tables go
     notes: list[str]
 
     def does(self, stage: str) -> bool:
-        return self.only in (None, stage)
+        return self.options.only in (None, stage)
 
     @property
     def selection(self) -> Path:
@@ -56,33 +66,23 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     Raises:
         ConfigError: every word that is wrong, and every run that cannot be.
     """
-    problems: list[Problem] = []
-    own, _, extra = sort_words(argv, OWN, problems)
+    problems = ProblemList()
+    given, _, extra = split_words(argv, Options, problems)
     problems += _words_refused(extra)
-    only = own.get("only")
-    if only is not None and only not in STAGES:
-        problems.append(Problem("only", only, nearest(only, STAGES)))
-    workers = positive(own.get("workers"), problems)
-    plan_only = flag("plan", own.get("plan", "false"), problems)
-    seeds = seed_list(own.get("seeds"), problems)
     study = None
-    try:
-        if "study" in own:
-            study = load_study(own["study"], configs)
-        else:
-            known = ", ".join(options("study", configs))
-            problems.append(Problem("study", None, f"say study=NAME; allowed: {known}"))
-    except ConfigError as error:
-        problems += error.problems
-    if study is None or problems:
-        raise ConfigError(problems)
-    names, rows = comma_list(own.get("parts")), comma_list(own.get("rows"))
-    problems += _narrowing_refused(study, names, rows, seeds)
-    if problems:
-        raise ConfigError(problems)
-    parts = list(_narrowed(study, names, rows, seeds))
+    if given.study is None:
+        known = ", ".join(options("study", configs))
+        problems.append(Problem("study", None, known, "study=NAME is missing"))
+    else:
+        with problems.collect():
+            study = load_study(given.study, configs)
+    if study is not None:
+        problems += _narrowing_refused(study, given.parts, given.rows, given.seeds)
+    problems.raise_if_any()
+    assert study is not None
+    parts = list(_narrowed(study, given.parts, given.rows, given.seeds))
     if not parts:
-        raise ConfigError([Problem("parts", own.get("parts"), "parts that have these rows")])
+        raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
     jobs = [
         study.candidate(part, row, study.rates[study.source(row)], extra)
         for part in parts
@@ -90,14 +90,14 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     ]  # every configuration is checked before the first run
     folder = Path(jobs[0].resolved.config.results.dir)
     notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
-    return StudyRequest(study, only, workers, plan_only, parts, extra, folder, notes)
+    return StudyRequest(study, given, parts, extra, folder, notes)
 
 
 def _words_refused(extra: Sequence[str]) -> list[Problem]:
     """Refuse what the study's file decides, and other settings without a folder of their own."""
     typed = dict(word.split("=", 1) for word in extra)
     problems = [
-        Problem(key, typed[key], f"nothing: the study's file decides it ({DECIDED[key]})")
+        Problem(key, typed[key], wrong=f"the study's file decides it ({DECIDED[key]})")
         for key in typed
         if key in DECIDED
     ]
@@ -117,7 +117,7 @@ def _narrowing_refused(
         "seeds": (seeds, {seed for part in study.parts for seed in part.seeds}),
     }
     return [
-        Problem(key, one, nearest(str(one), map(str, known)))
+        unknown(key, one, map(str, known))
         for key, (asked, known) in there.items()
         for one in asked or ([""] if asked == [] else [])
         if one not in known

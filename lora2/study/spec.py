@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import Job, Row, Table, jobs, load_table, narrow
@@ -99,7 +99,7 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
     """
     known = options("study", configs)
     if name not in known:
-        raise ConfigError([Problem("study", name, nearest(name, known))])
+        raise ConfigError([unknown("study", name, known)])
     values = read_yaml(configs / "study" / f"{name}.yaml")
     where = f"study {name}"
     if not isinstance(values, dict):
@@ -143,7 +143,7 @@ def _check(where: str, study: Study) -> list[Problem]:
     named += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
     named += [("questions", row) for one in study.questions for pair in one.pairs for row in pair]
     problems += [
-        Problem(f"{where}, {key}", row, nearest(row, rows)) for key, row in named if row not in rows
+        unknown(f"{where}, {key}", row, rows) for key, row in named if row not in rows
     ]
     for part in study.parts:
         lacking = [row for row in part.rows if study.source(row) not in study.rates]

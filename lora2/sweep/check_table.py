@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from lora2.config.problems import Problem, nearest
+from lora2.config.problems import Problem, unknown
 from lora2.glue.tasks import TASKS
 
 
@@ -17,12 +17,12 @@ def check_metrics(
     """Yield what ``metrics`` (task -> names) asks of a task that is not there or has not that."""
     for task, names in metrics.items():
         if task not in tasks:
-            yield Problem(f"{where}.metrics.{task}", names, f"a task of it; {nearest(task, tasks)}")
+            yield unknown(f"{where}.metrics.{task}", names, tasks, "not a task of it", task)
             continue
         for name in names:
             known = TASKS[task].metric_names
             if name not in known:
-                yield Problem(f"{where}.metrics.{task}", name, nearest(name, known))
+                yield unknown(f"{where}.metrics.{task}", name, known)
 
 
 def check_paper_row(where: str, table: int | str, row: Mapping[str, Any] | None) -> list[Problem]:

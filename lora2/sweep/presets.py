@@ -10,10 +10,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, check_section, unknown
 from lora2.config.schema import Seed, checked
-from lora2.hub import not_at_hand
+from lora2.glue.tasks import REPOSITORY
+from lora2.hub import describe, unavailable
 
 AUTO = "auto"
 HOW_TO_PAPER = (
@@ -41,7 +42,7 @@ def load_profile(name: str, configs: Path = CONFIGS) -> Profile:
     """
     known = options("profile", configs)
     if name not in known:
-        raise ConfigError([Problem("profile", name, nearest(name, [*known, AUTO]))])
+        raise ConfigError([unknown("profile", name, [*known, AUTO])])
     values = read_yaml(configs / "profile" / f"{name}.yaml")
     values = {**values, "name": name} if isinstance(values, dict) else values
     problems = check_section(f"profile {name}", Profile, values)
@@ -70,7 +71,7 @@ def choose(encoder: str, words: Sequence[str]) -> tuple[str, list[str]]:
     """
     lacking = what_paper_lacks(encoder, words)
     if not lacking:
-        return "paper", ["profile auto -> paper: a CUDA GPU, the encoder and GLUE are at hand"]
+        return "paper", ["profile auto -> paper: a CUDA GPU, the encoder and GLUE are available"]
     first, *rest = lacking
     lines = [f"profile auto -> embedded: {first}"]
     return "embedded", [*lines, *(f"  {reason}" for reason in rest), f"  {HOW_TO_PAPER}"]
@@ -80,18 +81,12 @@ def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
     """Return what keeps the paper's profile from running here, each with its reason."""
     if gpu_count() == 0:
         return ["no CUDA GPU is visible"]
-    from lora2.glue.hub import REPOSITORY
-
     given = dict(word.split("=", 1) for word in words if "=" in word)
     raw = read_yaml(CONFIGS / "backbone" / f"{encoder}.yaml")
-    path = given.get("backbone.path", raw["path"])
-    lacking = []
-    reason = not_at_hand(path, "model")
-    if reason is not None:
-        lacking.append(f"the encoder {path} cannot be had: {reason}")
-    if "data.dir" not in given and (reason := not_at_hand(REPOSITORY, "dataset")) is not None:
-        lacking.append(f"the data {REPOSITORY} cannot be had: {reason}")
-    return lacking
+    needs = [(given.get("backbone.path", raw["path"]), "model")]
+    if "data.dir" not in given:
+        needs.append((REPOSITORY, "dataset"))
+    return describe(unavailable(needs))
 
 
 def gpu_count() -> int:

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.compose import CONFIGS, options, read_yaml
 from lora2.config.load import Resolved, resolve, run_name
-from lora2.config.problems import ConfigError, Problem, check_section, nearest
+from lora2.config.parse import CONFIGS, options, read_yaml
+from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Name, TaskName, checked
 from lora2.sweep.check_table import check_metrics, check_paper_row
 from lora2.sweep.presets import Profile, encoder_for
@@ -86,7 +86,7 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
 def _read(name: str, configs: Path) -> dict[str, Any]:
     known = options("table", configs)
     if name not in known:
-        raise ConfigError([Problem("table", name, nearest(name, [*known, "all"]))])
+        raise ConfigError([unknown("table", name, [*known, "all"])])
     values = read_yaml(configs / "table" / f"{name}.yaml")
     if not isinstance(values, dict):
         raise ConfigError([Problem(f"table {name}", values, "a mapping with a list of rows")])
@@ -110,8 +110,8 @@ def _check_names(where: str, rows: Sequence[Row]) -> list[Problem]:
         names = [getattr(row, key) for row in rows]
         twice = sorted({one for one in names if names.count(one) > 1})
         problems += [Problem(f"{where}, {key}", one, "one row only") for one in twice]
-    unknown = [row.against for row in rows if row.against is not None and row.against not in ids]
-    return problems + [Problem(f"{where}, against", one, nearest(one, ids)) for one in unknown]
+    against = [row.against for row in rows if row.against not in (None, *ids)]
+    return problems + [unknown(f"{where}, against", name, ids) for name in against]
 
 
 def keys_of_rows(plan: Table) -> set[str]:
@@ -143,7 +143,7 @@ def _unknown(
     if not given:
         return [Problem(key, "", f"at least one of table {table}: {', '.join(allowed)}")]
     wrong = [name for name in given if name not in allowed]
-    return [Problem(key, name, f"not in table {table}; {nearest(name, allowed)}") for name in wrong]
+    return [unknown(key, name, allowed, f"not in table {table}") for name in wrong]
 
 
 def words(plan: Table, row: Row, task: str, profile: Profile) -> list[str]:
@@ -164,19 +164,15 @@ def jobs(
         ConfigError: every problem of every cell, each once.
     """
     found: list[Job] = []
-    problems: dict[str, Problem] = {}
+    problems = ProblemList()
     for row in plan.rows:
         for task in plan.tasks:
             seed = [f"seed={seeds[0]}"] if seeds else []
-            try:
+            with problems.collect():
                 resolved = resolve([*words(plan, row, task, profile), *extra, *seed])
-            except ConfigError as error:
-                problems |= {str(problem): problem for problem in error.problems}
-                continue
-            each = [with_seed(resolved, s) for s in seeds] if seeds else [resolved]
-            found += [Job(row.id, task, one) for one in each]
-    if problems:
-        raise ConfigError(problems.values())
+                each = [with_seed(resolved, s) for s in seeds] if seeds else [resolved]
+                found += [Job(row.id, task, one) for one in each]
+    problems.raise_if_any()
     return found
 
 

@@ -26,16 +26,16 @@ from lora2.bench.lengths import batches
 from lora2.bench.step import Batch
 from lora2.bench.update_size import Update, UpdateSizes, update_sizes
 from lora2.config.load import Resolved, resolve
-from lora2.config.reach import check_reach
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import get_task
 from lora2.glue.tokenize import tokenize
+from lora2.hub import check_available
 from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
 from lora2.run.model import load_backbone
 from lora2.run.run import load_data
 from lora2.run.trainer import build_optimizer
-from lora2.sweep.cli import command
+from lora2.sweep.pool import command
 from lora2.sweep.table import load_table
 
 STEPS = 10  # of the second column
@@ -74,7 +74,7 @@ def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
     if config.backbone.random_init:
         shape = shaped(config.backbone.name, layers=LAYERS)
         return random_encoder(shape, task.num_labels), batches(config, STEPS)
-    check_reach([config])
+    check_available(config.hub_needs())
     tokenizer, base = load_backbone(config.backbone, task, config.train.cls_dropout)
     frame = load_data(config).train.head(STEPS * size)
     rows = tokenize(frame, task, tokenizer, config.train.max_seq_length)

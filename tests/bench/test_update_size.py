@@ -22,7 +22,7 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from lora2 import Lora2Config, LoraXsConfig, SoraConfig, create_lora2_optimizer
 from lora2.bench.update_size import UpdateSizes, update_sizes
 from lora2.tables import update_size as update_table
-from lora2.tuners.bitfit import train_biases
+from lora2.tuners.base import train_biases
 
 TARGETS = ["query", "value", "intermediate.dense"]
 LR = 1e-3

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from lora2.config import compose
 from lora2.config import load as config
 from lora2.sweep import request
 from lora2.sweep import table as tableplan
@@ -22,7 +21,7 @@ from tests.faults.bad_yaml import Broken
 def configs(tmp_path, monkeypatch) -> Path:
     """A copy of the configs folder that both scripts read instead of the repository's."""
     folder = tmp_path / "configs"
-    shutil.copytree(compose.CONFIGS, folder)
+    shutil.copytree(config.CONFIGS, folder)
     resolve = functools.partial(config.resolve, configs=folder)
     monkeypatch.setattr(refusals.script("run_glue"), "resolve", resolve)
     monkeypatch.setattr(tableplan, "resolve", resolve)
@@ -31,13 +30,13 @@ def configs(tmp_path, monkeypatch) -> Path:
         monkeypatch.setattr(request, name, functools.partial(original, configs=folder))
     monkeypatch.setattr(request, "CONFIGS", folder)
     monkeypatch.setattr(tableplan, "load_table", request.load_table)
-    monkeypatch.setattr(compose, "_load", _cached_by_content())
+    monkeypatch.setattr(config, "_mapping", _cached_by_content())
     return folder
 
 
 def _cached_by_content() -> Any:
-    """Return ``compose._load`` with a cache that sees a file change, as a new process would."""
-    load, kept = compose._load.__wrapped__, dict[Any, Any]()
+    """Return ``load._mapping`` with a cache that sees a file change, as a new process would."""
+    load, kept = config._mapping.__wrapped__, dict[Any, Any]()
 
     def cached(path: Path) -> Any:
         key = (path, path.read_bytes())

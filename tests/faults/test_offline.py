@@ -18,7 +18,7 @@ import pytest
 
 from lora2.config.load import resolve
 from lora2.glue.tasks import TASKS
-from lora2.hub import PROBE_SECONDS
+from lora2.hub import PROBE_SECONDS, check_available
 from lora2.run.model import BackboneError, load_backbone
 from tests.faults import refusals
 from tests.faults.refusals import ROOT
@@ -27,8 +27,8 @@ SECONDS = 10
 PAPER = ("task=rte", "method=lora2")
 TABLE = ("table=1", "profile=paper", "tasks=rte,cola", "rows=lora2-k8,full")
 NEEDED = (
-    "the encoder microsoft/deberta-v3-base cannot be had",
-    "the data nyu-mll/glue cannot be had",
+    "the encoder microsoft/deberta-v3-base is not available",
+    "the data nyu-mll/glue is not available",
 )
 WAYS_OUT = (
     "Three ways out", "connect to a network",
@@ -107,13 +107,11 @@ def test_without_a_hub_both_scripts_name_what_they_lack_at_once(
 
 
 def test_what_lies_in_folders_or_caches_is_not_asked_for(monkeypatch, empty_cache, tmp_path):
-    from lora2.config.reach import check_reach
-
     monkeypatch.setattr("lora2.hub.ask", lambda question: pytest.fail("the hub was asked"))
-    check_reach([resolve([*PAPER, "backbone=embedded"]).config])
+    check_available(resolve([*PAPER, "backbone=embedded"]).config.hub_needs())
     for name in ("models--microsoft--deberta-v3-base", "datasets--nyu-mll--glue"):
         (tmp_path / "hub" / name / "snapshots").mkdir(parents=True)
-    check_reach([resolve(list(PAPER)).config])
+    check_available(resolve(list(PAPER)).config.hub_needs())
 
 
 @pytest.mark.parametrize("lacking", ["tokenizer", "weights", "config"])

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from lora2.glue import hub
 from lora2.glue.checks import GlueDataError
-from lora2.glue.data import load_task
+from lora2.glue.data import load_task, read_hub
 from lora2.glue.tasks import TASKS
 from tests.glue.conftest import ROOT
 from tests.glue.fake_hub import COMMIT, serving
@@ -101,7 +100,7 @@ def test_offline_without_cache_answers_at_once(monkeypatch, empty_cache):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "ask", lambda question: pytest.fail("the network was asked"))
+    monkeypatch.setattr("lora2.hub.ask", lambda question: pytest.fail("the network was asked"))
     start = time.perf_counter()
     with pytest.raises(GlueDataError, match="HF_HUB_OFFLINE=1 is set") as error:
         load_task("cola", "hub")
@@ -144,7 +143,7 @@ def test_trouble_after_the_probe_is_told(monkeypatch, empty_cache):
     def fail(*args, **kwargs):
         raise RuntimeError("disk is full")
 
-    monkeypatch.setattr(hub, "ask", lambda question: (COMMIT, None))
+    monkeypatch.setattr("lora2.hub.ask", lambda question: (COMMIT, None))
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(GlueDataError, match="RuntimeError: disk is full"):
-        hub.read_splits(TASKS["rte"], ["train"])
+        read_hub(TASKS["rte"], ("train",))

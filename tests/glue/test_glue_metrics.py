@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from types import SimpleNamespace
-
+import evaluate
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,15 +8,14 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from lora2.glue import metrics
 from lora2.glue.metrics import (
     NonFinitePredictionsError,
     compute,
     compute_splits,
     decide,
-    trainer_metrics,
 )
 from lora2.glue.tasks import TASKS
-from tests.glue.conftest import ROOT
 
 CLASSIFICATION = [name for name in TASKS if name != "stsb"]
 
@@ -129,64 +124,24 @@ def test_one_split_has_plain_names(split):
     assert result == {"accuracy": 0.5, "f1": pytest.approx(2 / 3)}
 
 
-def test_trainer_metrics_adds_the_score():
-    outputs = np.array([[2.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, 3.0]])
-    lengths = {"validation": 4}
-    function = trainer_metrics(TASKS["rte"], lengths)
-    for predictions in (outputs, (outputs, np.zeros(3))):  # some models give hidden states too
-        evaluation = SimpleNamespace(predictions=predictions, label_ids=np.array([0, 1, 1, 1]))
-        assert function(evaluation) == {"accuracy": 0.75, "score": 75.0}
-
-
-# One new process, because importing evaluate takes seconds: first four processes that fill one
-# fresh cache at the same moment, without a folder that would stay behind were they killed, then a
-# cache that nobody can write, all without sockets.
-CACHES = """
-import multiprocessing, os, socket, sys
-from pathlib import Path
-
-def refuse(*args, **kwargs):
-    raise AssertionError("a network call")
-
-socket.socket.connect = socket.getaddrinfo = refuse
-import evaluate
-from evaluate import config
-from lora2.glue.metrics import compute
-
-def work(barrier, answers):
-    barrier.wait(60)
-    answers.put(compute("rte", [0, 1, 1, 0], [0, 1, 0, 0])["accuracy"])
-    answers.put(len(list(Path(os.environ["TMPDIR"]).glob("lora2-*"))))
-
-fork = multiprocessing.get_context("fork")
-barrier, answers = fork.Barrier(4), fork.SimpleQueue()
-config.HF_MODULES_CACHE = config.HF_METRICS_CACHE = Path(sys.argv[1])
-workers = [fork.Process(target=work, args=(barrier, answers)) for _ in range(4)]
-for worker in workers: worker.start()
-for worker in workers: worker.join(60)
-print(*(worker.exitcode for worker in workers), *sorted(answers.get() for _ in workers * 2))
-config.HF_MODULES_CACHE = config.HF_METRICS_CACHE = Path(sys.argv[2])
-print(compute("rte", [0, 1, 1, 0], [0, 1, 0, 0])["accuracy"], config.HF_MODULES_CACHE)
-"""
-
-
-def test_module_cache_is_shared_safely_and_can_be_unwritable(tmp_path):
-    obstacle = tmp_path / "file"
-    obstacle.write_text("")  # no folder can be made below a file, whoever the user is
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
-    environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(obstacle), "TMPDIR": str(scratch)}
-    run = subprocess.run(
-        [sys.executable, "-c", CACHES, str(tmp_path / "fresh"), str(obstacle / "modules")],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_evaluate_loads_the_file_and_agrees(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    metric = evaluate.load(metrics.__file__, "mrpc", cache_dir=str(tmp_path), keep_in_memory=True)
+    guesses, labels = [0, 1, 1, 0], [0, 1, 0, 0]
+    assert metric.compute(predictions=guesses, references=labels) == compute(
+        "mrpc", np.array(guesses), np.array(labels)
     )
-    assert run.returncode == 0, run.stderr
-    together, blocked = run.stdout.splitlines()
-    assert together.split() == ["0"] * 4 + ["0"] * 4 + ["0.75"] * 4
-    accuracy, cache = blocked.split()
-    assert accuracy == "0.75"
-    assert cache.startswith(str(scratch / "lora2-metrics-"))
-    assert not os.path.exists(cache)
+
+
+def test_nothing_is_written_for_metrics(tmp_path, monkeypatch):
+    obstacle = tmp_path / "file"  # no folder can be made below a file, whoever the user is
+    obstacle.write_text("")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(obstacle / "modules"))
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(obstacle / "metrics"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a network call"))
+    metrics._metric.cache_clear()
+    assert compute("rte", np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])) == {"accuracy": 0.75}
+    assert list((tmp_path / "scratch").iterdir()) == []

@@ -12,8 +12,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from lora2.config.compose import CONFIGS, options
 from lora2.config.load import resolve
+from lora2.config.parse import CONFIGS, options
 from lora2.config.schema import RunConfig
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
@@ -23,7 +23,7 @@ from lora2.run.model import count_encoder, count_kept, count_start, load_run, re
 from lora2.study.spec import load_study
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import jobs, load_table, narrow
-from lora2.tuners.bitfit import in_head
+from lora2.tuners.base import in_head
 from lora2.tuners.lora2.layer import Lora2Linear
 
 YAMLS = sorted(CONFIGS.rglob("*.y*ml"))

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import lora2.tuners
-from lora2.config.compose import CONFIGS
 from lora2.config.load import resolve
+from lora2.config.parse import CONFIGS
 from lora2.run.run import run
 from tests.conftest import TINY
 
@@ -54,13 +54,13 @@ def test_the_example_of_one_yaml_is_the_file_that_is_shipped():
 
 
 def test_one_folder_and_one_yaml(configs, tmp_path, monkeypatch):
-    folder = tmp_path / "tuners" / "diag"
+    folder = tmp_path / "tuners" / "lora_fa"
     folder.mkdir(parents=True)
-    (folder / "__init__.py").write_text(block("lora2/tuners/diag/__init__.py", "python"))
-    (configs / "method" / "diag.yaml").write_text(block("configs/method/diag.yaml", "yaml"))
+    (folder / "__init__.py").write_text(block("lora2/tuners/lora_fa/__init__.py", "python"))
+    (configs / "method" / "lora_fa.yaml").write_text(block("configs/method/lora_fa.yaml", "yaml"))
     monkeypatch.setattr(lora2.tuners, "__path__", [*lora2.tuners.__path__, str(folder.parent)])
-    words = ["task=rte", "method=diag", *TINY, f"results.dir={tmp_path / 'results'}"]
+    words = ["task=rte", "method=lora_fa", *TINY, f"results.dir={tmp_path / 'results'}"]
     done = run(resolve(words, configs).config, progress=False)
     row = pd.read_csv(done / "metrics.csv").iloc[0]
     assert row["status"] == "finished"
-    assert row["params_adapter"] == 2 * 2 * 64  # 2 layers, query and value, d_out = 64
+    assert row["params_adapter"] == 2 * 2 * 4 * 64  # 2 layers, query and value, r = 4, d_out = 64

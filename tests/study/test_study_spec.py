@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lora2.config.compose import CONFIGS, options
+from lora2.config.parse import CONFIGS, options
 from lora2.config.problems import ConfigError
 from lora2.study.request import parse_study
 from lora2.study.spec import load_study
@@ -57,15 +57,15 @@ def changed(tmp_path):
     ("change", "says"),
     [
         (lambda t: t["parts"][0]["rows"].append("lora3"), "cola-600.rows = 'lora3'"),
-        (lambda t: t["parts"][0].update(seeds=[7]), "selection_seed = 7: other than the seeds"),
+        (lambda t: t["parts"][0].update(seeds=[7]), "selection_seed = 7: allowed: other"),
         (lambda t: t["rates"].pop("lora-r8"), "a rate for lora-r8"),
-        (lambda t: t["holdout"].pop("cola"), "holdout = None: a value for cola"),
-        (lambda t: t["margin"].pop("cola"), "margin = None: a value for cola"),
+        (lambda t: t["holdout"].pop("cola"), "holdout = None: allowed: a value for cola"),
+        (lambda t: t["margin"].pop("cola"), "margin = None: allowed: a value for cola"),
         (
             lambda t: t["parts"].append(
                 dict(t["parts"][0], seeds=[1], rows=["lora-r8"], overrides=[])
             ),
-            "parts = 'cola-600': one of each",
+            "parts = 'cola-600': allowed: one of each",
         ),
         (lambda t: t["questions"][0]["pairs"].append(["x", "lora-r8"]), "questions = 'x'"),
         (lambda t: t["parts"][0].update(step=3), "parts.step = 3: unknown key"),
@@ -79,7 +79,7 @@ def test_a_wrong_study_file_is_refused_by_name(changed, change, says):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("", "say study=NAME"),
+        ("", "study=NAME is missing"),
         ("study=smal", "did you mean small"),
         ("study=small-cpu train.learning_rate=1", "the study's file decides it (rates)"),
         ("study=small-cpu train.weight_decay=1", "results.dir=DIR beside it"),

@@ -9,8 +9,8 @@ from lora2.bench import step as bench_step
 from lora2.bench.step import Measured
 from lora2.sweep import cost as costs
 from lora2.sweep.cost import Cost, evaluation_steps, key_of, lines, render
+from lora2.sweep.pool import duration
 from lora2.sweep.presets import load_profile
-from lora2.sweep.progress import duration
 from lora2.sweep.table import jobs, load_table, narrow
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.sweep_fakes import job
@@ -133,7 +133,7 @@ def test_plan_trains_nothing_when_a_sweep_would(tmp_path, monkeypatch, capsys):
         raise AssertionError("plan=true started a sweep")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lora2.sweep.cli.run_all", refuse)
+    monkeypatch.setattr("lora2.sweep.pool.Pool.do", refuse)
     monkeypatch.setattr(
         costs, "measure", lambda jobs, tell: {key_of(one): Cost(1.0, 1, 1.0, True) for one in jobs}
     )

@@ -23,22 +23,22 @@ def script(name: str):
 def problems(*words: str) -> dict[str, str]:
     with pytest.raises(ConfigError) as error:
         parse(list(words))
-    return {problem.key: problem.allowed for problem in error.value.problems}
+    return {problem.key: str(problem) for problem in error.value.problems}
 
 
 @pytest.mark.parametrize(
     ("words", "key", "allowed"),
     [
-        ([], "table", "table=1"),
+        ([], "table", "table=NAME is missing; allowed: 1, 2"),
         (["table=9"], "table", "1, 2, 3, 4, all, figure3, pruning, roberta-large"),
         (["table=3", "tasks=cola"], "tasks", "mnli, mrpc, rte, stsb"),
         (["table=1", "tasks="], "tasks", "at least one"),
         (["table=1", "rows=lora2_k8"], "rows", "did you mean lora2-k8?"),
         (["table=1,3", "rows=lora2_k8"], "rows", "did you mean lora2-k8?"),
-        (["table=1", "seeds=1,x"], "seeds", "1,2,3"),
-        (["table=1", "seeds="], "seeds", "1,2,3"),
-        (["table=1", "seeds=4294967296"], "seeds", "1,2,3"),
-        (["table=1", "workers=0"], "workers", "at least 1"),
+        (["table=1", "seeds=1,x"], "seeds.1", "a valid integer"),
+        (["table=1", "seeds="], "seeds", "at least 1 item"),
+        (["table=1", "seeds=4294967296"], "seeds.0", "less than 4294967296"),
+        (["table=1", "workers=0"], "workers", "greater than or equal to 1"),
         (["table=1", "cluster=slrm"], "cluster", "did you mean slurm?"),
         (["table=1", "plan=yes"], "plan", "true or false"),
         (["table=1", "profile=papr"], "profile", "did you mean paper?"),
@@ -67,7 +67,8 @@ def test_words_are_sorted_into_ours_and_the_runs():
              "cluster=slurm", "slurm.timeout_min=60", "wait=false", "train.max_steps=9",
              "protocol=equal"]  # fmt: skip
     request = parse(words)
-    assert request.seeds == [2, 1] and request.workers == 3 and not request.wait
+    given = request.options
+    assert given.seeds == [2, 1] and given.workers == 3 and not given.wait
     assert request.slurm == {"timeout_min": 60}
     assert request.extra == ["train.max_steps=9", "protocol=equal"]
     rows = {plan.name: [row.id for row in plan.rows] for plan in request.plans}
@@ -87,7 +88,8 @@ def test_seeds_of_profile_or_command_line_and_times_need_only_one():
 
 def test_auto_takes_the_paper_profile_only_where_everything_is_at_hand(monkeypatch, tmp_path):
     hub = {"model": "blocked", "dataset": "blocked"}
-    monkeypatch.setattr(profile, "not_at_hand", lambda path, kind: hub[kind])
+    monkeypatch.setattr("lora2.hub.cached", lambda path, kind: False)
+    monkeypatch.setattr("lora2.hub.offline_reason", lambda path, kind: hub[kind])
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
     request = parse(["table=1"])
     assert request.profile.name == "embedded"
@@ -95,8 +97,8 @@ def test_auto_takes_the_paper_profile_only_where_everything_is_at_hand(monkeypat
     assert "profile=paper" in request.notes[1]
     monkeypatch.setattr(profile, "gpu_count", lambda: 1)
     notes = "\n".join(parse(["table=1"]).notes)
-    assert "microsoft/deberta-v3-base cannot be had: blocked" in notes
-    assert "nyu-mll/glue cannot be had: blocked" in notes
+    assert "microsoft/deberta-v3-base is not available: blocked" in notes
+    assert "nyu-mll/glue is not available: blocked" in notes
     hub["model"] = None
     assert parse(["table=1"]).profile.name == "embedded"
     assert parse(["table=1", f"data.dir={tmp_path}"]).profile.name == "paper"
@@ -114,7 +116,7 @@ def test_the_first_lines_say_what_auto_chose_and_how_to_get_the_papers(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
-    monkeypatch.setattr("lora2.sweep.cli.run_all", stop)
+    monkeypatch.setattr("lora2.sweep.pool.Pool.do", stop)
     words = ["table=1", "rows=lora2-k1", "tasks=rte", f"results.dir={tmp_path}"]
     assert reproduce.main(words) == 130
     first, second, third = capsys.readouterr().out.splitlines()[:3]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lora2.config.compose import options
+from lora2.config.parse import options
 from lora2.config.problems import ConfigError
 from lora2.paper.numbers import printed_values
 from lora2.sweep.presets import load_profile

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lora2.records import store
-from lora2.sweep.pool import Sweep
+from lora2.sweep.pool import Pool
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import jobs, load_table, narrow
 from lora2.tables import figure3 as figures
@@ -133,8 +133,8 @@ def test_failures_are_named_with_their_logs_at_the_end_and_the_exit_is_1(
     tmp_path, capsys, monkeypatch
 ):
     reproduce = script("reproduce")
-    fake = Sweep(1, [{}], run=fakes.run, record=fakes.record)
-    monkeypatch.setattr("lora2.sweep.cli.plan_workers", lambda *_: fake)
+    pool = Pool([{}], run=fakes.run, record=fakes.record)
+    monkeypatch.setattr("lora2.sweep.pool.Pool", lambda *_: pool)
     seeds = f"seeds=1,{fakes.FAILS},{fakes.DIES}"
     words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8", seeds]
     words += [f"results.dir={tmp_path}"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lora2.config import safe_yaml
+from lora2.config.parse import parse_yaml
 from lora2.tables.readme import BLOCK, PAGES, first_table, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_what_a_quickstart_takes_stands_in_the_readme_alone():
 
 
 def test_both_versions_of_the_paper_are_named_alike():
-    citation = safe_yaml.load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    citation = parse_yaml((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     (paper,) = citation["references"]
     numbers = [one["value"].removeprefix("arXiv:") for one in paper["identifiers"]]
     assert numbers == ["2408.06854v1", "10.1016/j.neucom.2025.130859"]

@@ -11,10 +11,8 @@ import warnings
 import torch
 from torch import Tensor
 
-from lora2.tuners.lora2.budget import budget, top_mask
 from lora2.tuners.lora2.config import Lora2Config, schedule_problem
-from lora2.tuners.lora2.factors import Factors
-from lora2.tuners.lora2.stacks import by_shape
+from lora2.tuners.lora2.stacks import Factors, by_shape
 
 
 class Allocator:
@@ -146,11 +144,10 @@ class Allocator:
         Raises:
             ValueError: ``state`` has other entries, shapes or another total_step.
         """
-        own = self.state_dict()
-        if problems := _differences(own, state):
+        if problems := _differences(self.state_dict(), state):
             raise ValueError(
                 "this allocator state belongs to another run: " + "; ".join(problems) + ". Resume "
-                "with the same target_modules, r, k, importance and number of steps, or start anew"
+                "with the same target_modules, r, k, importance and number of steps, or start again"
             )
         self.last_step = int(state["step"])
         self._averages[0] = state["sensitivity"]
@@ -217,6 +214,34 @@ class Allocator:
                 f"every optimiser step, counting from 1 (a resumed loop calls load_training_state "
                 f"before its first step)"
             )
+
+
+def budget(
+    step: int, *, init_total: int, target_total: int, total_step: int, tinit: int, tfinal: int
+) -> int:
+    """Singular values kept over all matrices after optimiser step ``step`` (counted from 1).
+
+    ``init_total`` up to ``tinit``, ``target_total`` from ``total_step - tfinal`` on, and between
+    them the cubic of AdaLoRA, rounded down:
+    target + (init - target) (1 - (step - tinit) / (total_step - tinit - tfinal))^3.
+    """
+    if step <= tinit:
+        return init_total
+    left = total_step - tfinal - step
+    if left <= 0:
+        return target_total
+    span = total_step - tfinal - tinit
+    return target_total + (init_total - target_total) * left**3 // span**3
+
+
+def top_mask(scores: Tensor, kept: int, none: Tensor | None = None) -> Tensor:
+    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier.
+
+    ``none``: (n * r,) times False to start from, if it exists already.
+    """
+    order = scores.flatten().argsort(descending=True, stable=True)  # (n * r,)
+    none = torch.zeros_like(order, dtype=torch.bool) if none is None else none
+    return none.scatter(0, order[:kept], True).view_as(scores)
 
 
 def _gradient(weight: Tensor) -> Tensor:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from peft import PeftConfig
-
-from lora2.tuners.register import extend_peft_type
+from lora2.tuners.base_config import (
+    AdapterConfig,
+    Rules,
+    fraction,
+    integer,
+    is_int,
+    non_negative,
+    one_of,
+    positive,
+)
 
 ORTHOGONALITY = ("uv", "UV", "uv+UV", "PQ", "uv+UV+PQ", "none")
-IMPORTANCE = ("factored", "full")
-BIAS = ("none", "all", "lora2_only")
 
 
 @dataclass
-class Lora2Config(PeftConfig):
+class Lora2Config(AdapterConfig):
     """Settings of LoRA2 (arXiv 2408.06854, Eq. 4-9); defaults follow the paper and its scripts.
 
     Args:
@@ -30,12 +34,12 @@ class Lora2Config(PeftConfig):
         layers_to_transform: indices of the layers to adapt; needs a list of target_modules.
         layers_pattern: name of the list of layers, when it is not a common one.
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
+        fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
         bias: the biases that are trained: "none", "all" or "lora2_only".
-        fan_in_fan_out: the weights are stored as (d_in, d_out), as Conv1D does.
         init_weights: the start, at which lambda is zero and the model unchanged. True: u, v, U, V
             at N(0, init_std^2), as published. "orthogonal": u^T u = V V^T = v v^T = U^T U = I_k,
             where the penalties of "uv" and "UV" are zero; use it with create_lora2_optimizer,
-            which gives lambda a rate of its own. False: a random non-zero update (for tests).
+            which gives lambda a learning rate of its own. False: a random non-zero update.
         init_std: standard deviation of u, v, U, V at the published start.
         target_r: mean rank of a matrix after training; None or r prunes nothing.
         tinit: optimiser steps before pruning starts.
@@ -53,17 +57,8 @@ class Lora2Config(PeftConfig):
         ValueError: one error that lists every impossible value.
     """
 
-    r: int = 8
     k: int = 1
-    lora_alpha: float = 16
-    lora_dropout: float = 0.0
-    target_modules: list[str] | set[str] | str | None = None
-    exclude_modules: list[str] | set[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
-    layers_pattern: list[str] | str | None = None
-    modules_to_save: list[str] | None = None
     bias: str = "none"
-    fan_in_fan_out: bool = False
     init_weights: bool | Literal["orthogonal"] = True
     init_std: float = 0.02
     target_r: int | None = None
@@ -78,16 +73,7 @@ class Lora2Config(PeftConfig):
     importance: str = "factored"
     total_step: int | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = extend_peft_type("LORA2")
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)
-        problems = _impossible_values(self) + _impossible_targets(self)
-        if problems:
-            raise ValueError("Lora2Config: " + "; ".join(problems))
+    method = "LORA2"
 
     @property
     def prunes(self) -> bool:
@@ -98,6 +84,36 @@ class Lora2Config(PeftConfig):
     def regularizes(self) -> bool:
         """Whether the loss has an orthogonality term."""
         return self.orth_reg_weight > 0 and self.orthogonality != "none"
+
+    def _rules(self) -> Rules:
+        target, total = self.target_r, self.total_step
+        target_fits = target is None or (
+            is_int(target, 1) and (not is_int(self.r, 1) or target <= self.r)
+        )
+        return super()._rules() | {
+            "k": integer(self.k, 1),
+            "bias": one_of(self.bias, "none", "all", "lora2_only"),
+            "init_weights": one_of(self.init_weights, True, False, "orthogonal"),
+            "init_std": positive(self.init_std),
+            "target_r": (target_fits, f"None or an integer from 1 to r={self.r!r}"),
+            "tinit": integer(self.tinit, 0),
+            "tfinal": integer(self.tfinal, 0),
+            "deltaT": integer(self.deltaT, 1),
+            "beta1": fraction(self.beta1),
+            "beta2": fraction(self.beta2),
+            "orth_reg_weight": non_negative(self.orth_reg_weight),
+            "orthogonality": one_of(self.orthogonality, *ORTHOGONALITY),
+            "orth_squared": one_of(self.orth_squared, True, False),
+            "importance": one_of(self.importance, "factored", "full"),
+            "total_step": (total is None or is_int(total, 1), "None or an integer >= 1"),
+        }
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if not problems and self.total_step is not None:
+            problem = schedule_problem(self, self.total_step)
+            problems = [problem] if problem else []
+        return problems
 
 
 def schedule_problem(config: Lora2Config, total_step: int) -> str | None:
@@ -122,67 +138,3 @@ def schedule_problem(config: Lora2Config, total_step: int) -> str | None:
             f"multiple of deltaT)"
         )
     return None
-
-
-def _is_int(value: Any, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _impossible_values(c: Lora2Config) -> list[str]:
-    """Problems as "key=value (allowed: ...)"."""
-    r_max = c.r if _is_int(c.r, 1) else math.inf
-    rules = [
-        ("r", _is_int(c.r, 1), "an integer >= 1"),
-        ("k", _is_int(c.k, 1), "an integer >= 1"),
-        ("lora_alpha", _is_real(c.lora_alpha) and c.lora_alpha > 0, "a number > 0"),
-        ("lora_dropout", _is_real(c.lora_dropout) and 0 <= c.lora_dropout < 1, "0 <= p < 1"),
-        ("bias", c.bias in BIAS, " | ".join(BIAS)),
-        (
-            "init_weights",
-            isinstance(c.init_weights, bool) or c.init_weights == "orthogonal",
-            "True | False | orthogonal",
-        ),
-        ("init_std", _is_real(c.init_std) and c.init_std > 0, "a number > 0"),
-        (
-            "target_r",
-            c.target_r is None or (_is_int(c.target_r, 1) and c.target_r <= r_max),
-            f"None or an integer from 1 to r={c.r!r}",
-        ),
-        ("tinit", _is_int(c.tinit, 0), "an integer >= 0"),
-        ("tfinal", _is_int(c.tfinal, 0), "an integer >= 0"),
-        ("deltaT", _is_int(c.deltaT, 1), "an integer >= 1"),
-        ("beta1", _is_real(c.beta1) and 0 <= c.beta1 < 1, "0 <= beta1 < 1"),
-        ("beta2", _is_real(c.beta2) and 0 <= c.beta2 < 1, "0 <= beta2 < 1"),
-        (
-            "orth_reg_weight",
-            _is_real(c.orth_reg_weight) and c.orth_reg_weight >= 0,
-            "a number >= 0",
-        ),
-        ("orthogonality", c.orthogonality in ORTHOGONALITY, " | ".join(ORTHOGONALITY)),
-        ("orth_squared", isinstance(c.orth_squared, bool), "True | False"),
-        ("importance", c.importance in IMPORTANCE, " | ".join(IMPORTANCE)),
-        ("total_step", c.total_step is None or _is_int(c.total_step, 1), "None or an integer >= 1"),
-    ]
-    problems = [f"{key}={getattr(c, key)!r} (allowed: {ok})" for key, fits, ok in rules if not fits]
-    if not problems and c.total_step is not None and (problem := schedule_problem(c, c.total_step)):
-        problems.append(problem)
-    return problems
-
-
-def _impossible_targets(config: Lora2Config) -> list[str]:
-    """Combinations that PEFT's module matching cannot honour."""
-    problems = []
-    for key in ("layers_to_transform", "layers_pattern"):
-        if isinstance(config.target_modules, str) and getattr(config, key) is not None:
-            problems.append(
-                f"{key}={getattr(config, key)!r} (allowed: None while target_modules is a string)"
-            )
-    if config.layers_pattern and config.layers_to_transform is None:
-        problems.append(
-            f"layers_pattern={config.layers_pattern!r} (allowed: only beside layers_to_transform)"
-        )
-    return problems

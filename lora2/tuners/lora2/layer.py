@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-from collections.abc import Iterable
+import math
 from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from lora2.tuners.base import AdapterLayer, wide
 from lora2.tuners.lora2.config import Lora2Config
-from lora2.tuners.lora2.factors import FACTOR_NAMES
-from lora2.tuners.lora2.stacks import exact
-from lora2.tuners.lora2.start import orthogonal_start
+from lora2.tuners.lora2.stacks import FACTOR_NAMES, exact, this_thread
 
 # What init_weights=False uses: large enough to see the update in any output.
 _RANDOM_START_STD = 0.2
-_NOTHING: tuple[dict[str, tuple[Tensor, Tensor]], bool] = ({}, False)
+_NO_PAIRS: tuple[dict[str, tuple[Tensor, Tensor]], bool] = ({}, False)
 
 
-def this_thread() -> int:
-    """What tells the forward passes of several threads apart; 0 for torch.compile, as it is one."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
-
-
-class Lora2Linear(nn.Module, BaseTunerLayer):
+class Lora2Linear(AdapterLayer):
     """An ``nn.Linear`` or ``Conv1D`` with LoRA2 adapters beside it.
 
     A pruned singular value is a zero in ``lora2_lambda`` and a False in ``lora2_mask``; the forward
@@ -36,126 +26,59 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = FACTOR_NAMES
-    other_param_names = ("r", "k", "lora_alpha", "scaling", "lora2_dropout", "lora2_mask")
+    other_param_names = ("r", "k", "scaling", "lora2_dropout", "lora2_mask")
+    dropout_name = "lora2_dropout"
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: Lora2Config) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self._disable_adapters = False
-        self.merged_adapters: list[str] = []
-        base = self.get_base_layer()
-        # Conv1D keeps its weight as (d_in, d_out), nn.Linear as (d_out, d_in).
-        self.fan_in_fan_out = isinstance(base, Conv1D)
-        d_in, d_out = base.weight.shape if self.fan_in_fan_out else base.weight.shape[::-1]
-        self.in_features, self.out_features = int(d_in), int(d_out)
-        self.r: dict[str, int] = {}
+    def _create_containers(self, config: Lora2Config) -> None:
         self.k: dict[str, int] = {}
-        self.lora_alpha: dict[str, float] = {}
-        self.scaling: dict[str, float] = {}
-        self.lora2_dropout = nn.ModuleDict()
-        self.lora2_u = nn.ParameterDict()
-        self.lora2_v = nn.ParameterDict()
-        self.lora2_lambda = nn.ParameterDict()
-        self.lora2_U = nn.ParameterDict()
-        self.lora2_V = nn.ParameterDict()
+        for name in FACTOR_NAMES:
+            setattr(self, name, nn.ParameterDict())
         self.lora2_mask = BufferDict(persistent=True)
         # Of the forward passes under way, by thread: adapter -> pair, whether gradients flow.
         self._cache: dict[int, tuple[dict[str, tuple[Tensor, Tensor]], bool]] = {}
-        self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
 
-    def update_layer(self, adapter_name: str, config: Lora2Config) -> None:
-        """Create the adapter ``adapter_name``, replacing one of that name."""
+    def _create(self, adapter_name: str, config: Lora2Config) -> None:
         r, k = config.r, config.k
-        self.r[adapter_name], self.k[adapter_name] = r, k
-        self.lora_alpha[adapter_name] = config.lora_alpha
-        self.scaling[adapter_name] = config.lora_alpha / r
-        self.lora2_dropout[adapter_name] = (
-            nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        )
-        self.lora2_u[adapter_name] = nn.Parameter(torch.empty(self.in_features, k))
-        self.lora2_v[adapter_name] = nn.Parameter(torch.empty(k, r))
-        self.lora2_lambda[adapter_name] = nn.Parameter(torch.empty(r))
-        self.lora2_U[adapter_name] = nn.Parameter(torch.empty(r, k))
-        self.lora2_V[adapter_name] = nn.Parameter(torch.empty(k, self.out_features))
+        self.k[adapter_name] = k
+        shapes = ((self.in_features, k), (k, r), (r,), (r, k), (k, self.out_features))
+        for name, shape in zip(FACTOR_NAMES, shapes, strict=True):
+            getattr(self, name)[adapter_name] = nn.Parameter(torch.empty(shape))
         self.lora2_mask[adapter_name] = torch.ones(r, dtype=torch.bool)
-        self._reset_parameters(adapter_name, config)
-        self._move_adapter_to_device_of_base_layer(adapter_name)
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
-
-    def _reset_parameters(self, adapter_name: str, config: Lora2Config) -> None:
-        four = [f[adapter_name] for f in (self.lora2_u, self.lora2_v, self.lora2_U, self.lora2_V)]
+        u, v, lam, U, V = (getattr(self, name)[adapter_name] for name in FACTOR_NAMES)
         if config.init_weights == "orthogonal":
-            orthogonal_start(*four)
+            orthogonal_start(u, v, U, V)
         else:
-            for factor in four:
+            for factor in (u, v, U, V):
                 std = config.init_std if config.init_weights else _RANDOM_START_STD
                 nn.init.normal_(factor, std=std)
         if config.init_weights:
-            nn.init.zeros_(self.lora2_lambda[adapter_name])
+            nn.init.zeros_(lam)
         else:
-            nn.init.normal_(self.lora2_lambda[adapter_name])
+            nn.init.normal_(lam)
 
-    def core(self, adapter_name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """s * v diag(lambda) U, the (k, k) middle of the update, in ``dtype`` if given."""
-        v, lam, U = (
-            factors[adapter_name].to(dtype=dtype) if dtype else factors[adapter_name]
-            for factors in (self.lora2_v, self.lora2_lambda, self.lora2_U)
-        )
+    def _core(self, v: Tensor, lam: Tensor, U: Tensor, adapter_name: str) -> Tensor:
+        """s * v diag(lambda) U, the (k, k) middle of the update."""
         return (v * (self.scaling[adapter_name] * lam)) @ U  # (k, r) @ (r, k) -> (k, k)
 
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """The dense update in the layout of the base weight and in float32 at least.
-
-        (d_out, d_in) for ``nn.Linear``, (d_in, d_out) for ``Conv1D``.
-        """
-        u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
-        dtype = torch.promote_types(u.dtype, torch.float32)
-        delta = u.to(dtype) @ (self.core(adapter_name, dtype) @ V.to(dtype))  # (d_in, d_out)
-        return delta if self.fan_in_fan_out else delta.T
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the updates of ``adapter_names`` (None: the active ones) to the base weight.
-
-        Raises:
-            ValueError: with ``safe_merge``, the merged weight would not be finite.
-        """
-        for name in self._mine(check_adapters_to_merge(self, adapter_names)):
-            weight = self.get_base_layer().weight
-            delta = self.get_delta_weight(name).detach()
-            if safe_merge:
-                merged = (weight.data + delta).to(weight.dtype)  # rounded once, as below
-                if not torch.isfinite(merged).all():
-                    raise ValueError(
-                        f"NaNs detected in the merged weights: the adapter {name!r} is broken; "
-                        f"the base weight was left as it was"
-                    )
-                weight.data = merged
-            else:
-                weight.data += delta
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """Subtract every merged update from the base weight."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-        while self.merged_adapters:
-            delta = self.get_delta_weight(self.merged_adapters.pop()).detach()
-            self.get_base_layer().weight.data -= delta
+    def thin_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """u (d_in, k) and s * v diag(lambda) U V (k, d_out), in float32 at least."""
+        u, v, lam, U, V = (wide(getattr(self, name)[adapter_name]) for name in FACTOR_NAMES)
+        return u, self._core(v, lam, U, adapter_name) @ V
 
     def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """u^T (k, d_in) and s * v diag(lambda) U V (k, d_out): the update as two products.
 
         In the dtype of autocast where it is on, rounded to it once.
         """
-        _, with_grad = self._cache.get(this_thread(), _NOTHING)
-        pair = self.cached_pairs.get(adapter_name)
+        pairs, with_grad = self._cache.get(this_thread(), _NO_PAIRS)
+        pair = pairs.get(adapter_name)
         if pair is not None and (not torch.is_grad_enabled() or _may_differentiate(with_grad)):
             return pair
-        u, V = self.lora2_u[adapter_name], self.lora2_V[adapter_name]
+        u, v, lam, U, V = (getattr(self, name)[adapter_name] for name in FACTOR_NAMES)
         device = u.device.type
         with exact(device):
-            first, second = u.T, self.core(adapter_name) @ V  # (k, d_in); (k, k) @ (k, d_out)
+            # (k, d_in); (k, k) @ (k, d_out)
+            first, second = u.T, self._core(v, lam, U, adapter_name) @ V
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             return first.to(dtype), second.to(dtype)
@@ -163,57 +86,38 @@ class Lora2Linear(nn.Module, BaseTunerLayer):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        if self.disable_adapters or self.merged:
-            return self.base_layer(x, *args, **kwargs)
-        names = self._mine(self.active_adapters)
-        if not _is_plain(self.base_layer) or x.dim() < 2 or args or kwargs:
-            result = self.base_layer(x, *args, **kwargs)
-            for name in names:
-                hidden, second = self._narrow(x, name)
-                result = (result + hidden @ second).to(result.dtype)
-            return result
+        off = self.disable_adapters or self.merged
+        if off or not _is_plain(self.base_layer) or x.dim() < 2 or args or kwargs:
+            return super().forward(x, *args, **kwargs)
         rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
-        result = self.base_layer(rows)  # (t, d_out), nobody else's, so added to in place
-        for hidden, second in [self._narrow(rows, name) for name in names]:
-            if result.dtype == hidden.dtype == second.dtype:
-                result.addmm_(hidden, second)  # (t, k) @ (k, d_out)
-            else:
-                result += hidden @ second
+        result = self.base_layer(rows)  # (t, d_out), used nowhere else, so added to in place
+        for name in self.active_adapters:
+            if name in self.r:
+                hidden, second = self._narrow(rows, name)
+                if result.dtype == hidden.dtype == second.dtype:
+                    result.addmm_(hidden, second)  # (t, k) @ (k, d_out)
+                else:
+                    result += hidden @ second
         return result.view(*x.shape[:-1], self.out_features)
 
-    def _narrow(self, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
-        first, second = self.pair(name)
-        if x.dtype != first.dtype:
-            x = self._cast_input_dtype(x, first.dtype)
-        if (dropout := self.lora2_dropout[name]).training:
-            x = dropout(x)
-        return nn.functional.linear(x, first), second
+    def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
+        first, second = self.pair(adapter_name)
+        return nn.functional.linear(self._dropped(x, adapter_name, first.dtype), first), second
 
     def cache_pair(self, adapter_name: str, pair: tuple[Tensor, Tensor], with_grad: bool) -> None:
         """Keep the pair of ``adapter_name`` for the forward pass under way in this thread."""
-        thread = this_thread()
-        pairs, _ = self._cache.get(thread, ({}, with_grad))
+        pairs, _ = self._cache.get(this_thread(), ({}, with_grad))
         pairs[adapter_name] = pair
-        self._cache[thread] = pairs, with_grad
+        self._cache[this_thread()] = pairs, with_grad
 
     @property
     def cached_pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The pairs of this thread's forward pass, by adapter."""
-        return self._cache.get(this_thread(), _NOTHING)[0]
+        return self._cache.get(this_thread(), _NO_PAIRS)[0]
 
     def clear_cache(self) -> None:
         """Forget the pairs of this thread's forward pass."""
         self._cache.pop(this_thread(), None)
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: the update is added to the weight (see ``to_lora`` for an exact conversion)."""
-        return True
-
-    def _mine(self, adapter_names: Iterable[str]) -> list[str]:
-        return [name for name in adapter_names if name in self.r]
 
 
 def _may_differentiate(with_grad: bool) -> bool:
@@ -229,7 +133,7 @@ def _may_differentiate(with_grad: bool) -> bool:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether calling a module is one product and a bias, and nobody looks on."""
+    """Whether calling a module is one product and a bias, without hooks."""
     hooked = (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -237,3 +141,38 @@ def _is_plain(module: nn.Module) -> bool:
         or module._backward_pre_hooks
     )
     return type(module) is nn.Linear and not hooked and "forward" not in vars(module)
+
+
+@torch.no_grad()
+def orthogonal_start(u: Tensor, v: Tensor, U: Tensor, V: Tensor) -> None:
+    """Fill the factors of one matrix in place: u (d_in, k), v (k, r), U (r, k), V (k, d_out).
+
+    u^T u = V V^T = I_k, and v v^T = U^T U = I_k where k <= r. The columns of v have equal norms,
+    sqrt(min(k, r) / r), and so have the rows of U: every lambda_i starts alike. For k > r it is the
+    columns of v and the rows of U that are orthonormal.
+    """
+    nn.init.orthogonal_(u)
+    nn.init.orthogonal_(V)
+    v.copy_(_frame(*v.shape))
+    U.copy_(_frame(*v.shape).T)
+
+
+def _frame(k: int, r: int) -> Tensor:
+    """Draw r vectors of equal norm in k dimensions, (k, r), whose rows are orthonormal for k <= r.
+
+    The harmonic frame: rows of the real Fourier basis of R^r, a cosine and its sine together, so
+    that each column's norm is the same; then a random rotation, order and signs. k = 1 gives
+    +-1/sqrt(r).
+    """
+    if k > r:
+        return nn.init.orthogonal_(torch.empty(k, r))
+    place = torch.arange(r) / r
+    rows = [torch.full((r,), math.sqrt(1 / r))] if k % 2 or k == r else []  # frequency 0
+    for frequency in range(1, (k - len(rows)) // 2 + 1):
+        angle = 2 * math.pi * frequency * place  # (r,)
+        rows += [math.sqrt(2 / r) * angle.cos(), math.sqrt(2 / r) * angle.sin()]
+    if len(rows) < k:  # k = r, even: the highest frequency has no sine
+        rows.append(torch.cos(math.pi * r * place) / math.sqrt(r))
+    rotation = nn.init.orthogonal_(torch.empty(k, k))
+    signs = torch.randint(0, 2, (r,)) * 2 - 1
+    return (rotation @ torch.stack(rows))[:, torch.randperm(r)] * signs  # (k, k) @ (k, r)

@@ -10,7 +10,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora2.start import first_step_ratio
 
 Ratio = float | Literal["auto"]
 
@@ -84,6 +83,23 @@ def lambda_groups(
             parts.setdefault(ratios.get(id(parameter), 1.0), []).append(parameter)
         split += [{**group, "params": p, "lr": group["lr"] * ratio} for ratio, p in parts.items()]
     return split
+
+
+def first_step_ratio(d_out: int, k: int, r: int) -> float:
+    """Return LoRA's first step over that of this start at the same learning rate.
+
+    The step is the Frobenius norm of the update after Adam's first step, LoRA's at rank
+    min(k, r). Adam moves each number by the rate: LoRA's B moves d_out numbers for each rank, on
+    rows of A with squared norm 1/3, so its step is s * rate * sqrt(min(k, r) * d_out / 3). Here
+    the signs D of lambda move alone, by s * rate * ||v D U||, which is sqrt(min(k, r)) at k = 1
+    and for k >= r: the ratio is sqrt(d_out / 3). Between them the r terms of v D U partly cancel;
+    the expectation of ||v D U||^2 over independent frames is below, to first order in the cosines.
+    """
+    ratio = math.sqrt(d_out / 3)
+    if 1 < k < r:
+        norm2 = k * k / r * (1 + 2 / math.pi * (r / k - 1) ** 2 / (r - 1))
+        ratio *= math.sqrt(k / norm2)
+    return ratio
 
 
 def _undecayed(name: str, parameter: nn.Parameter) -> bool:

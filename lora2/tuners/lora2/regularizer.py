@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lora2.tuners.base import wide
 from lora2.tuners.lora2.stacks import Stacks, exact
 
 
@@ -19,8 +20,8 @@ def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
     sqrt(r - k)). P^T P = v^T (u^T u) v and Q Q^T = U (V V^T) U^T reuse the k x k Gram matrices.
 
     Args:
-        stacks: the factors of n matrices; lambda is not looked at.
-        pairs: the pairs to add up, joined by "+".
+        stacks: the factors of n matrices; lambda is not used.
+        pairs: the selected pairs, joined by "+".
         squared: square the Frobenius norms.
 
     Returns:
@@ -32,15 +33,15 @@ def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
     outer: list[Tensor] = []  # (n, r, r) each
     with exact(stacks.v.device.type):
         if selected & {"uv", "PQ"}:
-            u, v = [_wide(one) for one in stacks.u], _wide(stacks.v)  # v: (n, k, r)
-            gram = torch.cat([_Gram.apply(one, None, False) for one in u])  # u^T u (n, k, k)
+            u, v = [wide(x) for x in stacks.u], wide(stacks.v)  # v: (n, k, r)
+            gram = torch.cat([_Gram.apply(x, None, False) for x in u])  # u^T u (n, k, k)
             if "uv" in selected:
                 inner += [gram, _Gram.apply(v, None, True)]
             if "PQ" in selected:
                 outer.append(_Gram.apply(v, gram, False))
         if selected & {"UV", "PQ"}:
-            V, U = [_wide(one) for one in stacks.V], _wide(stacks.U)  # U: (n, r, k)
-            gram = torch.cat([_Gram.apply(one, None, True) for one in V])  # V V^T (n, k, k)
+            V, U = [wide(x) for x in stacks.V], wide(stacks.U)  # U: (n, r, k)
+            gram = torch.cat([_Gram.apply(x, None, True) for x in V])  # V V^T (n, k, k)
             if "UV" in selected:
                 inner += [gram, _Gram.apply(U, None, False)]
             if "PQ" in selected:
@@ -72,10 +73,6 @@ class _Gram(torch.autograd.Function):
         of_x = both @ inner.mT if ctx.rows else inner @ both
         of_S = tall @ grad @ tall.mT if ctx.needs_input_grad[1] else None  # (n, d, d)
         return of_x, of_S, None
-
-
-def _wide(stacked: Tensor) -> Tensor:
-    return stacked if stacked.dtype == torch.float64 else stacked.float()
 
 
 def _distance_to_identity(grams: Tensor, squared: bool) -> Tensor:

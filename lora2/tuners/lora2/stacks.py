@@ -7,14 +7,47 @@ does not grow with the number of layers, and each parameter's gradient arrives i
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-Groups = list[list[int]]
+if TYPE_CHECKING:
+    from lora2.tuners.lora2.layer import Lora2Linear
+
+# A layer's containers (adapter name -> factor), in the order of ``Factors``.
+FACTOR_NAMES = ("lora2_u", "lora2_v", "lora2_lambda", "lora2_U", "lora2_V")
+
+
+class Factors(NamedTuple):
+    """The parameters of n adapted matrices, in one fixed order.
+
+    u: (d_in, k) each; v: (k, r); lam: (r,); U: (r, k); V: (k, d_out).
+    """
+
+    u: list[nn.Parameter]
+    v: list[nn.Parameter]
+    lam: list[nn.Parameter]
+    U: list[nn.Parameter]
+    V: list[nn.Parameter]
+
+
+def factors_of(layers: Iterable[nn.Module], adapter_name: str) -> Factors:
+    """Collect the parameters of ``adapter_name`` in ``layers``, in their order."""
+    factors = Factors([], [], [], [], [])
+    for layer in layers:
+        # Past the attribute look-up of nn.Module, which at 72 layers costs 0.5 ms a forward pass.
+        containers = layer._modules
+        for parts, name in zip(factors, FACTOR_NAMES, strict=True):
+            factor = containers[name]._parameters.get(adapter_name)
+            if factor is None:  # parametrised or pruned: not among the parameters
+                factor = getattr(layer, name)[adapter_name]
+            parts.append(factor)
+    return factors
 
 
 class Stacks(NamedTuple):
@@ -31,13 +64,18 @@ class Stacks(NamedTuple):
 
 
 def exact(device_type: str) -> contextlib.AbstractContextManager[object]:
-    """A context without autocast, whose promotion knows no float64; free where it is off."""
+    """Return a context without autocast, which would not keep float64; free where it is off."""
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
-def by_shape(*tensors: Sequence[Tensor]) -> Groups:
-    """Indices of the matrices whose tensors have the same shapes, group by group."""
+def this_thread() -> int:
+    """Identify the thread whose forward pass this is; 0 under torch.compile, which has one."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+def by_shape(*tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Group the indices of the matrices whose tensors have the same shapes."""
     groups: dict[tuple[torch.Size, ...], list[int]] = {}
     for index, same in enumerate(zip(*tensors, strict=True)):
         groups.setdefault(tuple(tensor.shape for tensor in same), []).append(index)
@@ -68,11 +106,11 @@ def stack_groups(
         )
 
 
-class _Turned(torch.autograd.Function):
-    """x^T laid out anew, and so its gradient.
+class _Transposed(torch.autograd.Function):
+    """x^T as a contiguous tensor, and its gradient likewise.
 
-    On a processor a product with a tall u takes two to four times as long as one with its
-    transpose; a gradient that is only a transposed view would be copied matrix by matrix.
+    On a CPU a product with a tall u takes two to four times as long as one with its transpose; a
+    gradient that is only a transposed view would be copied matrix by matrix.
     """
 
     generate_vmap_rule = True  # for torch.func, as is setup_context
@@ -98,11 +136,11 @@ def thin_pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]
     """
     device = stacks.lam.device.type
     outs = _outs(stacks, scaling)
-    ins = [_Turned.apply(one) for one in stacks.u]  # (g, d_in, k) -> (g, k, d_in)
+    ins = [_Transposed.apply(u) for u in stacks.u]  # (g, d_in, k) -> (g, k, d_in)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        ins, outs = [one.to(dtype) for one in ins], [one.to(dtype) for one in outs]
-    return zip(_one_by_one(ins), _one_by_one(outs), strict=True)
+        ins, outs = [first.to(dtype) for first in ins], [second.to(dtype) for second in outs]
+    return zip(_unbind(ins), _unbind(outs), strict=True)
 
 
 def untracked_pairs(
@@ -110,18 +148,77 @@ def untracked_pairs(
     U: Sequence[Tensor], V: Sequence[Tensor], scaling: float,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     """``thin_pairs`` of unstacked factors where no gradient is wanted: u is read where it lies."""
-    seconds = _one_by_one(_outs(stack_groups(sizes, (), v, lam, U, V), scaling))
-    return zip([one.t() for one in u], seconds, strict=True)
+    seconds = _unbind(_outs(stack_groups(sizes, (), v, lam, U, V), scaling))
+    return zip([first.t() for first in u], seconds, strict=True)
 
 
 def _outs(stacks: Stacks, scaling: float) -> list[Tensor]:
-    """s * v diag(lambda) U V, (g, k, d_out) of each group."""
+    """Compute s * v diag(lambda) U V, (g, k, d_out) of each group."""
     with exact(stacks.lam.device.type):
         scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
         cores = (scaled @ stacks.U).split([len(V) for V in stacks.V])  # (g, k, k) each
         return [core @ V for core, V in zip(cores, stacks.V, strict=True)]
 
 
-def _one_by_one(stacked: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The matrices of all groups."""
-    return itertools.chain.from_iterable(one.unbind() for one in stacked)
+def _unbind(stacked: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the matrices of all groups."""
+    return itertools.chain.from_iterable(group.unbind() for group in stacked)
+
+
+class Adapted:
+    """The layers of ``adapter`` by module name, and their stacks during a forward pass."""
+
+    def __init__(self, adapter: str, layers: dict[str, Lora2Linear]) -> None:
+        self.adapter, self.layers = adapter, layers
+        factors, in_order = self.factors(), list(layers.values())
+        groups = by_shape(factors.u, factors.V)
+        self._sizes = [len(group) for group in groups]
+        self._sorted = [in_order[at] for group in groups for at in group]
+        self._stacks: dict[int, Stacks] = {}  # thread -> those of its forward pass under way
+
+    def factors(self) -> Factors:
+        """The parameters of every layer."""
+        return factors_of(self.layers.values(), self.adapter)
+
+    def masks(self) -> list[Tensor]:
+        """Which singular values are kept, (r,) for each layer."""
+        return [layer.lora2_mask[self.adapter] for layer in self.layers.values()]
+
+    def stacks(self) -> Stacks:
+        """Return this forward pass's stacks, or stack the parameters now, on one device."""
+        if (current := self._stacks.get(this_thread())) is not None:
+            return current
+        factors = factors_of(self._sorted, self.adapter)
+        if not self._alike(factors):  # a model split over devices, or of several dtypes
+            lam = factors.lam
+            dtype = functools.reduce(torch.promote_types, (one.dtype for one in lam))
+            factors = Factors(*([p.to(lam[0].device, dtype) for p in part] for part in factors))
+        return stack_groups(self._sizes, *factors)
+
+    def cache_pairs(self, on: bool) -> None:
+        """Stack the parameters once for all layers, and cache each layer's pair, if it is ``on``.
+
+        A layer without a cached pair computes the same from its own parameters.
+        """
+        if not on or not self._alike(f := factors_of(self._sorted, self.adapter)):
+            return
+        scaling, tracked = self._sorted[0].scaling[self.adapter], torch.is_grad_enabled()
+        if tracked or torch.is_autocast_enabled(f.lam[0].device.type):
+            self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
+            pairs = thin_pairs(stacks, scaling)
+        else:
+            pairs = untracked_pairs(self._sizes, *f, scaling)
+        for layer, pair in zip(self._sorted, pairs, strict=True):
+            layer.cache_pair(self.adapter, pair, with_grad=tracked)
+
+    def clear_pairs(self) -> None:
+        """Forget this thread's stacks and pairs."""
+        self._stacks.pop(this_thread(), None)
+        for layer in self._sorted:
+            layer.clear_cache()
+
+    def _alike(self, factors: Factors) -> bool:
+        """Whether the parameters can be stacked: one device, dtype and scaling."""
+        kinds = {(u.device, u.dtype) for u in factors.u}
+        scalings = {layer.scaling[self.adapter] for layer in self.layers.values()}
+        return len(kinds) == len(scalings) == 1

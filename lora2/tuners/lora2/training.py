@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora2.tuners.lora2.adapted import Adapted
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.term import OTHER_WEIGHTS
-from lora2.tuners.undriven import Undriven
+from lora2.tuners.lora2.stacks import Adapted
+from lora2.tuners.loss_term import OTHER_WEIGHTS, UndrivenCheck
 
 
 class RankTraining:
@@ -25,10 +24,10 @@ class RankTraining:
         self._adapter = ""
         self._total_step: int | None = None
         self._kept: list[Any] = []  # hooks that keep the ranks of an adapter that is final
-        self._undriven = Undriven()
+        self._undriven = UndrivenCheck()
 
     def prepare(self, adapted: Adapted, config: Lora2Config, total_step: int | None) -> None:
-        """Start anew; see ``Lora2Model.prepare_training``."""
+        """Start again; see ``Lora2Model.prepare_training``."""
         self.forget(self._adapter)
         self._adapter = adapted.adapter
         self._total_step = config.total_step if total_step is None else total_step
@@ -66,8 +65,8 @@ class RankTraining:
             with torch.no_grad():
                 torch._foreach_mul_(adapted.factors().lam, adapted.masks())
 
-    def watch(self, adapted: Adapted, config: Lora2Config, *, saving: bool = False) -> None:
-        """See a training pass begin: keep final ranks, and warn once where nobody allocates any."""
+    def watch(self, adapted: Adapted, config: Lora2Config, saving: bool) -> None:
+        """When a pass begins: keep final ranks, and warn once if the allocator is not called."""
         if not config.prunes or self._kept or (self.allocator and self.allocator.last_step):
             return
         first = next(iter(adapted.layers.values()))
@@ -76,18 +75,18 @@ class RankTraining:
         if new and _is_final(adapted, config):
             self._adapter = adapted.adapter
             self._keep(adapted)
-        elif self._undriven.to_say(version, saving):
+        elif self._undriven.should_warn(version, saving):
             warnings.warn(
-                f"target_r={config.target_r} was asked for, but nobody allocates ranks, so every "
+                f"target_r={config.target_r} is set, but the allocator is not called, so every "
                 f"rank is still {config.r}: train with callbacks=[Lora2Callback()], or call "
                 f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()",
                 stacklevel=2,
             )
 
     def state(self, adapters: dict[str, Adapted]) -> dict[str, Tensor]:
-        """What a resumed training needs beyond the weights; empty when nothing is pruned.
+        """Return what a resumed training needs beyond the weights; empty when nothing is pruned.
 
-        With the singular values, which tell whose it is.
+        With the singular values, to check that both belong together.
         """
         if self.allocator is None:
             return {}
@@ -102,14 +101,15 @@ class RankTraining:
                     "the target_r of the first run"
                 )
             return
-        own = _lambdas(adapted)
-        differs = not torch.equal(own, state.get("lambda", own.new_empty(0)).to(own.device))
+        lambdas = _lambdas(adapted)
+        saved = state.get("lambda", lambdas.new_empty(0)).to(lambdas.device)
+        differs = not torch.equal(lambdas, saved)
         allocator = self._allocator_of(adapted, config)
         if allocator is None:
             if not differs and state["step"] == state["total_step"]:
                 return  # of a training that is over: its ranks stay
             allocator = self._start(adapted, config)
-        allocator.load_state_dict({key: one for key, one in state.items() if key != "lambda"})
+        allocator.load_state_dict({key: value for key, value in state.items() if key != "lambda"})
         if differs:
             raise ValueError(f"LoRA2: {OTHER_WEIGHTS}")
         torch._foreach_copy_(adapted.masks(), list(allocator.mask.unbind()))
@@ -120,7 +120,7 @@ class RankTraining:
             return
         if self.allocator is None or self.allocator.last_step == 0:
             raise RuntimeError(
-                f"target_r={config.target_r} was asked for, but the allocator was never called, so "
+                f"target_r={config.target_r} is set, but the allocator was never called, so "
                 f"every rank is still {config.r}: train with callbacks=[Lora2Callback()], or call "
                 f"peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
             )
@@ -129,9 +129,9 @@ class RankTraining:
         allocator.check_finished(adapted.factors(), adapted.masks())
 
     def forget(self, adapter: str) -> None:
-        """Drop what is known of ``adapter``, which is gone or begins anew."""
+        """Drop the state of ``adapter``, which is deleted or starts again."""
         if adapter == self._adapter:
-            self.allocator, self._adapter, self._undriven = None, "", Undriven()
+            self.allocator, self._adapter, self._undriven = None, "", UndrivenCheck()
             self._release()
 
     def _keep(self, adapted: Adapted) -> None:
@@ -149,7 +149,7 @@ class RankTraining:
             self._kept.pop().remove()
 
     def _allocator_of(self, adapted: Adapted, config: Lora2Config) -> Allocator | None:
-        """The allocator of a training that is prepared here if need be; None of final ranks."""
+        """The allocator of a training that is prepared here if need be; None if ranks are final."""
         if self.allocator is None and not self._kept:
             self.prepare(adapted, config, None)
         if adapted.adapter != self._adapter:
@@ -164,7 +164,7 @@ class RankTraining:
 def _lambdas(adapted: Adapted) -> Tensor:
     """All singular values, flat, on one device."""
     lambdas = adapted.factors().lam
-    return torch.cat([one.detach().to(lambdas[0].device) for one in lambdas])
+    return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
 
 
 def _is_final(adapted: Adapted, config: Lora2Config) -> bool:

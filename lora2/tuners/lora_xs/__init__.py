@@ -1,9 +1,8 @@
 """LoRA-XS: a trained r x r core in a frozen SVD basis (arXiv 2405.17604), registered with PEFT."""
 
+from lora2.tuners.base_config import register
 from lora2.tuners.lora_xs.config import LoraXsConfig
-from lora2.tuners.lora_xs.layer import LoraXsLinear
-from lora2.tuners.lora_xs.model import LoraXsModel
-from lora2.tuners.register import register
+from lora2.tuners.lora_xs.model import LoraXsLinear, LoraXsModel
 
 __all__ = ["LoraXsConfig", "LoraXsLinear", "LoraXsModel"]
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from peft import PeftConfig
-
-from lora2.tuners.register import extend_peft_type
-
-
-def _real(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+from lora2.tuners.base_config import AdapterConfig, Rules, non_negative, one_of
 
 
 @dataclass
-class LoraXsConfig(PeftConfig):
+class LoraXsConfig(AdapterConfig):
     """x W0 + s x A R B with s = lora_alpha / r; only R (r, r) is trained.
 
     A (d_in, r) = U_r Sigma_r and B (r, d_out) = V_r^T come from the truncated singular value
@@ -24,53 +16,26 @@ class LoraXsConfig(PeftConfig):
     paper and in the published code (scale included). Sigma is therefore on the input side.
 
     Args:
-        r: rank, at most min(d_in, d_out) of every target (published: 4 to 25).
-        lora_alpha: numerator of the scale s (published: 16).
-        lora_dropout: dropout on the input of A, in [0, 1) (published: 0).
-        target_modules: module names or a regular expression, as in PEFT's LoraConfig; None takes
-            PEFT's LoRA targets of a known architecture. Published for RoBERTa: query, value,
-            attention.output.dense, output.dense.
+        r: rank, at most min(d_in, d_out) of every target (published: 4 to 25, lora_alpha 16,
+            dropout 0, and for RoBERTa the targets query, value, attention.output.dense,
+            output.dense). All other arguments of ``AdapterConfig`` as there.
         init_std: standard deviation of R at the start.
         save_basis: True saves A and B with the adapter: it then gives the same update on every
             machine. False saves R alone (r^2 numbers a module), and A and B are computed again from
             the weights of the model it is loaded on, which must be those it was trained on.
 
     Raises:
-        ValueError: settings that cannot be; the message names all of them.
+        ValueError: one error that lists every impossible value.
     """
 
-    r: int = field(default=16, metadata={"help": "rank; R has r^2 parameters"})
-    lora_alpha: float = field(default=16, metadata={"help": "the scale is lora_alpha / r"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the input of A"})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "as in LoRA"})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "as in LoRA"})
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "trained in full"})
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "as in LoRA"}
-    )
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "as in LoRA"})
-    init_std: float = field(default=1e-5, metadata={"help": "standard deviation of R at the start"})
-    save_basis: bool = field(default=True, metadata={"help": "save A and B with the adapter"})
+    r: int = 16
+    init_std: float = 1e-5
+    save_basis: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = extend_peft_type("LORA_XS")
-        for name in ("target_modules", "exclude_modules"):
-            if isinstance(getattr(self, name), list):
-                setattr(self, name, set(getattr(self, name)))
-        checks = {
-            "r": (type(self.r) is int and self.r >= 1, "an integer >= 1"),
-            "lora_alpha": (_real(self.lora_alpha) and self.lora_alpha > 0, "> 0"),
-            "lora_dropout": (_real(self.lora_dropout) and 0 <= self.lora_dropout < 1, "in [0, 1)"),
-            "init_std": (_real(self.init_std) and self.init_std >= 0, ">= 0"),
-            "save_basis": (isinstance(self.save_basis, bool), "True or False"),
+    method = "LORA_XS"
+
+    def _rules(self) -> Rules:
+        return super()._rules() | {
+            "init_std": non_negative(self.init_std),
+            "save_basis": one_of(self.save_basis, True, False),
         }
-        problems = [
-            f"{name} must be {what}, not {getattr(self, name)!r}"
-            for name, (holds, what) in checks.items()
-            if not holds
-        ]
-        if self.layers_pattern is not None and self.layers_to_transform is None:
-            problems.append("layers_pattern needs layers_to_transform")
-        if problems:
-            raise ValueError("LoraXsConfig: " + "; ".join(problems))

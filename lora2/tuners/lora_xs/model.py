@@ -1,29 +1,72 @@
-"""LoRA-XS as a PEFT method."""
+"""LoRA-XS: a linear layer with the update A R B, A and B frozen, and the PEFT model of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from torch import nn
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
+from lora2.tuners.base import AdapterLayer, AdapterModel, wide
 from lora2.tuners.lora_xs.config import LoraXsConfig
-from lora2.tuners.lora_xs.layer import LoraXsLinear
-from lora2.tuners.mixed_batch import refuse_mixed_batch
-from lora2.tuners.replace import replace_module
 
 
-class LoraXsModel(BaseTuner):
+class LoraXsLinear(AdapterLayer):
+    """base(x) + s dropout(x) A R B, with A (d_in, r), R (r, r) and B (r, d_out)."""
+
+    adapter_layer_names = ("loraxs_R",)
+    other_param_names = ("r", "scaling", "loraxs_dropout", "loraxs_A", "loraxs_B")
+    dropout_name = "loraxs_dropout"
+
+    def _create_containers(self, config: LoraXsConfig) -> None:
+        self.loraxs_R = nn.ParameterDict()
+        self.loraxs_A = BufferDict(persistent=config.save_basis)
+        self.loraxs_B = BufferDict(persistent=config.save_basis)
+
+    def _create(self, adapter_name: str, config: LoraXsConfig) -> None:
+        """Take A and B from the frozen weight, R from N(0, init_std^2).
+
+        Raises:
+            ValueError: r > min(d_in, d_out).
+        """
+        r = config.r
+        if r > min(self.in_features, self.out_features):
+            raise ValueError(
+                f"{self.module_name} is {self.in_features} x {self.out_features} and has no {r} "
+                f"singular values; lower r, or take it out of target_modules"
+            )
+        self.loraxs_R[adapter_name] = nn.Parameter(torch.empty(r, r))
+        nn.init.normal_(self.loraxs_R[adapter_name], std=config.init_std)
+        if config.save_basis and self.loraxs_R[adapter_name].is_meta:
+            # low_cpu_mem_usage loading: R is a placeholder, and the file brings A and B too
+            nan = self.get_base_layer().weight.new_full((), torch.nan)
+            a, b = nan.repeat(self.in_features, r), nan.repeat(r, self.out_features)
+        else:
+            weight = frozen_weight(self)
+            a, b = truncated_svd(weight if self.fan_in_fan_out else weight.T, r)
+        self.loraxs_A[adapter_name], self.loraxs_B[adapter_name] = a, b
+
+    def thin_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """s A R (d_in, r) and B (r, d_out)."""
+        core = wide(self.loraxs_R[adapter_name]) * self.scaling[adapter_name]
+        return wide(self.loraxs_A[adapter_name]) @ core, wide(self.loraxs_B[adapter_name])
+
+    def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
+        a, b = self.loraxs_A[adapter_name], self.loraxs_B[adapter_name]
+        core = self.loraxs_R[adapter_name].to(a.dtype) * self.scaling[adapter_name]
+        return self._dropped(x, adapter_name, a.dtype) @ a @ core, b
+
+
+class LoraXsModel(AdapterModel):
     """Adapts a model with LoRA-XS; made by ``get_peft_model(model, LoraXsConfig(...))``.
 
-    Nothing has to be driven in training: it has no schedule.
+    It has no schedule, so training needs no callback.
     """
 
     prefix = "loraxs_"
     tuner_layer_cls = LoraXsLinear
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    _enable_peft_forward_hooks = refuse_mixed_batch
     peft_config: dict[str, LoraXsConfig]
 
     def _check_new_adapter_config(self, config: Any) -> None:
@@ -35,25 +78,39 @@ class LoraXsModel(BaseTuner):
                 f"{config.save_basis}; set it to {not config.save_basis}"
             )
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        **unused: Any,
-    ) -> None:
-        if isinstance(target, LoraXsLinear):
-            target.update_layer(adapter_name, peft_config)
-            return
-        layer = LoraXsLinear(target, adapter_name, peft_config, current_key)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
-        replace_module(parent, child_name, new_module)
+@torch.no_grad()
+def frozen_weight(layer: BaseTunerLayer) -> Tensor:
+    """The base weight without the adapters merged into it, float32, in the base layer's layout.
+
+    Also looks below: the layer may wrap a layer of another tuner that has merged adapters.
+    """
+    weight = layer.get_base_weight().float()
+    node = layer
+    while isinstance(node, BaseTunerLayer):
+        for name in node.merged_adapters:
+            weight = weight - node.get_delta_weight(name).float()
+        node = node.base_layer
+    return weight
+
+
+def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """A (d_in, r) = U_r Sigma_r and B (r, d_out) = V_r^T of W (d_in, d_out).
+
+    A B is the best approximation of W of rank r (Eckart-Young). A singular pair is determined up to
+    its sign: the entry of U's column with the largest magnitude is made positive, so that the same
+    weight gives the same A and B whatever library computes them.
+
+    Raises:
+        ValueError: r > min(d_in, d_out).
+    """
+    if r > min(weight.shape):
+        raise ValueError(
+            f"r = {r} is more than the {min(weight.shape)} singular values of a weight of shape "
+            f"{tuple(weight.shape)}"
+        )
+    u, sigma, vh = torch.linalg.svd(weight, full_matrices=False)
+    u, sigma, vh = u[:, :r], sigma[:r], vh[:r]
+    largest = u.abs().argmax(dim=0, keepdim=True)  # (d_in, r) -> (1, r)
+    sign = u.gather(0, largest).sign()
+    return (u * (sign * sigma)).contiguous(), (vh * sign.T).contiguous()

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from lora2.tuners.loss_term import OTHER_WEIGHTS
 from lora2.tuners.sora.config import SoraConfig
-from lora2.tuners.term import OTHER_WEIGHTS
 
 
 def proximal_step(gate: Tensor, xi: float, threshold: str = "soft") -> Tensor:

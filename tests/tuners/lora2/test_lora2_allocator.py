@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from peft import AdaLoraConfig, get_peft_model
 from torch import nn
 
-from lora2.tuners.lora2.allocator import Allocator
-from lora2.tuners.lora2.budget import budget, top_mask
+from lora2.tuners.lora2.allocator import Allocator, budget, top_mask
 from lora2.tuners.lora2.config import Lora2Config
-from lora2.tuners.lora2.factors import Factors
+from lora2.tuners.lora2.stacks import Factors
 
 SHAPES = [(6, 5), (5, 9), (6, 5), (9, 6)]  # (d_in, d_out)
 TWELVE = 3 * SHAPES

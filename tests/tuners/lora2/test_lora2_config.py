@@ -47,9 +47,9 @@ def test_all_problems_come_in_one_error():
         part.split("=")[0] for part in str(error.value)[len("Lora2Config: ") :].split("; ")
     ] == [
         "r",
+        "layers_to_transform",
         "k",
         "beta1",
-        "layers_to_transform",
     ]
 
 

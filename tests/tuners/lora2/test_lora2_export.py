@@ -49,5 +49,5 @@ def test_what_cannot_be_exported_says_why():
     with pytest.raises(ValueError, match=r"no adapter 'other'; loaded are \['default'\]"):
         to_lora(adapt("roberta"), "other")
     lora = get_peft_model(build("roberta"), LoraConfig(target_modules=["query"]))
-    with pytest.raises(TypeError, match="this is a LoraModel"):
+    with pytest.raises(TypeError, match="not LoraModel"):
         to_lora(lora)

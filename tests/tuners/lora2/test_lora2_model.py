@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from lora2 import Lora2Config
-from lora2.tuners.lora2 import Lora2Linear, Lora2Model
+from lora2.tuners.lora2 import Lora2Linear
 from tests.tuners.lora2.lora2_models import HEADS, adapt, batch, build, logits, randomize
 
 ARCHS = ["bert", "roberta", "deberta-v2", "gpt2"]
@@ -92,7 +92,7 @@ def test_the_start_changes_no_output(arch):
 def test_saved_and_loaded_gives_the_same_outputs_and_masks(arch, low_cpu_mem_usage, tmp_path):
     model = randomize(adapt(arch, modules_to_save=HEADS[arch]))
     with torch.no_grad():
-        for index, layer in enumerate(model.base_model._adapted("default").values()):
+        for index, layer in enumerate(model.base_model.layers("default").values()):
             layer.lora2_mask["default"][index % 4] = False
     expected, kept = logits(model), model.base_model.kept_ranks()
     config = model.peft_config["default"].to_dict()
@@ -265,7 +265,7 @@ def test_the_regulariser_weighs_what_the_config_says():
 def test_factors_of_several_dtypes_are_regularised_in_the_widest():
     model = adapt("roberta", dtype=torch.float64)
     expected = model.base_model.regularization_loss()
-    *_, last = model.base_model._adapted("default").values()
+    *_, last = model.base_model.layers("default").values()
     last.to(torch.float32)
     mixed = model.base_model.regularization_loss()
     torch.testing.assert_close(mixed, expected, rtol=1e-7, atol=0)
@@ -280,7 +280,7 @@ def test_a_model_split_over_devices_is_regularised_and_allocated():
             torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)),
             Lora2Config(r=4, k=2, target_modules=["0", "1"], target_r=1, total_step=5),
         )
-        first, last = model.base_model._adapted("default").values()
+        first, last = model.base_model.layers("default").values()
         for name in last.adapter_layer_names:
             factors = getattr(last, name)
             shape = factors["default"].shape
@@ -310,11 +310,12 @@ def test_wrapped_twice_or_copied_it_is_regularised_once():
     assert penalty_in_loss(again) == pytest.approx(penalty)
 
 
-def test_conv1d_sets_fan_in_fan_out_with_a_warning():
-    with pytest.warns(UserWarning, match="fan_in_fan_out=False does not suit"):
-        model = get_peft_model(build("gpt2"), Lora2Config(target_modules=["c_attn"]))
+def test_fan_in_fan_out_is_set_from_the_layers():
+    model = get_peft_model(build("gpt2"), Lora2Config(target_modules=["c_attn"]))
     assert model.peft_config["default"].fan_in_fan_out
-    assert isinstance(model.base_model, Lora2Model)
+    config = Lora2Config(target_modules=["query"], fan_in_fan_out=True)
+    model = get_peft_model(build("bert"), config)
+    assert not model.peft_config["default"].fan_in_fan_out
 
 
 def test_known_models_need_no_target_modules():

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from lora2 import Lora2Config
-from lora2.tuners.share import share_of_step
+from lora2.tuners.loss_term import loss_weight
 from tests.tuners.lora2.lora2_models import adapt, batch
 
 
@@ -74,20 +74,20 @@ def test_accumulated_micro_batches_regularise_as_much_as_one_batch(tmp_path):
 def test_the_shares_of_a_steps_micro_batches_sum_to_one():
     model = causal().get_base_model()
     labels = torch.tensor([[5, 6, -100], [7, 8, 9]])
-    assert share_of_step(model, {"labels": labels}) is None
+    assert loss_weight(model, {"labels": labels}) is None
     inputs = {"labels": labels, "num_items_in_batch": torch.tensor(6)}
-    assert share_of_step(model, inputs) == pytest.approx(3 / 6)  # not 5, not the first tokens
+    assert loss_weight(model, inputs) == pytest.approx(3 / 6)  # not 5, not the first tokens
     shifted = {**inputs, "shift_labels": torch.tensor([[6, -100, -100], [8, -100, -100]])}
-    assert share_of_step(model, shifted) == pytest.approx(2 / 6)
+    assert loss_weight(model, shifted) == pytest.approx(2 / 6)
     model.config.is_encoder_decoder = True  # its loss is another
-    assert share_of_step(model, inputs) is None
+    assert loss_weight(model, inputs) is None
 
 
 @pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])
 def test_a_causal_model_is_known_whatever_its_name(kind):
     model = kind(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
     inputs = {"labels": torch.tensor([[5, 6, 7]]), "num_items_in_batch": torch.tensor(4)}
-    share = share_of_step(model, inputs)
+    share = loss_weight(model, inputs)
     assert share == 0.5 if kind is GPT2LMHeadModel else share is None
 
 

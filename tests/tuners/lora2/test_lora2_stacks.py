@@ -89,7 +89,7 @@ def test_stacked_equals_each_layer_on_its_own_gradients_too(arch, monkeypatch):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     loss, stacked = gradients(model, **batch())
-    monkeypatch.setattr("lora2.tuners.lora2.adapted.Adapted.hand_out", lambda self: None)
+    monkeypatch.setattr("lora2.tuners.lora2.stacks.Adapted.cache_pairs", lambda self, on: None)
     alone_loss, alone = gradients(model, **batch())
     torch.testing.assert_close(loss, alone_loss, rtol=1e-12, atol=0)
     assert any("lora2_u" in name for name in stacked)
@@ -293,7 +293,7 @@ def test_what_a_pass_of_another_object_left_is_taken_back():
     layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
     model.add_adapter("other", Lora2Config(r=3, k=1, target_modules=["query"]))
     with torch.no_grad():
-        model.base_model._adapters["default"].hand_out()  # of a pass that was interrupted
+        model.base_model._adapters["default"].cache_pairs(on=True)  # of a pass that was interrupted
         model.delete_adapter("other")
         model(**batch())
     assert not any(layer.cached_pairs for layer in layers)

@@ -8,8 +8,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from lora2 import Lora2Config, create_lora2_optimizer
-from lora2.tuners.lora2.factors import FACTOR_NAMES
-from lora2.tuners.lora2.start import first_step_ratio
+from lora2.tuners.lora2.optimizer import first_step_ratio
+from lora2.tuners.lora2.stacks import FACTOR_NAMES
 from tests.tuners.lora2.lora2_models import adapt, build, logits, train
 
 TARGETS = list("01234567")

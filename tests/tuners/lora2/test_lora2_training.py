@@ -19,7 +19,7 @@ def test_a_plain_loop_prunes_to_the_target():
     model.base_model.finish_training()
     kept = model.base_model.kept_ranks()
     assert sum(map(sum, kept.values())) == len(kept)
-    for name, layer in model.base_model._adapted("default").items():
+    for name, layer in model.base_model.layers("default").items():
         lam = layer.lora2_lambda["default"]
         assert (lam != 0).tolist() == kept[name]
 
@@ -79,7 +79,7 @@ def test_a_second_training_keeps_the_final_ranks():
 
 
 def nonzero(model):
-    layers = model.base_model._adapted("default").items()
+    layers = model.base_model.layers("default").items()
     return {name: (layer.lora2_lambda["default"] != 0).tolist() for name, layer in layers}
 
 
@@ -101,20 +101,20 @@ def test_a_pruned_adapter_that_is_trained_on_keeps_its_masks(driven, tmp_path, r
     assert again.base_model.kept_ranks() == kept == nonzero(again)
     after = torch.cat([p.flatten() for n, p in again.named_parameters() if "lora2_lambda" in n])
     assert (after != before).sum() == 10 and int((after != 0).sum()) == 10
-    assert not [w for w in recwarn if "nobody allocates" in str(w.message)]
+    assert not [w for w in recwarn if "the allocator is not called" in str(w.message)]
 
 
 def test_a_training_that_nobody_allocates_warns_once(tmp_path):
     model = adapt("roberta", **SCHEDULE)
     optimizer = optimizer_of(model)
-    with pytest.warns(UserWarning, match="nobody allocates ranks") as caught:
+    with pytest.warns(UserWarning, match="the allocator is not called") as caught:
         for _ in range(8):
             for _ in range(4):  # micro-batches of a step
                 step_once(model)
             optimizer.step()
             optimizer.zero_grad()
         model.save_pretrained(tmp_path)
-    assert len([w for w in caught if "nobody allocates" in str(w.message)]) == 1
+    assert len([w for w in caught if "the allocator is not called" in str(w.message)]) == 1
 
 
 def test_saving_an_adapter_that_was_trained_and_never_pruned_warns(tmp_path, recwarn):
@@ -122,9 +122,9 @@ def test_saving_an_adapter_that_was_trained_and_never_pruned_warns(tmp_path, rec
     model.save_pretrained(tmp_path)
     step_once(model)
     model.save_pretrained(tmp_path)  # not trained yet
-    assert not [w for w in recwarn if "nobody allocates" in str(w.message)]
+    assert not [w for w in recwarn if "the allocator is not called" in str(w.message)]
     optimizer_of(model).step()
-    with pytest.warns(UserWarning, match="nobody allocates ranks"):
+    with pytest.warns(UserWarning, match="the allocator is not called"):
         model.save_pretrained(tmp_path)
     driven = adapt("roberta", **SCHEDULE)
     recwarn.clear()
@@ -135,7 +135,7 @@ def test_saving_an_adapter_that_was_trained_and_never_pruned_warns(tmp_path, rec
         step_once(plain)
         optimizer_of(plain).step()
     plain.save_pretrained(tmp_path)
-    assert not [w for w in recwarn if "nobody allocates" in str(w.message)]
+    assert not [w for w in recwarn if "the allocator is not called" in str(w.message)]
 
 
 def test_the_penalty_is_given_to_a_step_whose_loss_had_none_once():

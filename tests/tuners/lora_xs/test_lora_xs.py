@@ -98,5 +98,5 @@ def test_becomes_lora_by_peft_s_own_conversion(tmp_path):
 
 
 def test_settings():
-    with pytest.raises(ValueError, match=r"LoraXsConfig: .*init_std must be .*save_basis must be"):
+    with pytest.raises(ValueError, match=r"init_std=-1.0 .*save_basis='yes' .*True"):
         LoraXsConfig(init_std=-1.0, save_basis="yes")

@@ -1,0 +1,212 @@
+"""Values from text: YAML files, and the words of a command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lora2.config.problems import (
+    ConfigError,
+    Problem,
+    ProblemList,
+    field_names,
+    unknown,
+)
+from lora2.config.schema import RunConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+GROUPS = ("method", "task", "backbone")  # in the order in which their settings apply
+# These say which file was taken: another value would put a run under a wrong name.
+FIXED = ("method.name", "backbone.name", "backbone.profile")
+# Signs of Hydra's that change what a key means, the key, a package, and the value's text.
+WORD = re.compile(r"([+~]*)([A-Za-z_][\w./-]*)(@[\w.:]*)?(?:=(.*))?", re.DOTALL)
+GRID = re.compile(r"\s*([^\s'\"\[{][^'\"]*,|\w+\()")  # a,b or choice(a, b)
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 32
+INTEGER = re.compile(r"[+-]?(0|[1-9](_?\d)*)", re.ASCII)
+FLOAT = re.compile(
+    r"(?=.*[.a-z])[+-]?((\d(_?\d)*\.?(\d(_?\d)*)?|\.\d(_?\d)*)(e[+-]?\d+)?|inf|nan)",
+    re.ASCII | re.IGNORECASE,
+)
+QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
+KEY = re.compile(r"""('[^']*'|"[^"]*")|([{,]\s*[\w.-]+):""")
+BARE = re.compile(r"[\w./\\%+?*@:| -]*")
+CONSTANTS = {"null": None, "true": True, "false": False}
+# The C loader where PyYAML was built with it: a sweep has hundreds of these files.
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class YamlError(ValueError):
+    """A text is not plain YAML; ``line`` is the text of the line at fault, where there is one."""
+
+    def __init__(self, message: str, line: str = ""):
+        super().__init__(message)
+        self.line = line
+
+
+class Loader(_Base):
+    """Safe construction that refuses a key given twice, and keys that are not text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set[str]()
+        for key, _ in node.value:
+            text = key.tag == "tag:yaml.org,2002:str"
+            if not text or key.value in seen:
+                why = f"key {key.value!r} stands twice" if text else "a key must be text"
+                raise yaml.constructor.ConstructorError(problem=why, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, loader: type[Loader] = Loader) -> Any:
+    """Return the plain values (dict, list, str, int, float, bool, None, date) of a YAML text.
+
+    Refused: tags of Python objects, anchors and aliases (a few lines of them can stand for
+    gigabytes), a key given twice, and more than MAX_DEPTH levels or MAX_CHARACTERS characters.
+
+    Raises:
+        YamlError: naming line and column.
+    """
+    if len(text) > MAX_CHARACTERS:
+        raise YamlError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
+    depth = 0
+    try:
+        for event in yaml.parse(text, _Base):
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            anchored = isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)
+            if anchored or depth > MAX_DEPTH:
+                why = "anchors and aliases are refused" if anchored else f"over {MAX_DEPTH} levels"
+                raise yaml.MarkedYAMLError(problem=why, problem_mark=event.start_mark)
+        return yaml.load(text, loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
+        mark = getattr(error, "problem_mark", None)
+        why = " ".join(str(getattr(error, "problem", None) or error).split())
+        if mark is None:
+            raise YamlError(why) from error
+        line = "".join(text.splitlines()[mark.line : mark.line + 1]).strip()
+        raise YamlError(f"line {mark.line + 1}, column {mark.column + 1}: {why}", line) from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the plain values of a YAML file.
+
+    Raises:
+        ConfigError: the file is missing, not UTF-8 text, or not what ``parse_yaml`` reads.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except YamlError as error:
+        raise ConfigError([Problem(str(path), error.line, "plain YAML", str(error))]) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem("file", str(path), "UTF-8 text", str(error))]) from error
+
+
+def word_value(text: str) -> Any:
+    """Return the value of ``key=text``: a list or dict in brackets, text in quotes, or one scalar.
+
+    Raises:
+        ValueError: brackets or quotes are left open, or a sign stands outside quotes.
+    """
+    text = text.strip()
+    if text.startswith(("[", "{")):
+        # {r:8} for YAML's {r: 8}; text in quotes is left alone
+        spaced = KEY.sub(lambda match: match[1] or f"{match[2]}: ", text)
+        return parse_yaml(spaced, _WordLoader)
+    if match := QUOTED.fullmatch(text):
+        return re.sub(r"\\([\\'\"])", r"\1", match[2])
+    if not BARE.fullmatch(text):
+        raise ValueError(text)
+    return scalar(text)
+
+
+def word_list(text: str) -> list[str]:
+    """Return the parts of ``a,b`` or ``[a,b]``; none of an empty text."""
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return [part.strip() for part in inner.split(",")] if inner else []
+
+
+def scalar(text: str) -> Any:
+    """Return the number, truth value or None that ``text`` is written for, else the text."""
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    if INTEGER.fullmatch(text):
+        return int(text)
+    return float(text) if FLOAT.fullmatch(text) else text
+
+
+class _WordLoader(Loader):
+    """Reads scalars inside brackets as outside: YAML's own take 1e-3 for text and 1:30 for 90."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+
+
+_WordLoader.add_constructor(
+    "tag:yaml.org,2002:str", lambda _, node: node.value if node.style else scalar(node.value)
+)
+
+
+def options(group: str, configs: Path = CONFIGS) -> list[str]:
+    """Return what ``group=`` may name: the YAML files of configs/<group>."""
+    return sorted(path.stem for path in (configs / group).glob("*.yaml"))
+
+
+def overridden(argv: Sequence[str]) -> list[str]:
+    """Return a note for each word that a later one with the same key takes the place of."""
+    last = {word.partition("=")[0]: word for word in argv}
+    pairs = [(word, last[word.partition("=")[0]]) for word in argv]
+    return [f"{word}: {later} comes later and counts" for word, later in pairs if later != word]
+
+
+def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Split command-line words into group choices and typed values (dotted key -> value).
+
+    Raises:
+        ConfigError: a word is no ``key=value``, a group's option is unknown, or task is missing.
+    """
+    values: dict[str, Any] = {}
+    problems = ProblemList()
+    for word in argv:
+        with problems.collect():
+            key, value = _parse_word(word, configs)
+            values.pop(key, None)  # in the order of the words that count
+            values[key] = value
+    choices = {group: str(values.pop(group)) for group in GROUPS if group in values}
+    for group in ("task", "method"):
+        if group not in choices and not any(problem.key == group for problem in problems):
+            allowed = ", ".join(options(group, configs))
+            problems.append(Problem(group, None, allowed, f"{group}=NAME is missing"))
+    if problems:
+        roots = field_names(RunConfig)
+        problems += [
+            unknown(key, value, roots, "unknown key", key.split(".")[0])
+            for key, value in values.items()
+            if key.split(".")[0] not in roots
+        ]
+    problems.raise_if_any()
+    return choices, values
+
+
+def _parse_word(word: str, configs: Path) -> tuple[str, Any]:
+    match = WORD.fullmatch(word)
+    changed, key, package, text = match.groups() if match else ("", "", "", None)
+    if key and (changed or package or GRID.match(text or "")):
+        raise ConfigError([Problem(key, word, "one plain key=value; grids: scripts/reproduce.py")])
+    try:
+        value = word_value("," if text is None else text)
+    except ValueError as error:
+        name, sign, _ = word.partition("=")
+        quoted = f"{name}='\"VALUE\"'; a value with signs such as ~ = ( ) , needs quotes"
+        allowed = quoted if sign and name else "words of the form key=value"
+        raise ConfigError([Problem("command line", word, allowed)]) from error
+    root = key.partition(".")[0]
+    if key in FIXED or (root == "task" and key != "task"):
+        names = ", ".join(options(root, configs))
+        raise ConfigError([Problem(key, value, f"{root}=NAME of {names}", f"set by {root}=NAME")])
+    if key in GROUPS and value not in options(key, configs):
+        raise ConfigError([unknown(key, value, options(key, configs))])
+    return key, value

@@ -1,1 +1,0 @@
-"""The folder of the metric script that ``evaluate.load`` reads; see lora2.glue.metrics."""

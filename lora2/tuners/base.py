@@ -1,0 +1,243 @@
+"""The adapted layer and the adapted model that all methods share."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lora2.tuners.base_config import AdapterConfig
+
+
+class AdapterLayer(nn.Module, BaseTunerLayer):
+    """An ``nn.Linear`` or ``Conv1D`` with adapters of low rank beside it.
+
+    A subclass makes an adapter's tensors in ``_create`` and multiplies with them in ``_narrow`` and
+    ``thin_factors``.
+
+    Args:
+        base_layer: the layer, or a layer of another tuner around it.
+        module_name: its name in the model, for messages.
+
+    Raises:
+        TypeError: the layer cannot be adapted.
+    """
+
+    other_param_names: tuple[str, ...] = ("r", "scaling")
+    dropout_name: ClassVar[str]  # the attribute that holds each adapter's dropout
+
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: AdapterConfig,
+        module_name: str = "the module",
+    ) -> None:
+        super().__init__()
+        linear = _base_linear(base_layer, module_name)
+        self.base_layer, self.module_name = base_layer, module_name
+        # Conv1D keeps its weight as (d_in, d_out), nn.Linear as (d_out, d_in).
+        self.fan_in_fan_out = isinstance(linear, Conv1D)
+        d_in, d_out = linear.weight.shape if self.fan_in_fan_out else linear.weight.shape[::-1]
+        self.in_features, self.out_features = int(d_in), int(d_out)
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        self.r: dict[str, int] = {}
+        self.scaling: dict[str, float] = {}
+        setattr(self, self.dropout_name, nn.ModuleDict())
+        self._create_containers(config)
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: AdapterConfig) -> None:
+        """Create the adapter ``adapter_name``, replacing one of that name."""
+        self.r[adapter_name] = config.r
+        self.scaling[adapter_name] = config.lora_alpha / config.r
+        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
+        getattr(self, self.dropout_name)[adapter_name] = dropout
+        self._create(adapter_name, config)
+        config.fan_in_fan_out = self.fan_in_fan_out
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def _create_containers(self, config: Any) -> None:
+        """Make the empty containers of the adapters' tensors."""
+        raise NotImplementedError
+
+    def _create(self, adapter_name: str, config: Any) -> None:
+        """Fill them for one adapter."""
+        raise NotImplementedError
+
+    def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
+        raise NotImplementedError
+
+    def thin_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """(d_in, k) and (k, d_out), whose product is the update, in float32 at least."""
+        raise NotImplementedError
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """The dense update in the layout of the base weight and in float32 at least.
+
+        (d_out, d_in) for ``nn.Linear``, (d_in, d_out) for ``Conv1D``.
+        """
+        first, second = self.thin_factors(adapter_name)
+        delta = first @ second  # (d_in, k) @ (k, d_out) -> (d_in, d_out)
+        return delta if self.fan_in_fan_out else delta.T
+
+    @torch.no_grad()
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add the updates of ``adapter_names`` (None: the active ones) to the base weight.
+
+        The sum is computed in float32 at least and rounded once.
+
+        Raises:
+            ValueError: with ``safe_merge``, the merged weight would not be finite; the base weight
+                is untouched.
+        """
+        for name in check_adapters_to_merge(self, adapter_names):
+            if name not in self.r:
+                continue
+            weight = self.get_base_weight()
+            merged = (wide(weight) + self.get_delta_weight(name)).to(weight.dtype)
+            if safe_merge and not torch.isfinite(merged).all():
+                raise ValueError(
+                    f"merging adapter {name!r} gives weights that are not finite: training "
+                    f"diverged, or its file is damaged; load another checkpoint of it"
+                )
+            self.set_base_weight(merged)
+            self.merged_adapters.append(name)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Subtract every merged update from the base weight, the last one first."""
+        if not self.merged:
+            warnings.warn("nothing is merged, so nothing was unmerged", stacklevel=2)
+        while self.merged_adapters:
+            name = self.merged_adapters.pop()
+            weight = self.get_base_weight()
+            self.set_base_weight((wide(weight) - self.get_delta_weight(name)).to(weight.dtype))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(..., d_in) -> (..., d_out), in the base layer's output dtype."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        result = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        for name in self.active_adapters:
+            if name in self.r:
+                hidden, second = self._narrow(x, name)
+                result = (result + hidden @ second).to(result.dtype)
+        return result
+
+    def _dropped(self, x: Tensor, adapter_name: str, dtype: torch.dtype) -> Tensor:
+        """Return the adapter's input: ``x`` in ``dtype`` after dropout."""
+        if x.dtype != dtype:
+            x = self._cast_input_dtype(x, dtype)
+        dropout = getattr(self, self.dropout_name)[adapter_name]
+        return dropout(x) if dropout.training else x
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: the update is added to the weight (see ``to_lora`` for an exact conversion)."""
+        return True
+
+
+class AdapterModel(BaseTuner):
+    """A model whose linear layers have adapters of one method."""
+
+    tuner_layer_cls: type[AdapterLayer]
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; afterwards the adapted layers are looked up again."""
+        super().inject_adapter(*args, **kwargs)
+        self._look_up_layers()
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """As PEFT's; afterwards the adapted layers are looked up again."""
+        super().delete_adapter(adapter_name)
+        self._look_up_layers()
+
+    def _look_up_layers(self) -> None:
+        layers = {n: m for n, m in self.model.named_modules() if isinstance(m, AdapterLayer)}
+        self._layers = {
+            adapter: {name: layer for name, layer in layers.items() if adapter in layer.r}
+            for adapter in self.peft_config
+        }
+
+    def layers(self, adapter_name: str) -> dict[str, Any]:
+        """Module name -> layer, for every module that ``adapter_name`` adapts."""
+        return self._layers[adapter_name]
+
+    def _create_and_replace(
+        self,
+        config: AdapterConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        **_: Any,
+    ) -> None:
+        if isinstance(target, self.tuner_layer_cls):
+            target.update_layer(adapter_name, config)
+            return
+        layer = self.tuner_layer_cls(target, adapter_name, config, current_key)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        # PEFT's version also copies .weight from the child, and a ModulesToSaveWrapper around a
+        # classification head has none: merge_and_unload fails there.
+        setattr(parent, child_name, new_module)
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(
+        self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any
+    ) -> Iterator[None]:
+        if adapter_names is not None:
+            raise ValueError(
+                f"adapter_names={adapter_names}: {type(self).__name__} computes all rows of a "
+                f"batch with the active adapters: call set_adapter(name) and pass the rows of one "
+                f"adapter"
+            )
+        yield
+
+
+def _base_linear(target: nn.Module, name: str) -> nn.Linear | Conv1D:
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if not isinstance(base, nn.Linear | Conv1D) or not base.weight.is_floating_point():
+        raise TypeError(
+            f"{name} is a {type(base).__name__}; only torch.nn.Linear and transformers' Conv1D "
+            f"with floating-point weights can be adapted: take it out of target_modules or name "
+            f"it in exclude_modules"
+        )
+    return base
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float32, or float64 where it is that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def train_biases(model: nn.Module, head_modules: Sequence[str]) -> None:
+    """Freeze everything but biases and the head: BitFit (arXiv 2106.10199)."""
+    for name, parameter in model.named_parameters():
+        head = in_head(name, head_modules)
+        parameter.requires_grad_(head or name.split(".")[-1] == "bias")
+
+
+def in_head(name: str, head_modules: Sequence[str]) -> bool:
+    """Tell whether a parameter's dotted name lies in one of the head's modules."""
+    return any(part in head_modules for part in name.split("."))

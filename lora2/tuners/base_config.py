@@ -1,0 +1,146 @@
+"""Registration with PEFT, and the settings that all methods share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import PeftType, register_peft_method
+
+Rules = dict[str, tuple[bool, str]]  # setting -> whether its value is allowed, what is allowed
+
+
+def extend_peft_type(name: str) -> PeftType:
+    """Return the member ``name`` (upper case) of PEFT's enum, adding it when it is missing.
+
+    PEFT's registration looks the member up and does not create it; a plain string in its place
+    breaks ``model.load_adapter`` of transformers.
+    """
+    if name not in PeftType.__members__:
+        member = str.__new__(PeftType, name)
+        member._name_ = member._value_ = name
+        PeftType._member_names_.append(name)
+        PeftType._member_map_[name] = PeftType._value2member_map_[name] = member
+        type.__setattr__(PeftType, name, member)
+    return PeftType[name]
+
+
+def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+    """Register ``name`` (lower case) with PEFT; a second call with the same classes is harmless.
+
+    Raises:
+        KeyError: another package has registered this name with another config class.
+    """
+    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(extend_peft_type(name.upper()))
+    if registered is None:
+        prefix = model_cls.prefix
+        register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=prefix)
+    elif registered is not config_cls:
+        raise KeyError(
+            f"PEFT already has a method {name!r} ({registered.__module__}."
+            f"{registered.__qualname__}); uninstall the package that registers it, or do not "
+            f"import lora2 beside it"
+        )
+
+
+def is_int(value: Any, low: int) -> bool:
+    """Tell whether ``value`` is an integer >= ``low``, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def is_real(value: Any) -> bool:
+    """Tell whether ``value`` is a finite number, and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def integer(value: Any, low: int) -> tuple[bool, str]:
+    """Allow integers >= ``low``."""
+    return is_int(value, low), f"an integer >= {low}"
+
+
+def positive(value: Any) -> tuple[bool, str]:
+    """Allow finite numbers > 0."""
+    return is_real(value) and value > 0, "a number > 0"
+
+
+def non_negative(value: Any) -> tuple[bool, str]:
+    """Allow finite numbers >= 0."""
+    return is_real(value) and value >= 0, "a number >= 0"
+
+
+def fraction(value: Any) -> tuple[bool, str]:
+    """Allow numbers in [0, 1)."""
+    return is_real(value) and 0 <= value < 1, "0 <= value < 1"
+
+
+def one_of(value: Any, *allowed: Any) -> tuple[bool, str]:
+    """Allow the values listed; True and 1 differ."""
+    return any(value is a or (value == a and type(value) is type(a)) for a in allowed), " | ".join(
+        map(str, allowed)
+    )
+
+
+@dataclass
+class AdapterConfig(PeftConfig):
+    """Settings of every method here, under the names of PEFT's LoraConfig.
+
+    Args:
+        r: rank of the update of one adapted matrix.
+        lora_alpha: the update is multiplied by lora_alpha / r.
+        lora_dropout: dropout probability on the adapter's input.
+        target_modules: names (exact or suffix) or a regular expression, "all-linear", or None for
+            the modules that PEFT's LoRA adapts in a known model.
+        exclude_modules: names or a regular expression of modules to leave alone.
+        layers_to_transform: indices of the layers to adapt; needs a list of target_modules.
+        layers_pattern: name of the list of layers, when it is not a common one.
+        modules_to_save: modules trained in full and saved beside the adapter (the classifier).
+        fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
+
+    Raises:
+        ValueError: one error that lists every impossible value.
+    """
+
+    r: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    target_modules: list[str] | set[str] | str | None = None
+    exclude_modules: list[str] | set[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    modules_to_save: list[str] | None = None
+    fan_in_fan_out: bool = False
+
+    method: ClassVar[str]  # the member of PeftType
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = extend_peft_type(self.method)
+        for key in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, key), list):
+                setattr(self, key, set(getattr(self, key)))
+        if problems := self._problems():
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def _rules(self) -> Rules:
+        whole = self.layers_to_transform is None
+        named = not isinstance(self.target_modules, str)
+        pattern = self.layers_pattern is None or (named and not whole)
+        return {
+            "r": integer(self.r, 1),
+            "lora_alpha": positive(self.lora_alpha),
+            "lora_dropout": fraction(self.lora_dropout),
+            "layers_to_transform": (whole or named, "None while target_modules is a string"),
+            "layers_pattern": (pattern, "only beside layers_to_transform and a list of targets"),
+        }
+
+    def _problems(self) -> list[str]:
+        """List what is wrong, each as "key=value (allowed: ...)"."""
+        return [
+            f"{key}={getattr(self, key)!r} (allowed: {allowed})"
+            for key, (fits, allowed) in self._rules().items()
+            if not fits
+        ]

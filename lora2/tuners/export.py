@@ -1,0 +1,112 @@
+"""An adapter as a plain LoRA adapter with the same update, which every LoRA server loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lora2.tuners.base import AdapterLayer, AdapterModel
+from lora2.tuners.base_config import AdapterConfig
+
+_PREFIX = "base_model.model."
+
+
+@torch.no_grad()
+def to_lora(
+    peft_model: PeftModel, adapter_name: str | None = None
+) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Return the plain LoRA adapter with the update of ``adapter_name`` (None: the active one).
+
+    The update is the same up to one rounding to the adapter's dtype; the scale is folded into B and
+    lora_alpha is the rank, so that it is 1 in every program. Modules in ``modules_to_save`` come
+    along. All matrices get the largest rank (k for LoRA2), filled up with zeros. A module whose
+    SoRA gates are all zero is no target any more; should no module be left, the first stays as a
+    zero update of rank 1, since PEFT loads no adapter without a target.
+
+    Returns:
+        A LoraConfig and the state dict of ``adapter_model.safetensors``.
+
+    Raises:
+        TypeError: the model has no adapters of this package.
+        ValueError: there is no such adapter, or it trains biases.
+    """
+    tuner = peft_model.base_model
+    if not isinstance(tuner, AdapterModel):
+        raise TypeError(f"to_lora takes a LoRA2, SoRA or LoRA-XS model, not {type(tuner).__name__}")
+    name = adapter_name or peft_model.active_adapter
+    if name not in tuner.peft_config:
+        raise ValueError(f"no adapter {name!r}; loaded are {list(tuner.peft_config)}")
+    config = tuner.peft_config[name]
+    if getattr(config, "bias", "none") != "none":
+        raise ValueError(
+            f"bias={config.bias!r} cannot be exported, because a LoRA adapter would also train the "
+            f"biases of other modules: train with bias='none', or use merge_and_unload"
+        )
+    pairs = {key: _pair(layer, name) for key, layer in tuner.layers(name).items()}
+    kept = {key: (a, b) for key, (a, b) in pairs.items() if len(a) > 0}
+    if not kept:
+        key, (a, b) = next(iter(pairs.items()))
+        kept = {key: (a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1))}
+    rank = max(len(a) for a, _ in kept.values())
+    saved = get_peft_model_state_dict(peft_model, adapter_name=name)
+    state = {key: value for key, value in saved.items() if f".{tuner.prefix}" not in key}
+    for key, (a, b) in kept.items():
+        state[f"{_PREFIX}{key}.lora_A.weight"] = pad(a, (0, 0, 0, rank - len(a)))
+        state[f"{_PREFIX}{key}.lora_B.weight"] = pad(b, (0, rank - len(a)))
+    return _lora_config(config, rank, sorted(kept) if len(kept) < len(pairs) else None), state
+
+
+def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | None = None) -> Path:
+    """Write ``to_lora`` to ``folder``; ``PeftModel.from_pretrained(base, folder)`` loads it.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    config, state = to_lora(peft_model, adapter_name)
+    config.save_pretrained(str(folder))
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    return folder
+
+
+def _pair(layer: AdapterLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
+    """Return LoRA's A (k, d_in) and B (d_out, k) in the adapter's dtype."""
+    dtype = getattr(layer, layer.adapter_layer_names[0])[adapter_name].dtype
+    first, second = layer.thin_factors(adapter_name)
+    return first.T.to(dtype), second.T.to(dtype)
+
+
+def _lora_config(config: AdapterConfig, rank: int, modules: list[str] | None) -> LoraConfig:
+    """Return a LoRA adapter's settings with scale 1 on ``modules``, or on the config's."""
+    targets = (
+        {"target_modules": modules}
+        if modules
+        else {
+            key: getattr(config, key)
+            for key in (
+                "target_modules",
+                "exclude_modules",
+                "layers_to_transform",
+                "layers_pattern",
+            )
+        }
+    )
+    return LoraConfig(
+        **targets,
+        r=rank,
+        lora_alpha=rank,
+        lora_dropout=config.lora_dropout,
+        fan_in_fan_out=config.fan_in_fan_out,
+        modules_to_save=config.modules_to_save,
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.revision,
+        inference_mode=True,
+    )

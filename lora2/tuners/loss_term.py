@@ -1,0 +1,242 @@
+"""A method's own loss term, which no data enters (LoRA2's regulariser, SoRA's sparsity term).
+
+The term acts once per optimiser step, in one of two ways. A forward pass in training mode adds it
+to the loss that the model returns, and a hook notes whether a backward pass reached it. If none did
+(TRL, ``compute_loss_func`` and label smoothing compute another loss), ``before_optimizer_step``
+adds its gradient to the step, after clipping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+from lora2.tuners.base import AdapterModel
+
+# Why a tuner's saved state is refused.
+OTHER_WEIGHTS = (
+    "this state was not saved with the weights that are loaded: it is of another run or step. "
+    "Resume with the state in the same checkpoint (Lora2Callback(resume_from_checkpoint=FOLDER))"
+)
+_STEPS_BEFORE_WARNING = 3
+
+
+class LossTerm:
+    """Whether the backward passes since the last optimiser step reached the term."""
+
+    def __init__(self) -> None:
+        self.reached = False
+        self.acted = False  # ever
+        self.recomputed = False
+        self._hooks: list[Any] = []
+
+    def watch(self, term: Tensor) -> Tensor:
+        """Return ``term``; a backward pass through it is noted."""
+        if torch.compiler.is_compiling():  # hooks inside a graph are not supported
+            self._note()
+        elif term.requires_grad:
+            term.register_hook(self._note)
+        return term
+
+    def _note(self, _: Tensor | None = None) -> None:
+        self.reached = self.acted = True
+
+    def begin(self, layers: Iterable[nn.Module]) -> None:
+        """Start a training pass; among several processes, watch whether layers are recomputed.
+
+        Under reentrant checkpointing a layer runs without a graph first, and a second backward pass
+        reaches its parameters. DDP accepts one gradient per parameter: the term must then not be in
+        the loss.
+        """
+        self.end()
+        self.recomputed = False
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._hooks = [layer.register_forward_pre_hook(self._check) for layer in layers]
+
+    def end(self) -> None:
+        """End it."""
+        while self._hooks:
+            self._hooks.pop().remove()
+
+    def _check(self, *_: Any) -> None:
+        self.recomputed = self.recomputed or not torch.is_grad_enabled()
+
+    def missing(self) -> bool:
+        """Tell whether this step's gradient lacks the term, and start the next step."""
+        missing, self.reached = not self.reached, False
+        self.acted = True
+        return missing
+
+
+class TermModel(AdapterModel):
+    """A tuner that adds a term to the training loss and is driven by a training loop.
+
+    Hooks sit on the wrapped model's own forward: a PeftModel without a task type calls it directly,
+    past this class's. A subclass defines ``_loss_term`` and ``_watch``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._term = LossTerm()
+        _unhook(self.model)  # get_peft_model was called twice: one term is enough
+        self.model.__dict__["_lora2_hooks"] = [
+            self.model.register_forward_pre_hook(self._before_forward),
+            self.model.register_forward_hook(self._add_term, with_kwargs=True),
+            # Also after a forward that raised.
+            self.model.register_forward_hook(self._after_forward, always_call=True),
+            self.model.register_state_dict_pre_hook(partial(self._watch_training, saving=True)),
+        ]
+        # For Lora2Callback. Past nn.Module, which would register the tuner as a submodule.
+        self.model.__dict__["_lora2_tuner"] = self
+
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
+        model = super()._unload_and_optionally_merge(*args, **kwargs)
+        _unhook(model)
+        return model
+
+    def _loss_term(self) -> Tensor:
+        """Return the trained adapter's term, a scalar."""
+        raise NotImplementedError
+
+    def _watch(self, adapter: str, saving: bool) -> None:
+        """Look at the trained adapter when a training pass or a saving begins."""
+        raise NotImplementedError
+
+    def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._after_forward()  # an interrupt of the last forward runs no hook
+        training = module.training and torch.is_grad_enabled()
+        if module is self.model and training and not torch.compiler.is_compiling():
+            self._watch_training()
+
+    def _watch_training(self, *_: Any, saving: bool = False) -> None:
+        for name in self._trainable():
+            if self._is_on(name):
+                self._watch(name, saving)
+                if not saving:
+                    self._term.begin(self.layers(name).values())
+
+    def _after_forward(self, *_: Any) -> None:
+        self._term.end()
+
+    def _add_term(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        """Return ``output`` with the term in its loss; as it is where it has no loss."""
+        # The module's own flag: a new PeftModel around a model in eval mode has training=True.
+        training = module.training and any(self._is_on(name) for name in self._trainable())
+        if not training or self._term.recomputed:
+            return output
+
+        def added(loss: Tensor) -> Tensor:
+            weight, term = loss_weight(module, kwargs), self._loss_term()
+            term = term if weight is None else term * weight.to(term.device)
+            return loss + term.to(loss.device)
+
+        if isinstance(output, dict):
+            if isinstance(loss := output.get("loss"), Tensor):
+                output["loss"] = added(loss)
+        elif isinstance(output, tuple) and kwargs.get("labels") is not None:
+            return (added(output[0]), *output[1:])
+        return output
+
+    def _active(self) -> list[str]:
+        """Return the active adapters; transformers' set_adapter sets them on the layers alone."""
+        layers = (layer for layers in self._layers.values() for layer in layers.values())
+        first = next(layers, None)
+        return self.active_adapters if first is None else first.active_adapters
+
+    def _trainable(self) -> list[str]:
+        return [
+            name
+            for name in self._active()
+            if name in self.peft_config and not self.peft_config[name].inference_mode
+        ]
+
+    def _trained(self) -> tuple[str, Any]:
+        """Return name and settings of the one adapter that is trained."""
+        if len(names := self._trainable()) != 1:
+            raise ValueError(
+                f"{type(self).__name__} trains one adapter at a time, but the active adapters in "
+                f"training mode are {names}: choose one with set_adapter(name) (an adapter loaded "
+                f"by from_pretrained needs is_trainable=True)"
+            )
+        return names[0], self.peft_config[names[0]]
+
+    def _is_on(self, adapter: str) -> bool:
+        """Tell whether a forward pass goes through the adapter, beside unmerged weights."""
+        first = next(iter(self.layers(adapter).values()), None)
+        return first is not None and not (first.disable_adapters or first.merged)
+
+
+class UndrivenCheck:
+    """Detects that optimiser steps pass without the tuner's step, by a parameter's version.
+
+    The version of a tensor counts its changes in place, and costs the device nothing.
+    """
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+        self._warned = False
+
+    def should_warn(self, version: int, saving: bool) -> bool:
+        """Tell once, at the start of a training pass or a saving, that steps have passed."""
+        if self._warned or (saving and not self.versions):
+            return False
+        if version not in self.versions:
+            self.versions.append(version)
+        self._warned = len(self.versions) > (1 if saving else _STEPS_BEFORE_WARNING)
+        return self._warned
+
+
+def add_gradient(term: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+    """Add the gradient of ``term`` to that of each of its parameters, in few operations."""
+    gradients = torch.autograd.grad(term, parameters, allow_unused=True)
+    pairs = [(p, new) for p, new in zip(parameters, gradients, strict=True) if new is not None]
+    old = [(p.grad, new) for p, new in pairs if p.grad is not None]
+    for parameter, new in pairs:
+        if parameter.grad is None:
+            parameter.grad = new
+    if old:
+        torch._foreach_add_([grad for grad, _ in old], [new for _, new in old])
+
+
+def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+    """Return this pass's part of the step's labels, a scalar; None where its loss is a mean.
+
+    A transformers Trainer passes ``num_items_in_batch``, the labels of all micro-batches on all
+    processes. A causal language model divides its sum over labels by that number, and the Trainer
+    adds up these losses: other terms need the same weight, or gradient accumulation multiplies
+    them. Other models ignore the number. Labels are counted as the Trainer counts them: without
+    -100 and without the first of each row.
+    """
+    total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
+    if total is None or not isinstance(labels, Tensor) or not _is_causal(model):
+        return None
+    shifted = inputs.get("shift_labels")
+    counted = labels[..., 1:] if shifted is None else shifted
+    whole = total.to(counted.device) if isinstance(total, Tensor) else total
+    return counted.ne(-100).sum() / whole
+
+
+def _is_causal(model: nn.Module) -> bool:
+    """Tell whether the model's loss is ``ForCausalLMLoss``.
+
+    transformers derives the kind of loss from the class's name and falls back to this one; of the
+    models without a kind, those named like GPT2LMHeadModel are causal.
+    """
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    kind = getattr(model, "loss_type", None)
+    if kind is None and type(model).__name__.endswith("LMHeadModel"):
+        kind = "ForCausalLM"
+    return LOSS_MAPPING.get(kind) is ForCausalLMLoss and not encodes
+
+
+def _unhook(model: nn.Module) -> None:
+    model.__dict__.pop("_lora2_tuner", None)
+    for handle in model.__dict__.pop("_lora2_hooks", ()):
+        handle.remove()
