@@ -10,10 +10,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from lora2.records.files import explain_full_disk
-from lora2.sweep.pool import begin, command, summary, sweep_here, unfinished
+from lora2.sweep.pool import (
+    INTERRUPTED,
+    begin,
+    command,
+    plan_workers,
+    summary,
+    sweep_here,
+    unfinished,
+)
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, Table, distinct
 from lora2.sweep.worker import Outcome
@@ -107,25 +116,22 @@ def show_written(paths: Sequence[Path]) -> None:
 
 
 def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
-    """Say what each table would cost here; nothing is trained or written."""
-    from lora2.sweep import cost as costs
+    """Print what each table would cost here; nothing is trained or written."""
+    from lora2.sweep import cost
     from lora2.tables import times as timetable
 
     for plan in request.plans:
-        jobs = found[plan.name]
-        print(
-            f"table {plan.name}, profile {request.profile.name}: measuring a few steps", flush=True
-        )
-        timed = plan.kind == "times"
+        name, jobs = f"table {plan.name}, profile {request.profile.name}", found[plan.name]
+        print(f"{name}: measuring a few steps", flush=True)
+        timed = timetable.STEPS if plan.kind == "times" else 0
         left = jobs if timed else unfinished(jobs)
-        measured = costs.measure(left, tell=lambda line: print(line, flush=True))
+        workers = 1 if timed or not left else len(plan_workers(left, request.options.workers))
+        costs, interrupted = cost.measure(left, workers, tell=partial(print, flush=True))
+        print(cost.render(cost.sum_up(jobs, costs, timed), workers), flush=True)
         if timed:
-            rows = costs.timing_lines(jobs, measured, timetable.STEPS)
-            print(costs.render(rows, len(jobs), 0.0), flush=True)
             print("times only: nothing is trained", flush=True)
-            continue
-        checkpoints = costs.checkpoint_mb(left, measured)
-        print(costs.render(costs.lines(jobs, measured), len(jobs), checkpoints), flush=True)
+        if interrupted:
+            return INTERRUPTED
     return 0
 
 

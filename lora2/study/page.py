@@ -24,7 +24,6 @@ from lora2.tables.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = Path(__file__).with_name("claims.csv")
-STATEMENTS = ROOT / "lora2" / "paper" / "statements.csv"
 BLOCK = re.compile(r"(<!-- begin study -->\n).*?(<!-- end study -->)", re.DOTALL)
 HOLDS = {  # rule -> verdict -> what it says of a claim
     "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},
@@ -159,9 +158,8 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _claim_table(results: Results) -> str:
-    quotes = pd.read_csv(STATEMENTS).set_index("id")["quote"]
     rows = [
-        [quotes[line["id"]], f"{line['first']} {line['rule']} than {line['second']}",
+        [line["quote"], f"{line['first']} {line['rule']} than {line['second']}",
          line["task"] if isinstance(line["task"], str) else "–",
          f"{line['difference']:+.1f}" if line["holds"] != "not run" else "–", line["holds"]]
         for _, line in claims(results.study, results.scores).iterrows()

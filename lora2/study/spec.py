@@ -142,9 +142,7 @@ def _check(where: str, study: Study) -> list[Problem]:
     named = [*used.items()]
     named += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
     named += [("questions", row) for one in study.questions for pair in one.pairs for row in pair]
-    problems += [
-        unknown(f"{where}, {key}", row, rows) for key, row in named if row not in rows
-    ]
+    problems += [unknown(f"{where}, {key}", row, rows) for key, row in named if row not in rows]
     for part in study.parts:
         lacking = [row for row in part.rows if study.source(row) not in study.rates]
         problems += [Problem(f"{where}, rates", None, f"a rate for {row}") for row in lacking]

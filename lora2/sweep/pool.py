@@ -118,9 +118,7 @@ class _Worker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def send(self, order: Order | None) -> None:
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # dead: read next
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: read next
             self.pipe.send(order)
 
 

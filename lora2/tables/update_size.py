@@ -22,8 +22,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, set_seed
 from transformers.utils import logging
 
-from lora2.bench.lengths import batches
-from lora2.bench.step import Batch
+from lora2.bench.step import Batch, batches
 from lora2.bench.update_size import Update, UpdateSizes, update_sizes
 from lora2.config.load import Resolved, resolve
 from lora2.config.schema import RunConfig
