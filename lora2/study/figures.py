@@ -12,7 +12,7 @@ from lora2.study.spec import Study
 from lora2.tables.stats import summary
 
 # Okabe and Ito's colours, told apart without colour vision too; k = 1 and r = 1 are hollow.
-COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "start": "#009e73"}
+COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
 STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
 
 
@@ -36,8 +36,8 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
         x = [steps * 1.03 ** (place - len(rows) / 2) for steps in points]
         y = [one.mean for one in points.values()]
         error = [0.0 if one.n < 2 else one.high - one.mean for one in points.values()]
-        colour = COLOURS.get("start" if row.endswith("-start") else methods[row], "#777777")
-        small = "1" in row.removesuffix("-start")[-2:]
+        colour = COLOURS.get("published" if row.endswith("-published") else methods[row], "#777777")
+        small = "1" in row.removesuffix("-published")[-2:]
         axes.errorbar(x, y, yerr=error, label=labels[row], color=colour, marker="o", capsize=2,
                       linestyle="--" if small else "-", elinewidth=1,
                       markerfacecolor="white" if small else colour)  # fmt: skip

@@ -138,7 +138,7 @@ def _answers(results: Results) -> Iterator[str]:
 
 
 def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the lines of claims.csv with what the longest budget of each task says of them."""
+    """Return the lines of claims.csv with what the longest planned budget of each task says of them."""
     table = pd.read_csv(CLAIMS)
     known = {row.id for row in study.table().rows}
     there = table.loc[table["first"].isin(known) & table["second"].isin(known)]
@@ -146,7 +146,10 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     asked = [Question(ask=id, pairs=[pair]) for id, pair in zip(there["id"], pairs, strict=True)]
     found = answer(dataclasses.replace(study, questions=asked), scores)
     found = found.loc[found["score"] == "last"]
-    found = found.loc[found["steps"] == found.groupby("task")["steps"].transform("max")]
+    planned = {part.task: 0 for part in study.parts}
+    for part in study.parts:
+        planned[part.task] = max(planned[part.task], part.steps)
+    found = found.loc[found["steps"] == found["task"].map(planned)]
     merged = table.merge(found, how="left", on=["first", "second"])
     holds = [
         HOLDS[rule].get(str(verdict).split(",")[0], "cannot tell")
