@@ -2,6 +2,9 @@
 
 python scripts/report.py results/embedded
 python scripts/report.py results/paper table=1 seeds=1,2,3
+python scripts/report.py results/quickstart
+
+The runs may come from other machines: copy their folders into results/NAME/runs.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
 
 USAGE = (
-    "usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] "
+    "usage: python scripts/report.py FOLDER [table=1,3] [profile=NAME] [seeds=1,2,3] "
     "[key=value of run_glue.py that the runs were given]"
 )
 
@@ -30,12 +33,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(argv[0])
     from lora2.records.store import StoreError
 
-    words = list(argv[1:])
-    if not any(word.startswith("profile=") for word in words):
-        words.append(f"profile={folder.name}")
     try:
         with explain_full_disk(folder):
-            return report(folder, words)
+            return report(folder, list(argv[1:]))
     except (ConfigError, StoreError) as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)
         return 2
@@ -44,14 +44,17 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def report(folder: Path, words: Sequence[str]) -> int:
+def report(folder: Path, words: list[str]) -> int:
     """Write runs.csv and the tables; of those not asked for by name, skip the empty ones."""
     asked = any(word.startswith("table=") for word in words)
     if not folder.is_dir():
         raise ConfigError([Problem("results folder", str(folder), "an existing folder")])
+    from lora2.records import store
+
+    if not any(word.startswith("profile=") for word in words):
+        words = [*words, f"profile={profile_of(folder)}"]
     request = parse(words, default_tables=options("table"))
     plans = known_plans(request, asked)
-    from lora2.records import store
     from lora2.tables import make as reporting
     from lora2.tables import times as timetable  # with torch, so not before all is checked
 
@@ -75,6 +78,26 @@ def report(folder: Path, words: Sequence[str]) -> int:
             continue
         print("\n".join(f"wrote {path}" for path in written))
     return code
+
+
+def profile_of(folder: Path) -> str:
+    """Return the profile that a results folder is named after, or else that of its runs.
+
+    Raises:
+        ConfigError: its runs are of several profiles.
+        StoreError: it holds no runs.
+    """
+    from lora2.records import store
+
+    if folder.name in options("profile"):
+        return folder.name
+    profiles = sorted(set(store.read(folder).get("profile", [])))
+    if len(profiles) != 1:
+        wrong = f"{folder} holds runs of {len(profiles)} profiles; profile=NAME is missing"
+        raise ConfigError(
+            [Problem("profile", None, ", ".join(profiles or options("profile")), wrong)]
+        )
+    return str(profiles[0])
 
 
 def known_plans(request: Request, asked: bool) -> list[Table]:

@@ -87,7 +87,8 @@ def test_the_script_writes_what_the_runs_allow(tmp_path, capsys, monkeypatch):
     made(folder, rows=("uv", "PQ"))
     report = script("report")
     # Which tables there are is the point here, not all of their runs.
-    monkeypatch.setattr(report, "options", lambda group: ["3", "4"])
+    names = {"table": ["3", "4"], "profile": ["embedded"]}
+    monkeypatch.setattr(report, "options", names.__getitem__)
     assert report.main([str(folder)]) == 0
     shown = capsys.readouterr()
     assert "runs.csv: 4 runs" in shown.out and "table3.md" in shown.out
@@ -98,6 +99,22 @@ def test_the_script_writes_what_the_runs_allow(tmp_path, capsys, monkeypatch):
     assert report.main([str(tmp_path / "nothing"), "profile=embedded", "table=3"]) == 2
     assert report.main([str(folder), "table=8"]) == 2
     assert markdown(PROFILE.note) in (folder / "table3.md").read_text()
+
+
+def test_a_folder_of_any_name_has_the_profile_of_its_runs(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "quickstart"
+    made(folder, rows=("uv", "PQ"))
+    report = script("report")
+    assert report.main([str(folder), "table=3"]) == 0
+    assert "(profile embedded," in (folder / "table3.md").read_text()
+    one = next((folder / "runs").iterdir()) / "metrics.csv"
+    one.write_text(one.read_text().replace("embedded", "small", 1))
+    (folder / "runs.csv").unlink()
+    assert report.main([str(folder), "table=3"]) == 2
+    assert "runs of 2 profiles; profile=NAME is missing; allowed: embedded, small" in (
+        capsys.readouterr().err
+    )
+    assert report.main([str(folder), "table=3", "profile=embedded"]) == 0
 
 
 def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys):
