@@ -1,10 +1,7 @@
-"""runs.csv and every table and figure for which there are runs, from a results folder.
+"""Write runs.csv, a JSON per run, and every table and figure whose runs are in a results folder.
 
 python scripts/report.py results/embedded
 python scripts/report.py results/paper table=1 seeds=1,2,3
-python scripts/report.py results/quickstart
-
-The runs may come from other machines: copy their folders into results/NAME/runs.
 """
 
 from __future__ import annotations
@@ -20,7 +17,7 @@ from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
 
 USAGE = (
-    "usage: python scripts/report.py FOLDER [table=1,3] [profile=NAME] [seeds=1,2,3] "
+    "usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] "
     "[key=value of run_glue.py that the runs were given]"
 )
 
@@ -35,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
     try:
         with explain_full_disk(folder):
-            return report(folder, list(argv[1:]))
+            return report(folder, argv[1:])
     except (ConfigError, StoreError) as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)
         return 2
@@ -44,22 +41,22 @@ def main(argv: Sequence[str]) -> int:
         return 1
 
 
-def report(folder: Path, words: list[str]) -> int:
+def report(folder: Path, words: Sequence[str]) -> int:
     """Write runs.csv and the tables; of those not asked for by name, skip the empty ones."""
     asked = any(word.startswith("table=") for word in words)
     if not folder.is_dir():
         raise ConfigError([Problem("results folder", str(folder), "an existing folder")])
-    from lora2.records import store
-
     if not any(word.startswith("profile=") for word in words):
         words = [*words, f"profile={profile_of(folder)}"]
     request = parse(words, default_tables=options("table"))
     plans = known_plans(request, asked)
+    from lora2.records import store
     from lora2.tables import make as reporting
+    from lora2.tables import peft_results
     from lora2.tables import times as timetable  # with torch, so not before all is checked
 
     runs = store.collect(folder)
-    print(f"wrote {folder / 'runs.csv'}: {len(runs)} runs")
+    print(f"wrote {folder / 'runs.csv'} and {peft_results.write(runs, folder)}: {len(runs)} runs")
     code = 0
     for plan in plans:
         asked_for = (plan, request.profile, folder, request.options.seeds, request.extra)
@@ -81,23 +78,20 @@ def report(folder: Path, words: list[str]) -> int:
 
 
 def profile_of(folder: Path) -> str:
-    """Return the profile that a results folder is named after, or else that of its runs.
+    """Return the profile that a results folder is named after, or that of all its runs.
 
     Raises:
-        ConfigError: its runs are of several profiles.
-        StoreError: it holds no runs.
+        ConfigError: it is not named after one, and its runs are of several.
     """
-    from lora2.records import store
-
     if folder.name in options("profile"):
         return folder.name
-    profiles = sorted(set(store.read(folder).get("profile", [])))
-    if len(profiles) != 1:
-        wrong = f"{folder} holds runs of {len(profiles)} profiles; profile=NAME is missing"
-        raise ConfigError(
-            [Problem("profile", None, ", ".join(profiles or options("profile")), wrong)]
-        )
-    return str(profiles[0])
+    from lora2.records.store import read
+
+    profiles = sorted(set(read(folder)["profile"]))
+    if len(profiles) > 1:
+        wrong = f"{folder} has runs of several profiles: choose one with profile=NAME"
+        raise ConfigError([Problem("profile", None, ", ".join(profiles), wrong)])
+    return profiles[0]
 
 
 def known_plans(request: Request, asked: bool) -> list[Table]:

@@ -77,7 +77,7 @@ def measure(
     """
     import torch
 
-    from lora2.bench import lengths, step
+    from lora2.bench import step
 
     threads = int(plan_workers(jobs, workers)[0]["OMP_NUM_THREADS"]) if jobs else 1
     torch.set_num_threads(threads)
@@ -93,7 +93,7 @@ def measure(
             continue
         resolved = wanted[key].resolved
         try:
-            batches = lengths.batches(resolved.config, 3)
+            batches = step.batches(resolved.config, 3)
             runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
             result = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
         except KeyboardInterrupt:
@@ -133,9 +133,9 @@ def _order(wanted: Mapping[Key, Job]) -> list[Key]:
 
 def batch_tokens(job: Job) -> float:
     """Return the tokens of a batch of the run, padding included, as a mean over some."""
-    from lora2.bench import lengths
+    from lora2.bench import step
 
-    drawn = lengths.batches(job.resolved.config, BATCHES)
+    drawn = step.batches(job.resolved.config, BATCHES)
     return statistics.mean(batch["input_ids"].numel() for batch in drawn)
 
 

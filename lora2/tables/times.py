@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 
 from lora2.bench import step
-from lora2.bench.lengths import batches
-from lora2.bench.step import Measured
+from lora2.bench.step import Measured, batches
 from lora2.markup import grid, markdown, tex_float
 from lora2.paper.numbers import printed_values
 from lora2.records.store import SCHEMA, StoreError, check_schema
