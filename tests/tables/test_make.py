@@ -14,6 +14,7 @@ from lora2.tables import figure3 as figures
 from lora2.tables import make as reporting
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.test_request import script
+from tests.tables.synthetic import make_run
 
 PROFILE = load_profile("embedded")
 
@@ -87,10 +88,11 @@ def test_the_script_writes_what_the_runs_allow(tmp_path, capsys, monkeypatch):
     made(folder, rows=("uv", "PQ"))
     report = script("report")
     # Which tables there are is the point here, not all of their runs.
-    monkeypatch.setattr(report, "options", lambda group: ["3", "4"])
+    tables = {"table": ["3", "4"], "profile": ["embedded"]}
+    monkeypatch.setattr(report, "options", tables.__getitem__)
     assert report.main([str(folder)]) == 0
     shown = capsys.readouterr()
-    assert "runs.csv: 4 runs" in shown.out and "table3.md" in shown.out
+    assert "json: 4 runs" in shown.out and "table3.md" in shown.out
     assert (folder / "table3.md").read_text().startswith("# Table 3")
     assert not (folder / "table4.md").exists()
     assert report.main([str(folder), "table=4"]) == 1
@@ -98,6 +100,15 @@ def test_the_script_writes_what_the_runs_allow(tmp_path, capsys, monkeypatch):
     assert report.main([str(tmp_path / "nothing"), "profile=embedded", "table=3"]) == 2
     assert report.main([str(folder), "table=8"]) == 2
     assert markdown(PROFILE.note) in (folder / "table3.md").read_text()
+
+
+def test_a_folder_that_is_named_after_no_profile_has_that_of_its_runs(tmp_path, capsys):
+    report, folder = script("report"), tmp_path / "quickstart"
+    make_run(folder, "a", profile="embedded")
+    assert report.profile_of(folder) == "embedded" and report.profile_of(Path("small")) == "small"
+    make_run(folder, "b", profile="paper")
+    assert report.main([str(folder)]) == 2
+    assert "several profiles: choose one with profile=NAME" in capsys.readouterr().err
 
 
 def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys):
