@@ -66,7 +66,7 @@ study: $(READY)
 
 report: $(READY)
 	$(PY) scripts/report.py $(RESULTS)
-	$(PY) -m lora2.tables.readme
+	$(PY) -m lora2.tables.pages
 
 # docs/study.md, its figure and README's lines on it, from the CSVs in results/small alone.
 report-study: $(READY)
@@ -76,11 +76,10 @@ report-study: $(READY)
 bench: $(READY)
 	$(PY) scripts/bench.py $(ARGS)
 	$(PY) -m lora2.bench.report
-	$(PY) -m lora2.tables.readme
+	$(PY) -m lora2.tables.pages
 
 audit: $(READY)
 	$(PY) -m lora2.paper.audit
-	$(PY) -m lora2.paper.sizes
 
 # torch first: whatever depends on it must find the pinned build and not fetch another.
 $(READY): requirements.txt pyproject.toml

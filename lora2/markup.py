@@ -1,4 +1,4 @@
-"""Text that stays text inside a Markdown table or a LaTeX document."""
+"""Text that stays text in a Markdown table or a LaTeX document, and tables made of it."""
 
 from __future__ import annotations
 
@@ -9,45 +9,61 @@ from collections.abc import Sequence
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]|~$])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _TEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    "−": r"$-$",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": r"$-$",
     "–": "--",
-}
+}  # fmt: skip
+UPRIGHT = 9  # columns; a wider LaTeX table is turned, or its letters would be too small to read
 
 
 def one_line(text: object) -> str:
-    """``text`` on one line, without characters that steer a terminal or turn the line around."""
+    """Return ``text`` on one line, without control characters of a terminal or a text direction."""
     flat = " ".join(str(text).split())
-    return "".join(one for one in flat if unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
+    return "".join(char for char in flat if unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
 
 
 def markdown(text: object) -> str:
-    """``text`` on one line with every character that Markdown would act on escaped."""
-    flat = one_line(text)
-    flat = "".join(_HTML.get(character, character) for character in flat)
+    """Return ``text`` on one line with every character that Markdown would act on escaped."""
+    flat = "".join(_HTML.get(char, char) for char in one_line(text))
     return _MARKDOWN.sub(r"\\\1", flat)
 
 
+def tex(text: object) -> str:
+    """Return ``text`` on one line with LaTeX's special characters escaped."""
+    return "".join(_TEX.get(char, char) for char in one_line(text))
+
+
 def grid(lines: Sequence[Sequence[object]]) -> list[str]:
-    """The lines of a Markdown table from unescaped cells, the head first."""
+    """Return the lines of a Markdown table from unescaped cells, the head first."""
     rows = ["| " + " | ".join(markdown(text) for text in line) + " |" for line in lines]
     return [rows[0], "|" + "---|" * len(lines[0]), *rows[1:]]
 
 
-def tex(text: object) -> str:
-    """``text`` on one line with LaTeX's special characters escaped."""
-    flat = one_line(text)
-    return "".join(_TEX.get(character, character) for character in flat)
+def tex_float(about: str, lines: Sequence[Sequence[object]], notes: Sequence[str] = ()) -> str:
+    """Return a LaTeX float of unescaped text, shrunk to the line: caption, head, rows, notes below.
+
+    LaTeX writes the number itself. The document needs the packages booktabs and graphicx, and
+    rotating for a table of more than nine columns, which is turned on its side.
+    """
+    head, *rows = [" & ".join(tex(text) for text in line) + r" \\" for line in lines]
+    kind = "table" if len(lines[0]) <= UPRIGHT else "sidewaystable"
+    below = rf"\par\smallskip{{\footnotesize\raggedright {tex(' '.join(notes))}\par}}"
+    return "\n".join(
+        [
+            rf"\begin{{{kind}}}",
+            r"\centering",
+            rf"\caption{{{tex(about)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *([below] if notes else []),
+            rf"\end{{{kind}}}",
+            "",
+        ]
+    )

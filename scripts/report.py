@@ -1,4 +1,4 @@
-"""runs.csv and every table and figure for which there are runs, from a results folder.
+"""Write runs.csv, a JSON per run, and every table and figure whose runs are in a results folder.
 
 python scripts/report.py results/embedded
 python scripts/report.py results/paper table=1 seeds=1,2,3
@@ -30,12 +30,9 @@ def main(argv: Sequence[str]) -> int:
     folder = Path(argv[0])
     from lora2.records.store import StoreError
 
-    words = list(argv[1:])
-    if not any(word.startswith("profile=") for word in words):
-        words.append(f"profile={folder.name}")
     try:
         with explain_full_disk(folder):
-            return report(folder, words)
+            return report(folder, argv[1:])
     except (ConfigError, StoreError) as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)
         return 2
@@ -49,14 +46,17 @@ def report(folder: Path, words: Sequence[str]) -> int:
     asked = any(word.startswith("table=") for word in words)
     if not folder.is_dir():
         raise ConfigError([Problem("results folder", str(folder), "an existing folder")])
+    if not any(word.startswith("profile=") for word in words):
+        words = [*words, f"profile={profile_of(folder)}"]
     request = parse(words, default_tables=options("table"))
     plans = known_plans(request, asked)
     from lora2.records import store
     from lora2.tables import make as reporting
+    from lora2.tables import peft_results
     from lora2.tables import times as timetable  # with torch, so not before all is checked
 
     runs = store.collect(folder)
-    print(f"wrote {folder / 'runs.csv'}: {len(runs)} runs")
+    print(f"wrote {folder / 'runs.csv'} and {peft_results.write(runs, folder)}: {len(runs)} runs")
     code = 0
     for plan in plans:
         asked_for = (plan, request.profile, folder, request.options.seeds, request.extra)
@@ -75,6 +75,23 @@ def report(folder: Path, words: Sequence[str]) -> int:
             continue
         print("\n".join(f"wrote {path}" for path in written))
     return code
+
+
+def profile_of(folder: Path) -> str:
+    """Return the profile that a results folder is named after, or that of all its runs.
+
+    Raises:
+        ConfigError: it is not named after one, and its runs are of several.
+    """
+    if folder.name in options("profile"):
+        return folder.name
+    from lora2.records.store import read
+
+    profiles = sorted(set(read(folder)["profile"]))
+    if len(profiles) > 1:
+        wrong = f"{folder} has runs of several profiles: choose one with profile=NAME"
+        raise ConfigError([Problem("profile", None, ", ".join(profiles), wrong)])
+    return profiles[0]
 
 
 def known_plans(request: Request, asked: bool) -> list[Table]:

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from lora2.records.files import explain_full_disk
-from lora2.study.request import StudyRequest, parse_study
-from lora2.study.spec import Part
-from lora2.sweep.cli import command, summary, sweep_here
+from lora2.study.spec import Part, StudyRequest, parse_study
+from lora2.sweep.pool import INTERRUPTED, command, plan_workers, summary, sweep_here
 from lora2.sweep.table import Job
 
 USAGE = (
@@ -42,13 +41,9 @@ def run_study(request: StudyRequest) -> int:
             sources = list(dict.fromkeys(request.study.source(row) for row in part.rows))
             try:
                 choices = select(
-                    request.study,
-                    part,
-                    sources,
-                    request.selection,
-                    request.selection_words(),
+                    request.study, part, sources, request.selection, request.selection_words(),
                     lambda jobs: sweep(jobs, request, "selection"),
-                )
+                )  # fmt: skip
             except SelectionError as error:
                 print(error, file=sys.stderr)
                 return 1
@@ -84,36 +79,28 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
 
 def show_plan(request: StudyRequest) -> int:
     """Say what each part would cost here; nothing is trained or written."""
-    from lora2.study.select import FACTOR, left
-    from lora2.sweep import cost as costs
-    from lora2.sweep.progress import duration
+    from lora2.study.select import first_grid, left
+    from lora2.sweep import cost
 
     stages: dict[str, list[Job]] = {}
     for part in request.parts:
         study, rates = request.study, request.study.rates
         own = dict.fromkeys(study.source(row) for row in part.rows)
         grid = [
-            study.candidate(part, row, rates[row] * factor, request.selection_words())
+            study.candidate(part, row, rate, request.selection_words())
             for row in own
-            for factor in (1 / FACTOR, 1, FACTOR)
+            for rate in first_grid(rates[row])
         ]
         stages[f"{part.name}, selection (grids may grow)"] = left(grid, request.selection)
         stages[f"{part.name}, final"] = left(finals(request, part, rates), request.folder)
     print("measuring a few steps", flush=True)
-    measured = costs.measure(
-        [job for jobs in stages.values() for job in jobs], tell=lambda line: print(line, flush=True)
-    )
-    lines = []
+    every = [job for jobs in stages.values() for job in jobs]
+    costs, interrupted = cost.measure(every, request.options.workers)
+    workers = len(plan_workers(every, request.options.workers)) if every else 1
     for name, jobs in stages.items():
-        lines += (stage := costs.lines(jobs, measured))
-        text = costs.render(stage, len(jobs), costs.checkpoint_mb(jobs, measured))
-        print(f"{name}:\n{text}", flush=True)
-    hours, steps = sum(one.hours for one in lines), sum(one.steps for one in lines)
-    print(
-        f"in all {sum(one.runs for one in lines)} runs, {steps:,} steps, "
-        f"{duration(3600 * hours)} one after another"
-    )
-    return 0
+        print(f"{name}:\n{cost.render(cost.sum_up(jobs, costs), workers)}", flush=True)
+    print(f"in all:\n{cost.render(cost.sum_up(every, costs), workers)}", flush=True)
+    return INTERRUPTED if interrupted else 0
 
 
 if __name__ == "__main__":

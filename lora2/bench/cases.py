@@ -1,4 +1,4 @@
-"""What the bench measures: operations of single parts, training steps, inference, the driver."""
+"""Measure what the bench reports: training steps, inference, kernel counts, the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, TrainerCallback
 
 from lora2.bench.counters import counting
-from lora2.bench.lengths import padded_batch
 from lora2.bench.step import (
     STEPS,
     Batch,
@@ -24,6 +23,7 @@ from lora2.bench.step import (
     interleave,
     measure,
     own_clock,
+    padded_batch,
     quartiles,
     ratio,
     release,
@@ -58,15 +58,15 @@ METHODS = {  # row id, as in the tables -> label, words
     "lora-xs": ("LoRA-XS r=16", ("method=lora_xs", "method.r=16")),
 }
 REGULARIZED = ("adalora-r8", "lora2-k1", "lora2-k8")
-SERVED = "lora2-k8"  # the adapter of the inference rows and of the driver's
-INFERENCE_ROUNDS = 4  # to one of training: shorter, and of times that lie closer together
+DRIVEN = "lora2-k8"  # the method of the driver's row
+INFERENCE_ROUNDS = 4  # for one of training: shorter, and of times that lie closer together
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
     """An encoder with random weights and the batches that it is given."""
 
-    encoder: str  # a name of shapes.SHAPES
+    encoder: str  # a name of encoder_sizes.SHAPES
     layers: int | None  # None: the published number
     width: int | None  # None: the published hidden size
     batch: int  # sequences
@@ -95,6 +95,7 @@ class Case:
         return resolve(words).config
 
     def columns(self) -> Row:
+        """Return the columns that name this case in a CSV."""
         config = self.config()
         return {
             "encoder": self.encoder,
@@ -111,12 +112,12 @@ def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
     low, middle, high = quartiles(seconds)
     columns: Row = {"rounds": len(seconds), "seconds": middle}
     columns |= {"seconds_q1": low, "seconds_q3": high}
-    ratios = {f"ratio_to_{name}": "" if base is None else ratio(seconds, base)
-              for name, base in bases.items()}  # fmt: skip
-    return columns | ratios
+    for name, base in bases.items():
+        columns[f"ratio_to_{name}"] = "" if base is None else ratio(seconds, base)
+    return columns
 
 
-def counted(action: Callable[[], object], device: str) -> Row:
+def counted(action: Callable[[], object], device: str) -> dict[str, int]:
     """Return the numbers of operations and of synchronisations of ``action``."""
     with counting(device) as counts:
         action()
@@ -126,40 +127,39 @@ def counted(action: Callable[[], object], device: str) -> Row:
 def training(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
     """Return a row for each method, which took a step in turn with the others."""
     runs = {row: (case.run(row), STEPS) for row in methods}
-    found = measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
-    lora, adalora = found.get("lora-r8"), found.get("adalora-r8")
-    rows: list[Row] = []
-    for row, own in found.items():
-        method = runs[row][0].method
-        ratios = times(own.seconds, lora=lora and lora.seconds, adalora=adalora and adalora.seconds)
-        rows.append(
-            {
-                "phase": "train",
-                **case.columns(),
-                "row": row,
-                "label": METHODS[row][0],
-                "method": method.name,
-                "r": getattr(method, "target_r" if method.name == "adalora" else "r", ""),
-                "k": getattr(method, "k", ""),
-                **ratios,
-                "ratio_to_base": "",
-                "kernels": own.kernels,
-                "syncs": own.syncs,
-                "trainable": own.trainable,
-                "memory_mib": own.peak_memory_mb,
-                "held_mib": own.held_memory_mb,
-                "memory_ratio_to_lora": own.peak_memory_mb / lora.peak_memory_mb if lora else "",
-            }
-        )
-    return rows
+    results = measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
+    lora, adalora = results.get("lora-r8"), results.get("adalora-r8")
+    return [
+        {
+            "phase": "train",
+            **case.columns(),
+            "row": row,
+            "label": METHODS[row][0],
+            "method": runs[row][0].method.name,
+            "r": getattr(runs[row][0].method, "r", ""),
+            "k": getattr(runs[row][0].method, "k", ""),
+            **times(
+                result.seconds, lora=lora and lora.seconds, adalora=adalora and adalora.seconds
+            ),
+            "ratio_to_base": "",
+            "kernels": result.kernels,
+            "syncs": result.syncs,
+            "trainable": result.trainable,
+            "memory_mib": result.peak_memory_mb,
+            "held_mib": result.held_memory_mb,
+            "memory_ratio_to_lora": result.peak_memory_mb / lora.peak_memory_mb if lora else "",
+        }
+        for row, result in results.items()
+    ]
 
 
 def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
-    """Return rows for a forward pass without gradients: no adapter, one merged, one beside."""
-    base, batch, config = case.base(), case.full_batch(), case.run(SERVED)
+    """Return rows for a forward pass without gradients: no adapter, merged, unmerged, LoRA."""
+    base, batch = case.base(), case.full_batch()
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    beside = prepare(copy.deepcopy(base), config, STEPS)[0]
-    merged = prepare(copy.deepcopy(base), config, STEPS)[0].merge_and_unload()
+
+    def adapted(row: str) -> nn.Module:
+        return prepare(copy.deepcopy(base), case.run(row), STEPS)[0]
 
     def forward(model: nn.Module) -> Callable[[int], object]:
         model.to(case.device).eval()
@@ -170,20 +170,29 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
 
         return action
 
-    models = {"base": base, "merged": merged, "unmerged": beside}
-    actions = {name: forward(model) for name, model in models.items()}
+    models = {
+        "no adapter": ("base", base),
+        "LoRA² k=8, merged": ("merged", adapted("lora2-k8").merge_and_unload()),
+        "LoRA² k=8, unmerged": ("unmerged", adapted("lora2-k8")),
+        "LoRA r=8, unmerged": ("lora", adapted("lora-r8")),
+    }
+    actions = {row: forward(model) for row, model in models.values()}
     seconds = interleave(actions, case.device, rounds, warm_up)
-    rows: list[Row] = []
-    for name, action in actions.items():
-        label = f"{METHODS[SERVED][0]}, {name}" if name != "base" else "no adapter"
-        named = {"phase": "inference", **case.columns(), "row": name, "label": label}
-        counts = counted(lambda action=action: action(0), case.device)
-        rows.append({**named, **times(seconds[name], base=seconds["base"]), **counts})
-    return rows
+    return [
+        {
+            "phase": "inference",
+            **case.columns(),
+            "row": row,
+            "label": label,
+            **times(seconds[row], base=seconds["base"], lora=seconds["lora"]),
+            **counted(lambda action=actions[row]: action(0), case.device),
+        }
+        for label, (row, _) in models.items()
+    ]
 
 
 def steps(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
-    """Return a row for each method's training step, and three for inference."""
+    """Return a row for each method's training step, and four for inference."""
     rows = training(case, methods, rounds, warm_up)
     rows += inference(case, INFERENCE_ROUNDS * rounds, warm_up)
     release()
@@ -211,12 +220,10 @@ def part_counts(layers: int) -> list[Row]:
         more = counted(lambda s=stepper: s.model(**batch).loss.backward(), "cpu")
         stepper.driver.after_optimizer_step(1)  # the first also makes the averages
         allocator = counted(lambda s=stepper: s.driver.after_optimizer_step(2), "cpu")
-        named = {"matrices": 6 * layers, "row": row, "label": METHODS[row][0]}
-        difference = {key: more[key] - less[key] for key in more}  # type: ignore[operator]
-        rows += [
-            {"part": "regulariser", **named, **difference},
-            {"part": "allocator", **named, **allocator},
-        ]
+        columns = {"matrices": 6 * layers, "row": row, "label": METHODS[row][0]}
+        difference = {key: more[key] - less[key] for key in more}
+        rows.append({"part": "regulariser", **columns, **difference})
+        rows.append({"part": "allocator", **columns, **allocator})
     return sorted(rows, key=lambda row: row["part"], reverse=True)
 
 
@@ -247,7 +254,7 @@ def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
 
     Both collate the same number of rows of one length for each step.
     """
-    config, base, total = case.run(SERVED), case.base(), warm_up + rounds
+    config, base, total = case.run(DRIVEN), case.base(), warm_up + rounds
     train = dataclasses.replace(config.train, eval_steps=total + 1, save_steps=None)
     config = dataclasses.replace(config, train=train)
     lengths = torch.full((case.batch * total,), case.tokens)
@@ -271,10 +278,9 @@ def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
         beside = BareBeside(bare_step, case.device)
         trainer.add_callback(beside)
         trainer.train()
-    seconds = {name: own[warm_up:] for name, own in beside.seconds.items()}
+    seconds = {name: measured[warm_up:] for name, measured in beside.seconds.items()}
     labels = {"bare": "a bare loop", "driver": "the driver"}
     return [
-        {**case.columns(), "row": name, "label": label,
-         **times(seconds[name], bare=seconds["bare"])}
-        for name, label in labels.items()
-    ]  # fmt: skip
+        {**case.columns(), "row": row, "label": label, **times(seconds[row], bare=seconds["bare"])}
+        for row, label in labels.items()
+    ]

@@ -1,40 +1,48 @@
-"""One training step of a method, and several methods taking turns in one process."""
+"""Build a method's training step and its batches, and time several methods in turn."""
 
 from __future__ import annotations
 
 import copy
+import csv
 import dataclasses
 import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
 
-from lora2.bench.counters import Counts, counting, peak_bytes
+from lora2.bench.counters import counting, peak_bytes
 from lora2.config.schema import RunConfig
+from lora2.embedded import encoder_path, make_split
 from lora2.glue.tasks import get_task
+from lora2.glue.tokenize import tokenize
 from lora2.run.device import autocast, use_matmul_precision
-from lora2.run.encoder_sizes import encoder_config, random_encoder
+from lora2.run.encoder_sizes import encoder_config, longest, random_encoder
 from lora2.run.methods import prepare
 from lora2.run.trainer import build_optimizer
 
-STEPS = 100_000  # of the pretended training: no measurement gets to its last phase
+STEPS = 100_000  # of the assumed training: no measurement gets to its last phase
+TABLE = Path(__file__).parent / "glue_lengths.csv"
+QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent
+FIRST_WORD = 5  # smaller ids are special in every tokeniser here
 Batch = dict[str, Tensor]
 Seconds = dict[str, list[float]]
 
 
 class Stepper:
-    """A prepared model with all that a training step of it needs.
+    """Hold a prepared model and all that a training step of it needs.
 
     Args:
         model: gives a loss for a batch; on its device.
         driver: an object with the hooks of ``lora2.callbacks``, or None.
         optimizer: of the model's trainable parameters.
-        steps: optimiser steps of the pretended training, for schedules.
+        steps: optimiser steps of the assumed training, for schedules.
         max_grad_norm: of the clipping; None clips nothing.
         precision: fp32, or the autocast of the forward pass: bf16, fp16.
     """
@@ -68,12 +76,6 @@ class Stepper:
         self._drive("after_optimizer_step", self.number)
         self.optimizer.zero_grad()
 
-    def counts(self, batch: Batch) -> Counts:
-        """Take a step and return what it made the device do."""
-        with counting(self.device) as counts:
-            self.step(batch)
-        return counts
-
     def memory_mib(self, batch: Batch) -> float:
         """Take a step; return the most MiB that this method alone would have held in it.
 
@@ -103,7 +105,7 @@ def held_bytes(stepper: Stepper) -> int:
 def build(
     base: nn.Module, config: RunConfig, steps: int = STEPS, *, fused: bool = False
 ) -> Stepper:
-    """Return what takes the optimiser steps of a run of ``steps``.
+    """Prepare the model, method and optimiser of a run of ``steps`` optimiser steps.
 
     The model uses ``base``'s memory for what the method leaves frozen. An allocator starts at once
     (tinit = 0): scoring and masking is its expensive part. TF32 is on or off in the whole process,
@@ -131,17 +133,17 @@ def build(
 
 
 def twin(model: nn.Module) -> nn.Module:
-    """Return a copy with parameters of its own that use the same memory as ``model``'s.
+    """Return a copy whose parameters are its own but share ``model``'s memory.
 
-    So that many methods fit beside each other: a frozen weight is there once. One that is trained
-    must be moved to memory of its own first (``own_trained``).
+    Many methods then fit beside each other: a frozen weight is there once. One that is trained
+    must be moved to other memory first (``own_trained``).
     """
     shared = {id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, shared)
 
 
 def own_trained(model: nn.Module, shared: nn.Module) -> None:
-    """Give every trained parameter of ``model`` that uses ``shared``'s memory its own."""
+    """Copy every trained parameter of ``model`` that lies in ``shared``'s memory."""
     theirs = {parameter.data_ptr() for parameter in shared.parameters()}
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.data_ptr() in theirs:
@@ -201,7 +203,7 @@ def measure(
 
 
 def _measured(stepper: Stepper, seconds: list[float], tokens: float, batch: Batch) -> Measured:
-    """Take one more step to count its operations and its memory."""
+    """Take one more step, to count its operations and its memory."""
     with counting(stepper.device) as counts:
         peak = stepper.memory_mib(batch)
     return Measured(
@@ -268,9 +270,7 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
     """Return the lower quartile, the median and the upper quartile."""
-    if len(seconds) < 2:
-        return (seconds[0],) * 3
-    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    low, middle, high = np.percentile(seconds, [25, 50, 75]).tolist()
     return low, middle, high
 
 
@@ -286,3 +286,72 @@ def release() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def batches(config: RunConfig, count: int) -> list[Batch]:
+    """Return ``count`` batches of the run, padded to their longest example as in training.
+
+    The embedded tasks' own sentences; for GLUE random tokens, as many as its sentences have.
+    """
+    if config.data.source == "embedded":
+        return _embedded_batches(config, count)
+    task, train, encoder = get_task(config.task), config.train, encoder_config(config.backbone)
+    generator = torch.Generator().manual_seed(config.seed)
+    quantiles, most = glue_lengths()[task.name], longest(encoder, train.max_seq_length)
+    drawn = []
+    for _ in range(count):
+        lengths = draw(quantiles, train.batch_size, generator).clamp(max=most)
+        drawn.append(padded_batch(lengths, encoder.vocab_size, task.num_labels, generator))
+    return drawn
+
+
+def _embedded_batches(config: RunConfig, count: int) -> list[Batch]:
+    tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
+    size = config.train.batch_size
+    frame = make_split(config.task, "train").head(count * size)
+    rows = tokenize(frame, get_task(config.task), tokenizer, config.train.max_seq_length)
+    starts = range(0, len(rows), size)
+    collate = DataCollatorWithPadding(tokenizer)
+    return [
+        dict(collate([rows[i] for i in range(start, min(start + size, len(rows)))]))
+        for start in starts
+    ]
+
+
+def glue_lengths() -> dict[str, tuple[float, ...]]:
+    """Read the quantiles of each task's training set in DeBERTaV3's tokens.
+
+    Special tokens included, cut to the public script's max_seq_length; at each of ``QUANTILES``.
+    """
+    with open(TABLE, newline="", encoding="utf-8") as file:
+        return {
+            row["task"]: tuple(float(row[f"p{quantile}"]) for quantile in QUANTILES)
+            for row in csv.DictReader(file)
+        }
+
+
+def draw(quantiles: tuple[float, ...], count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` lengths in whole tokens, interpolated linearly between the quantiles."""
+    at = torch.tensor(QUANTILES, dtype=torch.float64) / 100
+    tokens = torch.tensor(quantiles, dtype=torch.float64)
+    where = torch.rand(count, generator=generator, dtype=torch.float64)
+    right = torch.searchsorted(at, where, right=True).clamp(1, len(at) - 1)
+    share = (where - at[right - 1]) / (at[right] - at[right - 1])
+    return torch.lerp(tokens[right - 1], tokens[right], share).round().long()
+
+
+def padded_batch(
+    lengths: Tensor, vocabulary: int, num_labels: int, generator: torch.Generator
+) -> Batch:
+    """Return random token ids with mask, padded to the longest of ``lengths``, and labels.
+
+    ids and mask: (batch, longest). Labels: (batch,), class numbers, or similarities from 0 to 5
+    when ``num_labels`` is 1.
+    """
+    size, most = len(lengths), int(lengths.max())
+    mask = (torch.arange(most) < lengths[:, None]).long()  # (batch, longest)
+    words = torch.randint(FIRST_WORD, vocabulary, (size, most), generator=generator)
+    labels = torch.rand(size, generator=generator) * 5
+    if num_labels > 1:
+        labels = torch.arange(size) % num_labels
+    return {"input_ids": words * mask, "attention_mask": mask, "labels": labels}

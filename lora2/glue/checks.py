@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from lora2.glue.tasks import TASKS, Task
 
 MAX_SIMILARITY = 5.0
+ENOUGH_ROWS = 100  # of any split: labels then reach both ends of the range
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
@@ -24,7 +25,8 @@ def check_table(table: pa.Table, task: Task, where: str) -> pa.Table:
 
     Raises:
         GlueDataError: empty; a column missing or of the wrong type; null or broken text; a label
-            out of range; label names that are not the task's.
+            out of range; labels of 100 rows or more that do not fill the range; label names that
+            are not the task's.
     """
     _check_columns(table, task, where)
     if table.num_rows == 0:
@@ -94,6 +96,22 @@ def _check_labels(labels: pa.ChunkedArray, task: Task, where: str) -> None:
         raise GlueDataError(
             f"{where}: labels run from {low} to {high}, but {task.name}'s run from 0 to "
             f"{top}{hidden}"
+        )
+    if len(labels) < ENOUGH_ROWS:
+        return
+    if task.is_regression:
+        if low >= 1 or high <= top - 1:
+            raise GlueDataError(
+                f"{where}: labels run from {low:g} to {high:g}, but {task.name}'s run from 0 to "
+                f"{top:g}; are they on another scale?"
+            )
+        return
+    missing = sorted(set(range(task.num_labels)) - set(pc.unique(labels).to_pylist()))
+    if missing:
+        names = ", ".join(f"{number} ({task.label_names[number]})" for number in missing)
+        raise GlueDataError(
+            f"{where}: none of {len(labels):,} rows has label {names}; are the labels another "
+            "task's?"
         )
 
 

@@ -1,59 +1,169 @@
-"""Table 5: the sizes of the data sets, the official ones beside the paper's.
-
-python -m lora2.paper.sizes
-"""
+"""What the paper counts: parameters, sensitivity scores, ranks, from the encoders' shapes alone."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from importlib import resources
+from typing import NamedTuple
 
-from lora2.glue.tasks import TASKS
-from lora2.paper import numbers as paper_tables
-from lora2.records.store import write_atomically
+import numpy as np
 
-PATH = Path(__file__).resolve().parents[2] / "results" / "paper" / "table5.md"
+from lora2.paper.findings import Finding, agrees, finding, of_claim, row_name
+from lora2.paper.numbers import claims, exact, rounded, table
 
-
-def agrees(printed: str, rows: int) -> bool:
-    """Tell whether ``rows`` rounds to a printed size such as ``8.5k``, ``67k`` or ``1043``."""
-    if not printed.endswith("k"):
-        return int(printed) == rows
-    decimals = len(printed[:-1].partition(".")[2])
-    return round(rows / 1000, decimals) == float(printed[:-1])
+SHAPE = "DeBERTaV3-base, 12 layers of 768/3072"
+MATRICES = ("query", "key", "value", "attention_output", "intermediate", "output")
+Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> how many numbers
 
 
-def render() -> str:
-    """Return the table as Markdown; test sets are not used here and not counted."""
-    lines = [
-        "# Table 5: sizes of the data sets",
-        "",
-        "Rows of `nyu-mll/glue`, which every run from the hub or a folder is checked against,",
-        "beside the paper's printed sizes. Made by `python -m lora2.paper.sizes`.",
-        "",
-        "| task | train | paper | validation | paper | labels | paper |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for printed in paper_tables.table(5).to_dict("records"):
-        task = TASKS[str(printed["task"])]
-        train = task.rows["train"]
-        validation = sum(task.rows[split] for split in task.validation_splits)
-        shown = [
-            f"{rows:,}" if agrees(str(text), rows) else f"**{rows:,}**"
-            for rows, text in ((train, printed["train"]), (validation, printed["valid"]))
-        ]
-        lines.append(
-            f"| {task.name} | {shown[0]} | {printed['train']} | {shown[1]} | {printed['valid']} "
-            f"| {task.num_labels} | {printed['labels']} |"
+class Encoder(NamedTuple):
+    """A transformer encoder: its number of layers, hidden width and feed-forward width."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+
+    def total(self, count: Count, matrices: Iterable[str] = MATRICES) -> int:
+        """Sum ``count`` over the chosen matrices of every layer."""
+        wide = {"intermediate": (self.hidden, self.feed_forward),
+                "output": (self.feed_forward, self.hidden)}  # fmt: skip
+        return self.layers * sum(
+            count(*wide.get(matrix, (self.hidden, self.hidden))) for matrix in matrices
         )
-    return "\n".join([*lines, "", "Bold: does not round to the paper's figure.", ""])
+
+    def biases(self) -> int:
+        """Count a DeBERTa-v2's biases, layer norms included, without pooler and classifier.
+
+        A layer has seven of the hidden width (query, key, value, both output projections, two
+        layer norms) and one of the feed-forward width; the embeddings and the relative positions
+        have a layer norm each.
+        """
+        return self.layers * (7 * self.hidden + self.feed_forward) + 2 * self.hidden
 
 
-def main() -> None:
-    """Write the table."""
-    PATH.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(PATH, render())
-    print(f"wrote {PATH.relative_to(PATH.parents[2])}")
+def encoder(name: str) -> Encoder:
+    """Return a published encoder by the numbers of its config.json."""
+    file = resources.files("lora2.config") / "encoder_shapes.json"
+    shape = json.loads(file.read_text(encoding="utf-8"))[name]
+    return Encoder(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
 
 
-if __name__ == "__main__":
-    main()
+def lora2_parameters(k: int, r: int = 8) -> Count:
+    """Count u, V, then v and U, then the r singular values (Eq. 4)."""
+    return lambda d_in, d_out: k * (d_in + d_out) + 2 * k * r + r
+
+
+def lora_parameters(r: int, singular_values: int = 0) -> Count:
+    """Count A and B, and AdaLoRA's singular values (Eq. 3)."""
+    return lambda d_in, d_out: r * (d_in + d_out) + singular_values
+
+
+def lora2_scores_kept(k: int, r: int = 8) -> Count:
+    """Count the sensitivities that Eq. 9 still reads: of the singular values, v and U."""
+    return lambda d_in, d_out: r + 2 * k * r
+
+
+def parameters() -> Iterator[Finding]:
+    """Compare each printed parameter count that follows from a formula and the encoder's shapes."""
+    base = encoder("deberta-v3-base")
+    lora2, lora = "k (d_in + d_out) + 2 k r + r, r=8", "r (d_in + d_out)"
+    matrices = {"q+k": MATRICES[:2], "q+v": MATRICES[:3:2], "q+k+v": MATRICES[:3], "all": MATRICES}
+    written = ("two", "two", "three", "six")
+    cases = [
+        *((f"table1/lora2 k={k}", base.total(lora2_parameters(k)), lora2) for k in (1, 8)),
+        *((f"table1/lora r={r}", base.total(lora_parameters(r)), lora) for r in (1, 8)),
+        ("table1/bitfit", base.biases(), "every bias of the encoder"),
+        *((f"table4/{name}", base.total(lora2_parameters(1), chosen),
+           f"{number} matrices per layer, k=1, r=8")
+          for (name, chosen), number in zip(matrices.items(), written, strict=True)),
+    ]  # fmt: skip
+    sizes = {f"table{n}/{row_name(line)}": line["params" if n == 1 else "params_printed"]
+             for n in (1, 4) for line in table(n)}  # fmt: skip
+    for name, count, formula in cases:
+        printed = sizes[name]
+        value = count / Decimal({"M": 10**6, "k": 10**3}[printed[-1]])
+        where = f"{name.replace('table', 'Table ').replace('/', ', ')}, #Params"
+        shown, how = f"{count:,} = {rounded(value)}{printed[-1]}", f"{formula}; {SHAPE}"
+        right = agrees(exact(printed[:-1]), value)
+        yield finding(f"parameters/{name}", where, printed, shown, how, right)
+    for rank in (2, 8):
+        printed = sizes[f"table1/adalora r={rank}"]
+        count = base.total(lora_parameters(rank, singular_values=rank))
+        million, mebi = count / Decimal(10**6), count / Decimal(2**20)
+        shown = f"{count:,} = {rounded(million)} x 10^6 = {rounded(mebi)} x 2^20"
+        how = "r (d_in + d_out) + r; the printed number fits 2^20, the other rows fit 10^6"
+        name, where = f"table1/adalora r={rank}", f"Table 1, adalora r={rank}, #Params"
+        right = agrees(exact(printed[:-1]), million)
+        yield finding(f"parameters/{name}", where, printed, shown, how, right)
+
+
+def claimed_sizes() -> Iterator[Finding]:
+    """Compare Section 4.2's numbers on RoBERTa-large, and the abstract's on sizes."""
+    base, large = encoder("deberta-v3-base"), encoder("roberta-large")
+    ours, eight = large.total(lora2_parameters(1)), lora_parameters(8)
+    name, how = "roberta-params", "LoRA2 k=1, r=8, six matrices per layer"
+    yield of_claim(f"parameters/{name}", name, f"{ours:,}", how, ours / Decimal(10**6))
+    name, rate = "roberta-compression", 100 * (1 - exact("0.4") / 335)
+    yield of_claim(f"parameters/{name}", name, rounded(rate), "100 (1 - 0.4 / 335)", rate)
+    name, lora = "roberta-saving", large.total(eight, ("query", "value"))
+    saved, how = (lora - ours) / Decimal(10**6), f"LoRA r=8 on query and value, {lora:,}"
+    how += f", minus LoRA2 k=1, {ours:,}"
+    yield of_claim(f"parameters/{name}", name, rounded(saved), how, saved)
+    share, how = 100 * exact("1.33") / 184, "100 x 1.33M / 184M, both as printed in Table 1"
+    yield of_claim("parameters/share", "share", rounded(share, 3), how, share)
+    ours, lora = base.total(lora2_parameters(1)), base.total(eight)
+    times, how = Decimal(lora) / ours, f"LoRA r=8, {lora:,}, divided by LoRA2 k=1, {ours:,}"
+    how += "; for the scores of the two see text/k1-over-r8"
+    yield of_claim("parameters/eightfold", "eightfold", rounded(times), how, times)
+
+
+def scores() -> Iterator[Finding]:
+    """Count the sensitivity scores saved by Eq. 9, for one matrix and for the whole encoder."""
+    base = encoder("deberta-v3-base")
+    cases = {}
+    for width in (768, 3072):
+        counts = (lora2_scores_kept(1), lora2_parameters(1))
+        cases[f"768x{width} k=1"] = [count(768, width) for count in counts]
+    for k in (1, 8):
+        counts = (lora2_scores_kept(k), lora2_parameters(k))
+        cases[f"encoder k={k}"] = [base.total(count) for count in counts]
+    for name, (kept, whole) in cases.items():
+        saved = 100 * (1 - Decimal(kept) / whole)
+        shown = f"{rounded(saved)}: {kept:,} of {whole:,} are left"
+        how = f"{name}, r=8; Eq. 9 reads the singular values, v and U: r + 2 k r"
+        judged = saved if name == "768x768 k=1" else None
+        yield of_claim(f"scores/{name}", "scores", shown, how, judged)
+
+
+def readings() -> Iterator[Finding]:
+    """Try the two factors that Section 3.2 can mean to drop: it names them inconsistently."""
+    size = {"u": 768, "v": 8, "U": 8, "V": 768}  # k=1, r=8, d_in = d_out = 768
+    value = claims()["scores"]["value"]
+    for first, second in ("uU", "vU", "uV"):
+        saved = Decimal(100) * (size[first] + size[second]) / (8 + sum(size.values()))
+        printed, where = f"{value} by dropping two factors", "Section 3.2, Eq. 6-9"
+        shown = f"{rounded(saved)} if {first} and {second} are dropped"
+        how = "scores of the two factors over all of one 768x768 matrix, k=1, r=8"
+        right = agrees(exact(value), saved)
+        yield finding(f"reading/{first} and {second}", where, printed, shown, how, right)
+
+
+def update_rank(k: int, r: int = 8, width: int = 64) -> int:
+    """Return the rank of u v diag(L) U V for random factors, in double precision."""
+    rng = np.random.default_rng(0)
+    u, v = rng.standard_normal((width, k)), rng.standard_normal((k, r))
+    U, V = rng.standard_normal((r, k)), rng.standard_normal((k, width))
+    update = u @ (v * rng.standard_normal(r)) @ U @ V  # (width, k) -> (width, width)
+    return int(np.linalg.matrix_rank(update))
+
+
+def ranks() -> Iterator[Finding]:
+    """Compute the rank of LoRA2's update (Eq. 4), whatever r is."""
+    for k in (1, 8):
+        same = ", the same class of updates as LoRA with r=1" if k == 1 else ""
+        how = "numerical rank of u v diag(L) U V, random factors, width 64; at most min(k, r) = "
+        how += f"{min(k, 8)}{same}"
+        printed, where = f"multi-scale update with k={k}, r=8", "Section 3.1, Eq. 4"
+        yield finding(f"rank/k={k}", where, printed, f"rank {update_rank(k)}", how)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +18,8 @@ from transformers import (
 from lora2.config.schema import Backbone
 
 # From the config.json of each published encoder.
-SHAPES: dict[str, dict[str, Any]] = {
-    "deberta-v3-base": {
-        "model_type": "deberta-v2",
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 12,
-        "vocab_size": 128100,
-        "max_position_embeddings": 512,
-        "relative_attention": True,
-        "position_buckets": 256,
-        "norm_rel_ebd": "layer_norm",
-        "share_att_key": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "position_biased_input": False,
-        "type_vocab_size": 0,
-        "layer_norm_eps": 1e-7,
-        "pooler_hidden_size": 768,
-        "pooler_hidden_act": "gelu",
-        "pooler_dropout": 0,
-    },
-    "roberta-large": {
-        "model_type": "roberta",
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "vocab_size": 50265,
-        "max_position_embeddings": 514,
-        "type_vocab_size": 1,
-        "layer_norm_eps": 1e-5,
-    },
-    "minilm": {
-        "model_type": "bert",
-        "hidden_size": 384,
-        "intermediate_size": 1536,
-        "num_attention_heads": 12,
-        "num_hidden_layers": 6,
-        "vocab_size": 30522,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "layer_norm_eps": 1e-12,
-    },
-}
+_FILE = resources.files("lora2.config") / "encoder_shapes.json"
+SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
 HEAD_WIDTH = 64  # of one attention head, in every shape above but MiniLM's
 
 

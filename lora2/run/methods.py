@@ -34,7 +34,6 @@ from lora2.config.schema import (
     Train,
 )
 from lora2.run.adalora import AdaloraDriver
-from lora2.tuners.base import in_head as in_head
 from lora2.tuners.base import train_biases
 from lora2.tuners.lora2 import Lora2Config
 from lora2.tuners.lora_xs import LoraXsConfig

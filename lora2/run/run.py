@@ -32,12 +32,9 @@ from lora2.records.run_folder import (
     publish,
     remove_checkpoints,
 )
-from lora2.run.backbone import load_backbone
-from lora2.run.cache import tokenize_once
-from lora2.run.counting import Counts, count_encoder, count_kept, count_start
-from lora2.run.device import check_device, use_matmul_precision
-from lora2.run.memory import within_memory
+from lora2.run.device import check_device, use_matmul_precision, within_memory
 from lora2.run.methods import check_model, peft_config, prepare
+from lora2.run.model import Counts, count_encoder, count_kept, count_start, load_backbone
 from lora2.run.provenance import (
     forget_peak_memory,
     is_main_process,
@@ -45,7 +42,7 @@ from lora2.run.provenance import (
     provenance,
 )
 from lora2.run.recorder import Diverged, Recorder
-from lora2.run.trainer import build_trainer
+from lora2.run.trainer import build_trainer, tokenize_once
 
 logger = logging.getLogger(__name__)
 SUBSET_SEED = 0  # data.train_rows and data.holdout draw the same rows whatever a run's seed

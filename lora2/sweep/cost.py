@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import status_of
+from lora2.sweep.pool import duration, plan_workers
 from lora2.sweep.presets import gpu_count
-from lora2.sweep.progress import duration
 from lora2.sweep.table import Job
 
 BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured
@@ -47,42 +48,130 @@ class Line:
     runs: int = 0
     done: int = 0
     steps: int = 0
-    hours: float = 0.0
-    seconds_per_step: float = 0.0  # mean over what is left
+    seconds: float = 0.0  # of all steps and evaluations
+    step_seconds: float = 0.0  # of all steps
     memory_mb: float = 0.0
     disk_mb: float = 0.0
+    checkpoint_mb: float = 0.0  # the largest of a run in progress
     measured: bool = True
 
 
 def key_of(job: Job) -> Key:
-    """Return what a step's cost hangs on: (row, task, tokens at most in a batch)."""
+    """Return what a step's cost depends on: (row, task, tokens at most in a batch)."""
     train = job.resolved.config.train
     return job.row, job.task, train.max_seq_length * train.batch_size
 
 
-def lines(jobs: Sequence[Job], costs: Costs) -> list[Line]:
-    """Sum up the runs of each row.
+def measure(
+    jobs: Sequence[Job],
+    workers: int | None = None,
+    budget: float = BUDGET,
+    tell: Callable[[str], None] = print,
+) -> tuple[Costs, bool]:
+    """Measure what a step costs for each row, task and length, with the threads a worker will have.
 
-    Hours are of one run after another, evaluations included; finished runs cost nothing.
+    A few steps are taken of each, first of the shortest of every row. After ``budget`` seconds only
+    rows without any measurement are still measured, after three times as long none: the rest is
+    scaled by tokens, from the same row where possible. Ctrl-C ends the measuring like the budget,
+    once there is something to scale from; returns the costs and whether that happened.
     """
-    found: dict[str, Line] = {}
+    import torch
+
+    from lora2.bench import step
+
+    threads = int(plan_workers(jobs, workers)[0]["OMP_NUM_THREADS"]) if jobs else 1
+    torch.set_num_threads(threads)
+    if warning := busy_warning(threads):
+        tell(warning)
+    wanted = {key_of(job): job for job in jobs}
+    costs: Costs = {}
+    started, interrupted = time.monotonic(), False
+    for key in _order(wanted):
+        spent = time.monotonic() - started
+        patience = budget if any(known[0] == key[0] for known in costs) else PATIENCE * budget
+        if costs and spent > patience:
+            continue
+        resolved = wanted[key].resolved
+        try:
+            batches = step.batches(resolved.config, 3)
+            runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
+            result = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
+        except KeyboardInterrupt:
+            if not costs:
+                raise
+            interrupted = True
+            tell("stopped measuring: the rest is scaled from what was measured")
+            break
+        memory, held = result.peak_memory_mb, result.held_memory_mb
+        costs[key] = Cost(result.median, result.trainable, memory, True, held)
+        size = f"{resolved.config.train.batch_size} x {result.tokens:.0f} tokens"
+        tell(f"  {key[0]}, {key[1]}, {size}: {result.median:.3f} s/step")
+    missing = wanted.keys() - costs.keys()
+    sizes = {key: batch_tokens(job) for key, job in wanted.items()} if missing else {}
+    return costs | {key: _scaled(key, costs, sizes) for key in missing}, interrupted
+
+
+def busy_warning(threads: int) -> str | None:
+    """Return a warning when more is running on this machine than it has cores."""
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load <= cores:
+        return None
+    meaning = "times below are this process's own; waiting for the others comes on top"
+    if threads > 1 or gpu_count():
+        meaning = "times below are longer than on a quiet machine"
+    return f"this machine is busy, load {load:.1f} on {cores} cores: {meaning}"
+
+
+def _order(wanted: Mapping[Key, Job]) -> list[Key]:
+    """Return every row's shortest batch, then every row's next, and so on."""
+    rows: dict[str, list[Key]] = defaultdict(list)
+    for key in sorted(wanted, key=lambda key: (key[2], key)):
+        rows[key[0]].append(key)
+    places = [(i, key[2], key) for keys in rows.values() for i, key in enumerate(keys)]
+    return [key for *_, key in sorted(places)]
+
+
+def batch_tokens(job: Job) -> float:
+    """Return the tokens of a batch of the run, padding included, as a mean over some."""
+    from lora2.bench import step
+
+    drawn = step.batches(job.resolved.config, BATCHES)
+    return statistics.mean(batch["input_ids"].numel() for batch in drawn)
+
+
+def _scaled(key: Key, costs: Costs, sizes: Mapping[Key, float]) -> Cost:
+    same_row = [known for known in costs if known[0] == key[0]] or list(costs)
+    nearest = min(same_row, key=lambda known: abs(math.log(sizes[known] / sizes[key])))
+    ratio, cost = sizes[key] / sizes[nearest], costs[nearest]
+    memory = cost.held_mb + (cost.peak_memory_mb - cost.held_mb) * max(1.0, ratio)
+    return Cost(cost.seconds * ratio, cost.trainable, memory, False, cost.held_mb)
+
+
+def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> list[Line]:
+    """Sum up the runs of each row; what is finished costs nothing.
+
+    Of a table that is timed, each run takes ``timed_steps`` and leaves nothing behind.
+    """
+    lines: dict[str, Line] = {}
     for job in jobs:
-        config, steps = job.resolved.config, job.resolved.steps or 0
-        line = found.setdefault(job.row, Line(job.row))
+        config, line = job.resolved.config, lines.setdefault(job.row, Line(job.row))
         line.runs += 1
-        if status_of(config) == "finished":
+        if not timed_steps and status_of(config) == "finished":
             line.done += 1
             continue
-        cost = costs[key_of(job)]
+        cost, steps = costs[key_of(job)], timed_steps or job.resolved.steps or 0
+        evaluations = 0.0 if timed_steps else evaluation_steps(config, steps)
         line.steps += steps
-        line.hours += cost.seconds * (steps + evaluation_steps(config, steps)) / 3600
-        line.seconds_per_step += cost.seconds * steps
+        line.step_seconds += cost.seconds * steps
+        line.seconds += cost.seconds * (steps + evaluations)
         line.memory_mb = max(line.memory_mb, cost.peak_memory_mb)
-        line.disk_mb += (cost.trainable * BYTES + SMALL_FILES) / 2**20
         line.measured = line.measured and cost.measured
-    for line in found.values():
-        line.seconds_per_step /= max(1, line.steps)
-    return list(found.values())
+        if not timed_steps:
+            weights = cost.trainable * BYTES
+            line.disk_mb += (weights + SMALL_FILES) / 2**20
+            if config.train.save_steps is not None:  # weights and AdamW's two moments of them
+                line.checkpoint_mb = max(line.checkpoint_mb, 3 * weights / 2**20)
+    return list(lines.values())
 
 
 def evaluation_steps(config: RunConfig, steps: int) -> float:
@@ -100,111 +189,30 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
     return evaluations * rows / config.train.batch_size * FORWARD_SHARE
 
 
-def timing_lines(jobs: Sequence[Job], costs: Costs, steps: int) -> list[Line]:
-    """Sum up each row of a table that is timed: ``steps`` of every task, nothing kept."""
-    found: dict[str, Line] = {}
-    for job in jobs:
-        cost, line = costs[key_of(job)], found.setdefault(job.row, Line(job.row))
-        line.runs, line.steps = line.runs + 1, line.steps + steps
-        line.hours += cost.seconds * steps / 3600
-        line.memory_mb = max(line.memory_mb, cost.peak_memory_mb)
-        line.measured = line.measured and cost.measured
-    for line in found.values():
-        line.seconds_per_step = 3600 * line.hours / line.steps
-    return list(found.values())
-
-
-def measure(
-    jobs: Sequence[Job], budget: float = BUDGET, tell: Callable[[str], None] = print
-) -> Costs:
-    """Measure what a step costs for each row, task and length that is left to do.
-
-    A few steps are taken of each, first of the shortest of every row. After ``budget`` seconds only
-    rows without any measurement are still measured, after three times as long none: the rest is
-    scaled by tokens, from the same row where possible.
-    """
-    from lora2.bench import lengths, step
-
-    wanted = {key_of(job): job for job in jobs}
-    costs: Costs = {}
-    started = time.monotonic()
-    for key in _order(wanted):
-        spent = time.monotonic() - started
-        patience = budget if any(known[0] == key[0] for known in costs) else PATIENCE * budget
-        if costs and spent > patience:
-            continue
-        resolved = wanted[key].resolved
-        runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
-        batches = lengths.batches(resolved.config, 3)
-        found = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
-        costs[key] = Cost(
-            found.median, found.trainable, found.peak_memory_mb, True, found.held_memory_mb
-        )
-        size = resolved.config.train.batch_size
-        tell(f"  {key[0]}, {key[1]}, {size} x {found.tokens:.0f} tokens: {found.median:.3f} s/step")
-    missing = wanted.keys() - costs.keys()
-    sizes = {key: batch_tokens(job) for key, job in wanted.items()} if missing else {}
-    return costs | {key: _scaled(key, costs, sizes) for key in missing}
-
-
-def _order(keys: Iterable[Key]) -> list[Key]:
-    """Return every row's shortest batch, then every row's next, and so on."""
-    places: Counter[str] = Counter()
-    order: list[tuple[int, int, Key]] = []
-    for key in sorted(keys, key=lambda key: (key[2], key)):
-        order.append((places[key[0]], key[2], key))
-        places[key[0]] += 1
-    return [key for *_, key in sorted(order)]
-
-
-def batch_tokens(job: Job) -> float:
-    """Return the tokens of a batch of the run, padding included, as a mean over some."""
-    from lora2.bench import lengths
-
-    drawn = lengths.batches(job.resolved.config, BATCHES)
-    return statistics.mean(batch["input_ids"].numel() for batch in drawn)
-
-
-def _scaled(key: Key, costs: Costs, sizes: Mapping[Key, float]) -> Cost:
-    own = [known for known in costs if known[0] == key[0]] or list(costs)
-    nearest = min(own, key=lambda known: abs(math.log(sizes[known] / sizes[key])))
-    ratio, cost = sizes[key] / sizes[nearest], costs[nearest]
-    memory = cost.held_mb + (cost.peak_memory_mb - cost.held_mb) * max(1.0, ratio)
-    return Cost(cost.seconds * ratio, cost.trainable, memory, False, cost.held_mb)
-
-
-def render(found: Sequence[Line], distinct_runs: int, checkpoints_mb: float) -> str:
+def render(lines: Sequence[Line], workers: int = 1) -> str:
     """Return the plan as a text table with what it rests on."""
     head = (
         f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
         f"{'memory MiB':>12}{'disk MiB':>10}"
     )
     body = [
-        f"{one.row:<12}{one.runs:>6}{one.done:>6}{one.steps:>12,}{one.seconds_per_step:>9.3f}"
-        f"{duration(3600 * one.hours):>11}{one.memory_mb:>12,.0f}{one.disk_mb:>10,.1f}"
-        f"{'' if one.measured else '  ~'}"
-        for one in found
+        f"{one.row:<12}{one.runs:>6}{one.done:>6}{one.steps:>12,}"
+        f"{one.step_seconds / max(1, one.steps):>9.3f}{duration(one.seconds):>11}"
+        f"{one.memory_mb:>12,.0f}{one.disk_mb:>10,.1f}{'' if one.measured else '  ~'}"
+        for one in lines
     ]
-    hours, disk = sum(one.hours for one in found), sum(one.disk_mb for one in found)
-    left = sum(one.runs - one.done for one in found)
-    device = "GPU" if gpu_count() else "processor"
+    runs, left = sum(one.runs for one in lines), sum(one.runs - one.done for one in lines)
+    seconds, disk = sum(one.seconds for one in lines), sum(one.disk_mb for one in lines)
+    checkpoint = max((one.checkpoint_mb for one in lines), default=0.0)
+    at_once = f", {duration(seconds / workers)} with {workers} at once" if workers > 1 else ""
     notes = [
-        f"{left} of {distinct_runs} runs to do, {sum(one.steps for one in found):,} steps: "
-        f"{duration(3600 * hours)} one after another, evaluations included",
-        f"disk: {disk:,.0f} MiB of results, and up to {checkpoints_mb:,.0f} MiB of checkpoints "
+        f"{left} of {runs} runs to do, {sum(one.steps for one in lines):,} steps: "
+        f"{duration(seconds)} one after another{at_once}, evaluations included",
+        f"disk: {disk:,.0f} MiB of results, and up to {checkpoint:,.0f} MiB of checkpoints "
         "for each run in progress",
-        f"memory: weights, optimiser state and the most made in a step, on the {device}",
+        f"memory: weights, optimiser state and the most allocated in a step, on the "
+        f"{'GPU' if gpu_count() else 'processor'}",
     ]
-    if not all(one.measured for one in found):
+    if not all(one.measured for one in lines):
         notes.append("~ not all measured at this size: scaled by tokens from what was")
     return "\n".join([head, *body, *notes])
-
-
-def checkpoint_mb(jobs: Sequence[Job], costs: Costs) -> float:
-    """Return the largest checkpoint in MiB: what is trained, and AdamW's two moments of it."""
-    sizes = [
-        3 * BYTES * costs[key_of(job)].trainable / 2**20
-        for job in jobs
-        if job.resolved.config.train.save_steps is not None
-    ]
-    return max(sizes, default=0.0)

@@ -7,26 +7,62 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import sys
 import time
+import warnings
 from collections import deque
-from collections.abc import Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
 
-from lora2.records.paths import status_of
+from lora2.config.problems import ConfigError
+from lora2.hub import HubUnavailable, check_available
+from lora2.records.files import DiskFull, explain_full_disk
+from lora2.records.paths import log_file, status_of
+from lora2.records.run_folder import tidy
 from lora2.sweep import worker
 from lora2.sweep.presets import gpu_count, gpu_names
-from lora2.sweep.progress import Progress
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome
 
 ATTEMPTS = 2  # a run whose process dies is tried once more: the cause may have been a neighbour
 PER_GPU = 4  # of the tiny embedded encoder; larger ones have a GPU each
+INTERRUPTED = 130
+FINISHED = ("finished",)
+
+
+class Progress:
+    """Prints a line for every run that ends; the time left is judged by optimiser steps."""
+
+    def __init__(self, jobs: Sequence[Job], already: int):
+        self.runs, self.ended = len(jobs) + already, already
+        self.steps, self.steps_done = sum(job.resolved.steps or 1 for job in jobs), 0
+        self.started = time.monotonic()
+
+    def end_of(self, job: Job, outcome: Outcome) -> None:
+        """Print how a run ended, whichever way."""
+        self.ended += 1
+        self.steps_done += job.resolved.steps or 1
+        spent = time.monotonic() - self.started
+        left = duration(spent * (self.steps - self.steps_done) / self.steps_done)
+        reason = f": {outcome.message}" if outcome.message else ""
+        line = f"[{self.ended}/{self.runs}, {left} left] {outcome.name} {outcome.state}{reason}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the unit that suits it: 45 s, 12 min, 3.5 h, 12 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:,.0f} days"
 
 
 @dataclasses.dataclass
 class _Task:
-    """A run still to do; ``deaths`` counts processes it was lost with."""
+    """A run still to do; ``deaths`` counts the processes that died at it."""
 
     job: Job
     deaths: int = 0
@@ -34,45 +70,138 @@ class _Task:
     died: str | None = None
 
 
-@dataclasses.dataclass
 class _Worker:
-    """A process, our end of its pipe, its place among the workers and what it is at."""
+    """A process, our end of its pipe, and the run it is at."""
 
-    process: SpawnProcess
-    pipe: Connection
-    place: int
-    task: _Task | None = None
+    def __init__(self, environment: dict[str, str], run: worker.Run, record: worker.Record):
+        self.arguments = (environment, run, record)
+        self.task: _Task | None = None
+        self.start()
 
-
-@dataclasses.dataclass
-class Sweep:
-    """How to run: ``workers`` at once, and what a worker calls (replaced in tests)."""
-
-    workers: int
-    environments: list[dict[str, str]]
-    run: worker.Run = worker.train
-    record: worker.Record = worker.record_death
-
-    def start(self, place: int) -> _Worker:
+    def start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        arguments = (theirs, self.environments[place], self.run, self.record)
-        process = context.Process(target=worker.serve, args=arguments)
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=worker.serve, args=(theirs, *self.arguments))
         # Ctrl-C reaches the whole process group: ignored from birth, it is the parent's to handle.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            process.start()
+            self.process.start()
         finally:
             signal.signal(signal.SIGINT, previous)
         theirs.close()  # so that the pipe ends when the process does
-        return _Worker(process, ours, place)
+
+    def restart(self) -> str:
+        """Replace a process that died; return how it died."""
+        self.process.join()
+        self.pipe.close()
+        code = self.process.exitcode or 0
+        self.start()
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def send(self, order: Order | None) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: read next
+            self.pipe.send(order)
 
 
-def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> Sweep:
-    """Return how many workers to run and each one's device and threads.
+class Pool:
+    """Worker processes that share a list of runs: assign, receive, retry or fail.
 
-    Left open: one per GPU, or ``PER_GPU`` of the embedded encoder; without a GPU one per core for
-    the embedded encoder and one with all cores for any other.
+    One worker for each of ``environments`` (its variables); ``run`` and ``record`` are what a
+    worker calls, replaced in tests.
+    """
+
+    def __init__(
+        self,
+        environments: Sequence[dict[str, str]],
+        run: worker.Run = worker.train,
+        record: worker.Record = worker.record_death,
+    ):
+        self.environments, self.run, self.record = environments, run, record
+
+    def do(self, jobs: Sequence[Job], already: int = 0) -> list[Outcome]:
+        """Do ``jobs``, each once even if other sweeps do some of them; return how each ended.
+
+        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the workers
+        and is passed on; what was finished stays, and the rest resumes from its checkpoints.
+        """
+        self.queue = deque(map(_Task, jobs))
+        self.began, self.outcomes = time.time(), list[Outcome]()
+        self.progress = Progress(jobs, already)
+        self.workers: list[_Worker] = []
+        try:
+            for environment in self.environments[: len(jobs)]:
+                self.workers.append(_Worker(environment, self.run, self.record))
+            while self.queue or self._busy():
+                self.assign()
+                answered = wait([one.pipe for one in self._busy()])
+                for one in self.workers:
+                    if one.pipe in answered:
+                        self.receive(one)
+        finally:
+            self._stop()
+        return self.outcomes
+
+    def assign(self) -> None:
+        """Give every idle worker the next run."""
+        for one in self.workers:
+            if one.task is None and self.queue:
+                one.task = task = self.queue.popleft()
+                one.send(Order(task.job.resolved.config, task.wait, task.died, self.began))
+
+    def receive(self, one: _Worker) -> None:
+        """Take a worker's answer, or find that its process died."""
+        task, one.task = one.task, None
+        assert task is not None
+        try:
+            outcome = one.pipe.recv()
+        except (EOFError, OSError):  # OSError: in the middle of its answer
+            outcome = self.retry_or_fail(task, one.restart())
+        if outcome is None:
+            return
+        if outcome.state == "busy":  # another sweep is at it: ask again when ours are done
+            self.queue.append(dataclasses.replace(task, wait=True))
+            return
+        self.outcomes.append(outcome)
+        if outcome.disk_full:
+            self.queue.clear()  # the same command does them later, with room to write
+        self.progress.end_of(task.job, outcome)
+
+    def retry_or_fail(self, task: _Task, how: str) -> Outcome | None:
+        """Queue a run whose process died again, or to be recorded as failed, or give it up."""
+        if task.died is not None:
+            return Outcome(task.job.name, "failed", f"{task.died}; not recorded ({how})")
+        task.deaths += 1
+        if task.deaths < ATTEMPTS:
+            line = f"{task.job.name}: its process died ({how}); trying once more"
+            print(line, file=sys.stderr, flush=True)
+        else:
+            task.died = f"its process died {task.deaths} times ({how}); out of memory?"
+        self.queue.appendleft(task)
+        return None
+
+    def _busy(self) -> list[_Worker]:
+        return [one for one in self.workers if one.task]
+
+    def _stop(self) -> None:
+        """End idle workers politely and busy ones by force."""
+        for one in self.workers:
+            if one.task is None:
+                one.send(None)
+            else:
+                one.process.terminate()
+        for one in self.workers:
+            one.process.join(timeout=10)
+            if one.process.is_alive():
+                one.process.kill()
+                one.process.join()
+            one.pipe.close()
+
+
+def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[str, str]]:
+    """Return each worker's environment: its device and threads.
+
+    Without ``wanted``: one worker per GPU, or ``PER_GPU`` of the embedded encoder; without a GPU
+    one per core for the embedded encoder and one with all cores for any other.
     """
     cores, gpus = len(os.sched_getaffinity(0)), gpu_count()
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
@@ -84,109 +213,76 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> Sweep:
     base = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     names = gpu_names(gpus)
     device = [{"CUDA_VISIBLE_DEVICES": names[i % gpus]} if gpus else {} for i in range(count)]
-    return Sweep(workers=count, environments=[base | one for one in device])
+    return [base | one for one in device]
 
 
-def unfinished(jobs: Sequence[Job]) -> list[Job]:
-    """Return the runs without a finished folder."""
-    return [job for job in jobs if status_of(job.resolved.config) != "finished"]
+def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
+    """Do what a command's words ask for and return the exit code; ``about`` is its help.
 
-
-def run_all(jobs: Sequence[Job], sweep: Sweep, already: int = 0) -> list[Outcome]:
-    """Do ``jobs`` (each once, whoever else is at them) and return what became of each.
-
-    ``already`` runs were finished before and are counted in the bar. Ctrl-C ends the workers and
-    is passed on; what they had finished stays, and the rest resumes from its checkpoints.
+    Exit codes, each with a message: 2 for wrong words, 1 for a full disk or no hub, 130 for Ctrl-C.
     """
-    queue = deque(_Task(job) for job in jobs)
-    workers: list[_Worker] = []
-    progress = Progress(len(jobs) + already, already, sum(job.resolved.steps or 1 for job in jobs))
-    outcomes: list[Outcome] = []
-    began = time.time()
+    if not argv or {"-h", "--help"} & set(argv):
+        print(about)
+        return 0 if argv else 2
+    # transformers announces its own renamings once per model.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        for place in range(min(sweep.workers, len(queue))):
-            workers.append(sweep.start(place))
-        while queue or any(one.task for one in workers):
-            for one in workers:
-                if one.task is None and queue:
-                    _give(one, queue.popleft(), began)
-            busy = [one for one in workers if one.task]
-            progress.show(len(busy))
-            heard = wait([one.pipe for one in busy], timeout=1.0 if progress.live else None)
-            for one in busy:
-                if one.pipe in heard:
-                    _hear(one, workers, queue, sweep, progress, outcomes)
-    finally:
-        progress.close()
-        _stop(workers)
+        return do(argv)
+    except ConfigError as error:
+        print(f"{error}\n{about.splitlines()[-1]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except (DiskFull, HubUnavailable) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def unfinished(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
+    """Return the runs whose folder has no ``settled`` status."""
+    return [job for job in jobs if status_of(job.resolved.config) not in settled]
+
+
+def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
+    """Tidy the results folders, print and return the runs that are left to do."""
+    for folder in {Path(job.resolved.config.results.dir) for job in jobs}:
+        with explain_full_disk(folder):
+            tidy(folder)
+    left = unfinished(jobs, settled)
+    if jobs:
+        print(f"{len(jobs)} runs, {len(jobs) - len(left)} finished already", flush=True)
+    return left
+
+
+def sweep_here(
+    jobs: Sequence[Job], workers: int | None, settled: Sequence[str] = FINISHED
+) -> list[Outcome]:
+    """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over.
+
+    Raises:
+        HubUnavailable: a repository the runs need is not available; none was begun.
+    """
+    left = begin(jobs, settled)
+    if not left:
+        return []
+    # Not for a cluster, whose nodes may reach more than this machine.
+    check_available(need for job in left for need in job.resolved.config.hub_needs())
+    outcomes = Pool(plan_workers(left, workers)).do(left, len(jobs) - len(left))
+    if any(outcome.disk_full for outcome in outcomes):
+        print(f"{len(left) - len(outcomes)} runs were not begun: the disk is full")
     return outcomes
 
 
-def _give(one: _Worker, task: _Task, began: float) -> None:
-    one.task = task
-    order = Order(task.job.resolved.config, task.wait, task.died, began)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: the next read says so
-        one.pipe.send(order)
-
-
-def _hear(
-    one: _Worker,
-    workers: list[_Worker],
-    queue: deque[_Task],
-    sweep: Sweep,
-    progress: Progress,
-    outcomes: list[Outcome],
-) -> None:
-    """Take one worker's answer, or see that it died and put another in its place."""
-    task = one.task
-    assert task is not None
-    try:
-        outcome = one.pipe.recv()
-    except (EOFError, OSError):  # OSError: in the middle of its answer
-        workers[one.place] = sweep.start(one.place)
-        outcome = _bury(one, task, queue, progress)
-    one.task = None
-    if outcome is None:
-        return
-    if outcome.state == "busy":  # another sweep is at it: ask again when ours are done
-        queue.append(dataclasses.replace(task, wait=True))
-        return
-    outcomes.append(outcome)
-    if outcome.disk_full:
-        queue.clear()  # each would be computed for nothing; the same command does them later
-    running = sum(other.task is not None for other in workers)
-    progress.end_of(outcome, task.job.resolved.steps or 1, running)
-
-
-def _bury(one: _Worker, task: _Task, queue: deque[_Task], progress: Progress) -> Outcome | None:
-    """Decide what becomes of the run whose process died: again, on record as failed, or lost."""
-    one.process.join()
-    one.pipe.close()
-    code = one.process.exitcode or 0
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    if task.died is not None:
-        return Outcome(task.job.name, "failed", f"{task.died}; not recorded ({how})")
-    deaths = task.deaths + 1
-    if deaths < ATTEMPTS:
-        progress.note(f"{task.job.name}: its process died ({how}); once more")
-        queue.appendleft(dataclasses.replace(task, deaths=deaths))
-    else:
-        why = f"its process died {deaths} times ({how}); out of memory?"
-        queue.appendleft(dataclasses.replace(task, deaths=deaths, died=why))
-    return None
-
-
-def _stop(workers: Sequence[_Worker]) -> None:
-    """End idle workers politely and busy ones by force."""
-    for one in workers:
-        if one.task is not None:
-            one.process.terminate()
-        else:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                one.pipe.send(None)
-    for one in workers:
-        one.process.join(timeout=10)
-        if one.process.is_alive():
-            one.process.kill()
-            one.process.join()
-        one.pipe.close()
+def summary(
+    jobs: Sequence[Job], outcomes: Sequence[Outcome], settled: Sequence[str] = FINISHED
+) -> int:
+    """Print every run that ended otherwise than ``settled``, with its log; 1 if there is one."""
+    failures = [outcome for outcome in outcomes if outcome.state not in settled]
+    logs = {job.name: log_file(job.resolved.config) for job in jobs}
+    for one in failures:
+        print(f"{one.state}: {one.name}: {one.message} ({logs[one.name]})", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} runs failed; the same command tries them again", file=sys.stderr)
+    return 1 if failures else 0

@@ -28,7 +28,7 @@ from lora2.config.problems import (
 )
 from lora2.config.schema import Count, Seed, checked
 from lora2.sweep.presets import AUTO, Profile, choose, encoder_for, load_profile
-from lora2.sweep.table import ALL, Job, Table, jobs, keys_of_rows, load_table, narrow
+from lora2.sweep.table import ALL, Job, Table, jobs, load_table, narrow
 
 INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}  # run_glue's word -> ours
 GROUPS = ("backbone", "protocol", "ranks")
@@ -55,6 +55,7 @@ class Options(ReportOptions):
     cluster: Literal["local", "slurm"] = "local"
     workers: Count | None = None
     plan: bool = False
+    commands: bool = False  # print one command a run, and do nothing
     wait: bool = True
 
 
@@ -188,8 +189,9 @@ def _tables(given: ReportOptions, problems: ProblemList) -> list[Table]:
 def _set_by_rows(plans: Sequence[Table], extra: Sequence[str]) -> Iterator[Problem]:
     """Refuse what a table's rows set: typed, it makes rows equal, or other than their label."""
     for plan in plans:
+        own = {word.partition("=")[0] for row in plan.rows for word in row.overrides}
         for key, _, value in (word.partition("=") for word in extra):
-            if key in keys_of_rows(plan):
+            if key in own:
                 wrong = f"table {plan.name} sets it by row"
                 yield Problem(key, value, "it with scripts/run_glue.py", wrong)
 

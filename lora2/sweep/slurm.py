@@ -13,7 +13,7 @@ from lora2.config.problems import ConfigError, Problem
 from lora2.config.schema import RunConfig
 from lora2.records.paths import status_of
 from lora2.sweep import worker
-from lora2.sweep.progress import Progress
+from lora2.sweep.pool import Progress
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome
 
@@ -82,20 +82,16 @@ def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Out
     The run folders tell, not Slurm's accounting, which a cluster need not have. Ctrl-C is passed
     on and leaves the jobs where they are.
     """
-    progress = Progress(len(jobs) + already, already, sum(job.resolved.steps or 1 for job in jobs))
+    progress = Progress(jobs, already)
     waiting, outcomes = dict(zip(ids, jobs, strict=True)), list[Outcome]()
-    try:
-        while waiting:
-            queued = in_queue(list(waiting))
-            for number in [number for number in waiting if number not in queued]:
-                job = waiting.pop(number)
-                outcomes.append(_outcome(job))
-                progress.end_of(outcomes[-1], job.resolved.steps or 1, len(queued))
-            progress.show(len(queued))
-            if waiting:
-                time.sleep(POLL_SECONDS)
-    finally:
-        progress.close()
+    while waiting:
+        queued = in_queue(list(waiting))
+        for number in [number for number in waiting if number not in queued]:
+            job = waiting.pop(number)
+            outcomes.append(_outcome(job))
+            progress.end_of(job, outcomes[-1])
+        if waiting:
+            time.sleep(POLL_SECONDS)
     return outcomes
 
 

@@ -1,9 +1,9 @@
-"""A table's file -> the runs it is made of."""
+"""A table's file (configs/table/NAME.yaml) and the runs it is made of."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,8 @@ from lora2.config.load import Resolved, resolve, run_name
 from lora2.config.parse import CONFIGS, options, read_yaml
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Name, TaskName, checked
-from lora2.sweep.check_table import check_metrics, check_paper_row
+from lora2.glue.tasks import TASKS
+from lora2.paper.numbers import printed_values
 from lora2.sweep.presets import Profile, encoder_for
 
 ALL = ("1", "2", "3", "4", "figure3")
@@ -46,6 +47,19 @@ class Table:
     metrics: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # where not Table 1's
     overrides: list[str] = dataclasses.field(default_factory=list)
 
+    @property
+    def stem(self) -> str:
+        """Start of the names of the files it is written to."""
+        return str(self.table) if self.kind == "figure" else f"table{self.table}"
+
+    def metrics_of(self, task: str) -> Sequence[str]:
+        """Return the metrics of a task that the table shows."""
+        return self.metrics.get(task, TASKS[task].score_metrics)
+
+    def reference(self, row: Row) -> Row | None:
+        """Return the row to compare ``row`` with; None where there is none, or it is left out."""
+        return next((other for other in self.rows if other.id == row.against), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -54,6 +68,7 @@ class Job:
     row: str
     task: str
     resolved: Resolved
+    words: tuple[str, ...] = ()  # of run_glue.py, for the same run; later ones win
 
     @property
     def name(self) -> str:
@@ -72,21 +87,18 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
     if source != name:  # the paper's rows with an encoder that it prints no numbers for
         rows = [dataclasses.replace(row, paper_row=None, ours=True) for row in rows]
     where, tree = f"table {name}", {**values, "name": name, "rows": rows}
-    problems = check_section(where, Table, tree) + _check_names(where, rows)
-    if problems:
-        raise ConfigError(problems)
-    plan = Table(**tree)
-    problems = list(check_metrics(where, plan.tasks, plan.metrics))
-    problems += [one for row in rows for one in check_paper_row(where, plan.table, row.paper_row)]
-    if problems:
-        raise ConfigError(problems)
-    return plan
+    problems = ProblemList([*check_section(where, Table, tree), *_check_names(where, rows)])
+    problems.raise_if_any()
+    table = Table(**tree)
+    problems += [*_check_metrics(where, table), *_check_paper_rows(where, table)]
+    problems.raise_if_any()
+    return table
 
 
 def _read(name: str, configs: Path) -> dict[str, Any]:
-    known = options("table", configs)
-    if name not in known:
-        raise ConfigError([unknown("table", name, [*known, "all"])])
+    names = options("table", configs)
+    if name not in names:
+        raise ConfigError([unknown("table", name, [*names, "all"])])
     values = read_yaml(configs / "table" / f"{name}.yaml")
     if not isinstance(values, dict):
         raise ConfigError([Problem(f"table {name}", values, "a mapping with a list of rows")])
@@ -98,63 +110,50 @@ def _rows(name: str, values: dict[str, Any]) -> list[Row]:
     if not isinstance(rows, list):
         raise ConfigError([Problem(f"table {name}, rows", rows, "a list of rows")])
     where = f"table {name}, row"
-    problems = [problem for row in rows for problem in check_section(where, Row, row)]
-    if problems:
-        raise ConfigError(problems)
+    problems = ProblemList(p for row in rows for p in check_section(where, Row, row))
+    problems.raise_if_any()
     return [Row(**row) for row in rows]
 
 
-def _check_names(where: str, rows: Sequence[Row]) -> list[Problem]:
-    ids, problems = [row.id for row in rows], list[Problem]()
+def _check_names(where: str, rows: Sequence[Row]) -> Iterator[Problem]:
     for key in ("id", "label"):  # labels tell rows apart in the written table
         names = [getattr(row, key) for row in rows]
-        twice = sorted({one for one in names if names.count(one) > 1})
-        problems += [Problem(f"{where}, {key}", one, "one row only") for one in twice]
-    against = [row.against for row in rows if row.against not in (None, *ids)]
-    return problems + [unknown(f"{where}, against", name, ids) for name in against]
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            yield Problem(f"{where}, {key}", name, "one row only")
+    ids = [row.id for row in rows]
+    for row in rows:
+        if row.against is not None and row.against not in ids:
+            yield unknown(f"{where}, against", row.against, ids)
 
 
-def keys_of_rows(plan: Table) -> set[str]:
-    """Return the keys of run_glue.py that tell the rows of a table apart."""
-    return {word.partition("=")[0] for row in plan.rows for word in row.overrides}
+def _check_metrics(where: str, table: Table) -> Iterator[Problem]:
+    for task, names in table.metrics.items():
+        key = f"{where}.metrics.{task}"
+        if task not in table.tasks:
+            yield unknown(key, names, table.tasks, "not a task of the table", task)
+            continue
+        allowed = TASKS[task].metric_names
+        yield from (unknown(key, name, allowed) for name in names if name not in allowed)
 
 
-def narrow(plan: Table, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> Table:
-    """Return ``plan`` with only these tasks and row ids, in the plan's order; None keeps all.
-
-    Raises:
-        ConfigError: a task or row that the table does not have, or an empty list.
-    """
-    ids = [row.id for row in plan.rows]
-    problems = _unknown("tasks", tasks, plan.tasks, plan.name)
-    problems += _unknown("rows", rows, ids, plan.name)
-    if problems:
-        raise ConfigError(problems)
-    kept_rows = [row for row in plan.rows if rows is None or row.id in rows]
-    kept_tasks = [task for task in plan.tasks if tasks is None or task in tasks]
-    return dataclasses.replace(plan, tasks=kept_tasks, rows=kept_rows)
+def _check_paper_rows(where: str, table: Table) -> Iterator[Problem]:
+    for row in table.rows:
+        try:
+            if row.paper_row is not None:
+                printed_values(table.table, row.paper_row)
+        except LookupError as error:
+            yield Problem(f"{where}, paper_row", row.paper_row, wrong=str(error))
 
 
-def _unknown(
-    key: str, given: Sequence[str] | None, allowed: Sequence[str], table: str
-) -> list[Problem]:
-    if given is None:
-        return []
-    if not given:
-        return [Problem(key, "", f"at least one of table {table}: {', '.join(allowed)}")]
-    wrong = [name for name in given if name not in allowed]
-    return [unknown(key, name, allowed, f"not in table {table}") for name in wrong]
-
-
-def words(plan: Table, row: Row, task: str, profile: Profile) -> list[str]:
-    """Return the words that run_glue.py would take for one cell; later ones win."""
-    backbone = encoder_for(profile, plan.encoder)
-    groups = [f"task={task}", f"method={row.method}", f"backbone={backbone}"]
-    return [*groups, *profile.overrides, *plan.overrides, *row.overrides]
+def narrow(table: Table, tasks: Sequence[str] | None, rows: Sequence[str] | None) -> Table:
+    """Return ``table`` with only these tasks and row ids, in its own order; None keeps all."""
+    kept_rows = [row for row in table.rows if rows is None or row.id in rows]
+    kept_tasks = [task for task in table.tasks if tasks is None or task in tasks]
+    return dataclasses.replace(table, tasks=kept_tasks, rows=kept_rows)
 
 
 def jobs(
-    plan: Table, profile: Profile, seeds: Sequence[int] | None, extra: Sequence[str] = ()
+    table: Table, profile: Profile, seeds: Sequence[int] | None, extra: Sequence[str] = ()
 ) -> list[Job]:
     """Return every run of a table: rows x tasks x seeds, in that order.
 
@@ -163,17 +162,21 @@ def jobs(
     Raises:
         ConfigError: every problem of every cell, each once.
     """
-    found: list[Job] = []
+    backbone = encoder_for(profile, table.encoder)
+    every: list[Job] = []
     problems = ProblemList()
-    for row in plan.rows:
-        for task in plan.tasks:
-            seed = [f"seed={seeds[0]}"] if seeds else []
+    for row in table.rows:
+        for task in table.tasks:
+            words = [f"task={task}", f"method={row.method}", f"backbone={backbone}",
+                     *profile.overrides, *table.overrides, *row.overrides, *extra]  # fmt: skip
             with problems.collect():
-                resolved = resolve([*words(plan, row, task, profile), *extra, *seed])
-                each = [with_seed(resolved, s) for s in seeds] if seeds else [resolved]
-                found += [Job(row.id, task, one) for one in each]
+                resolved = resolve([*words, f"seed={seeds[0]}"] if seeds else words)
+                cell = [with_seed(resolved, seed) for seed in seeds] if seeds else [resolved]
+                every += [
+                    Job(row.id, task, run, (*words, f"seed={run.config.seed}")) for run in cell
+                ]
     problems.raise_if_any()
-    return found
+    return every
 
 
 def with_seed(resolved: Resolved, seed: int) -> Resolved:
@@ -182,6 +185,6 @@ def with_seed(resolved: Resolved, seed: int) -> Resolved:
     return dataclasses.replace(resolved, config=config)
 
 
-def distinct(found: Sequence[Job]) -> list[Job]:
+def distinct(every: Sequence[Job]) -> list[Job]:
     """Return each run once: tables share some of theirs."""
-    return list({job.name: job for job in found}.values())
+    return list({job.name: job for job in every}.values())

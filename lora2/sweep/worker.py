@@ -10,9 +10,8 @@ import dataclasses
 import os
 import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
@@ -32,10 +31,10 @@ Record = Callable[[RunConfig, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What a worker is told: one run, and whether to wait where another process has it.
+    """One run for a worker, and whether to wait while another process does it.
 
-    ``died`` set, the run is not repeated but recorded as failed for that reason. ``since``
-    (seconds of the epoch): a run that failed later than this was just tried by someone else.
+    With ``died`` the run is not repeated but recorded as failed for that reason. ``since`` (seconds
+    of the epoch): a run that failed later than this was just tried by another process.
     """
 
     config: RunConfig
@@ -46,7 +45,7 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a run; ``seconds`` it took here.
+    """How a run ended.
 
     ``disk_full``: nothing can be written now, so no other run should be begun.
     """
@@ -54,16 +53,14 @@ class Outcome:
     name: str
     state: State
     message: str = ""
-    seconds: float = 0.0
     disk_full: bool = False
 
 
 def train(config: RunConfig) -> object:
-    """Do one run for good, from its last checkpoint where there is one."""
+    """Do one run, from its last checkpoint where there is one."""
     from lora2.run.run import run
 
-    last = newest_checkpoint(work_dir(config))
-    if last is not None:
+    if (last := newest_checkpoint(work_dir(config))) is not None:
         print(f"goes on from {last}", flush=True)
     return run(config, progress=False)
 
@@ -76,47 +73,32 @@ def record_death(config: RunConfig, reason: str) -> None:
 
 
 def serve(connection: Connection, environment: Mapping[str, str], run: Run, record: Record) -> None:
-    """Take orders until told None or the parent is gone; send an ``Outcome`` for each."""
+    """Carry out orders until None comes or the parent is gone; send an ``Outcome`` for each."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.update(environment)
-    while True:
-        try:
-            order = connection.recv()
-        except (EOFError, ConnectionResetError):
-            return
-        if order is None:
-            return
-        outcome = carry_out(order, run, record)
-        try:
-            connection.send(outcome)
-        except (BrokenPipeError, ConnectionResetError):
-            return
+    with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
+        while (order := connection.recv()) is not None:
+            connection.send(carry_out(order, run, record))
 
 
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:
-    """Do what is ordered unless another process has it or it is done already."""
-    try:
-        with explain_full_disk(Path(order.config.results.dir)):
-            return _carry_out(order, run, record)
-    except OSError as error:  # not even its lock or its log could be written
-        name = run_name(order.config)
-        return Outcome(name, "failed", _line(error), disk_full=is_disk_full(error))
-
-
-def _carry_out(order: Order, run: Run, record: Record) -> Outcome:
+    """Do what is ordered unless another process does it, or it is done already."""
     config, name = order.config, run_name(order.config)
-    log = log_file(config)
-    started = time.monotonic()
-    with hold_run(config, wait=order.wait) as held:
-        if not held:
-            return Outcome(name, "busy")
-        state = status_of(config)
-        if state == "finished" or (state is not None and _ended(config) > order.since > 0):
-            return Outcome(name, _as_state(state), "" if state == "finished" else f"see {log}")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with _output_to(log):
-            outcome = _attempt(order, run, record)
-    return dataclasses.replace(outcome, seconds=time.monotonic() - started)
+    log, results = log_file(config), Path(config.results.dir)
+    try:
+        with explain_full_disk(results), hold_run(config, wait=order.wait) as held:
+            if not held:
+                return Outcome(name, "busy")
+            state = status_of(config)
+            if state == "finished":
+                return Outcome(name, state)
+            if state is not None and _end_time(config) > order.since > 0:
+                return Outcome(name, _failure(config), f"see {log}")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with _output_to(log):
+                return _attempt(order, run, record)
+    except OSError as error:  # not even its lock or its log could be written
+        return Outcome(name, "failed", _first_line(error), is_disk_full(error))
 
 
 def _attempt(order: Order, run: Run, record: Record) -> Outcome:
@@ -130,45 +112,44 @@ def _attempt(order: Order, run: Run, record: Record) -> Outcome:
     except Exception as error:  # one run's failure must not cost the others
         with contextlib.suppress(OSError):  # the log may lie on the disk that is full
             traceback.print_exc()
-        state = "diverged" if status_of(order.config) == "diverged" else "failed"
-        return Outcome(name, _as_state(state), _line(error), disk_full=is_disk_full(error))
+        return Outcome(name, _failure(order.config), _first_line(error), is_disk_full(error))
     return Outcome(name, "finished")
 
 
-def _line(error: Exception) -> str:
+def _failure(config: RunConfig) -> State:
+    return "diverged" if status_of(config) == "diverged" else "failed"
+
+
+def _first_line(error: Exception) -> str:
     if isinstance(error, ConfigError):
         return "; ".join(map(str, error.problems))
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def _ended(config: RunConfig) -> float:
+def _end_time(config: RunConfig) -> float:
     """Return when the run folder was written, in seconds of the epoch."""
     return (run_dir(config) / "status").stat().st_mtime
 
 
-def _as_state(text: str) -> State:
-    return "finished" if text == "finished" else "diverged" if text == "diverged" else "failed"
-
-
-class _output_to:
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
     """Send what the process and its libraries print to a file, on the level of descriptors."""
 
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        handle = os.open(self.path, LOG_FLAGS, 0o644)
-        self.saved = [os.dup(1), os.dup(2)]
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        os.close(handle)
-
-    def __exit__(self, *_: object) -> None:
+    def flush() -> None:
         with contextlib.suppress(OSError):  # what a full disk does not take goes to the console
             sys.stdout.flush()
             sys.stderr.flush()
-        for number, saved in enumerate(self.saved, start=1):
-            os.dup2(saved, number)
-            os.close(saved)
+
+    flush()
+    handle = os.open(path, LOG_FLAGS, 0o644)
+    saved = [os.dup(1), os.dup(2)]
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    try:
+        yield
+    finally:
+        flush()
+        for number, before in enumerate(saved, start=1):
+            os.dup2(before, number)
+            os.close(before)

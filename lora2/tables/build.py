@@ -1,35 +1,150 @@
-"""A table of the paper rebuilt from runs: cells and averages."""
+"""The cells of a table: the runs of each, their means, and the paper's numbers beside them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 
-from lora2.paper import numbers as paper_tables
-from lora2.paper.finding import exact, rounded
+from lora2.paper.numbers import AVERAGE, exact, glue_average, printed_values, rounded
+from lora2.sweep.table import Row, Table
 from lora2.tables import stats
-from lora2.tables.plan import Cell, Plan, Row, cells
 
-AVERAGE = "average"
-Printed = Mapping[tuple[str, str], float]
-
-
-def printed(plan: Plan, row: Row) -> Printed:
-    """The paper's numbers of a row by task and metric; none where it has no such row."""
-    return paper_tables.printed_values(plan.table, row.paper_row) if row.paper_row else {}
+LOST = ("failed", "diverged", "ambiguous", "missing")
+SIZES = ("params_adapter", "params_kept", "params_head", "params_encoder")
 
 
-def _scores(plan: Plan, found: Cell, task: str, which: str) -> pd.DataFrame:
-    """Seeds x metrics, in percent."""
-    columns = {f"{which}_{metric}": metric for metric in plan.metrics_of(task)}
-    scores = found.finished.reindex(columns=list(columns)).rename(columns=columns)
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one row and task: the finished ones by seed, and the number of others.
+
+    ``repeated`` names the runs of the ambiguous seeds.
+    """
+
+    finished: pd.DataFrame
+    failed: int
+    diverged: int
+    ambiguous: int
+    missing: int
+    repeated: tuple[str, ...]
+
+    def counts(self) -> dict[str, int]:
+        lost = {name: getattr(self, name) for name in LOST}
+        return {"planned": len(self.finished) + sum(lost.values()), **lost}
+
+
+@dataclass(frozen=True)
+class TableResults:
+    """A table and its cells by row id and task.
+
+    ``seeds`` None takes whatever seeds were run. ``conditions`` stand in the heading, ``suffix``
+    in the names of the files: table1-equal.md.
+    """
+
+    table: Table
+    cells: Mapping[str, Mapping[str, Cell]]
+    seeds: Sequence[int] | None
+    conditions: Mapping[str, str]
+    suffix: str
+
+    def used(self) -> pd.DataFrame:
+        """Return the runs that any cell averages, each once for every row ("label") it is in."""
+        return pd.concat(
+            cell.finished.reset_index().assign(label=row.label)
+            for row in self.table.rows
+            for cell in self.cells[row.id].values()
+        )
+
+
+def fill(
+    table: Table,
+    runs_of: Mapping[str, pd.DataFrame],
+    seeds: Sequence[int] | None = None,
+    conditions: Mapping[str, str] | None = None,
+    suffix: str = "",
+) -> TableResults:
+    """Sort the runs of each row (by its id, whatever their task, seed and status) into cells."""
+    cells = {
+        row.id: {task: _cell(table, task, runs_of[row.id], seeds) for task in table.tasks}
+        for row in table.rows
+    }
+    return TableResults(table, cells, seeds, conditions or {}, suffix)
+
+
+def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | None) -> Cell:
+    """Two runs of one seed cannot both count: the seed is ambiguous and neither is averaged.
+
+    A finished run without one of the task's metrics counts as failed.
+    """
+    runs = runs.loc[runs["task"] == task]
+    if seeds is not None:
+        runs = runs.loc[runs["seed"].isin(list(seeds))]
+    twice = runs["seed"].duplicated(keep=False)
+    repeated, single = runs.loc[twice], runs.loc[~twice]
+    columns = [f"best_{metric}" for metric in table.metrics_of(task)]
+    scored = single.reindex(columns=columns).notna().all(axis=1)
+    finished = single.loc[(single["status"] == "finished") & scored]
+    diverged = int((single["status"] == "diverged").sum())
+    return Cell(
+        finished=finished.set_index("seed").sort_index(),
+        failed=len(single) - len(finished) - diverged,
+        diverged=diverged,
+        ambiguous=int(repeated["seed"].nunique()),
+        missing=0 if seeds is None else len(set(seeds)) - runs["seed"].nunique(),
+        repeated=tuple(repeated["run"]),
+    )
+
+
+def build(results: TableResults) -> pd.DataFrame:
+    """Return the long form of a table: one line per row, task and metric, and one per average.
+
+    Scores in percent; ``mean``, ``std``, ``ci_low``, ``ci_high`` over seeds at the best evaluation
+    of each run, ``last_*`` after its last step; ``paper`` and ``difference`` (ours minus the
+    paper's); ``planned`` = n + failed + diverged + ambiguous + missing, of which only n are
+    averaged.
+    """
+    table, lines = results.table, []
+    for row in table.rows:
+        cells = results.cells[row.id]
+        used = pd.concat([cell.finished for cell in cells.values()])
+        identity = {"table": table.table, "label": row.label, "method": row.method,
+                    "ours": row.ours}  # fmt: skip
+        sizes = {name: used[name].astype(float).mean() if name in used and len(used) else math.nan
+                 for name in SIZES}  # fmt: skip
+        records = [r for task in table.tasks for r in _task_records(table, row, cells[task], task)]
+        if not any(cell.finished.empty for cell in cells.values()):
+            records.append(_average_record(table, row, cells))
+        lines += [{**identity, **record, **sizes} for record in records]
+    return pd.DataFrame(lines)
+
+
+def _task_records(table: Table, row: Row, cell: Cell, task: str) -> list[dict]:
+    best, last = (_scores(table, cell, task, which) for which in ("best", "last"))
+    paper = printed(table, row)
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            "seeds": " ".join(str(seed) for seed in best.index),
+            **_record(best[metric].tolist(), last[metric].dropna().tolist(),
+                      paper.get((task, metric), math.nan)),
+            **cell.counts(),
+        }
+        for metric in table.metrics_of(task)
+    ]  # fmt: skip
+
+
+def _scores(table: Table, cell: Cell, task: str, which: str) -> pd.DataFrame:
+    """Return the scores of a cell in percent, seeds x metrics."""
+    columns = {f"{which}_{metric}": metric for metric in table.metrics_of(task)}
+    scores = cell.finished.reindex(columns=list(columns)).rename(columns=columns)
     return 100.0 * scores.astype(float)
 
 
 def _record(best: list[float], last: list[float], paper: float) -> dict[str, float]:
-    """The numbers of one cell; ``last`` may hold fewer values than ``best``, never NaN."""
+    """Return the numbers of a cell; ``last`` may hold fewer values than ``best``, never NaN."""
     shown, final = stats.summary(best), stats.summary(last)
     return {
         **{("ci_" + k if k in ("low", "high") else k): v for k, v in shown._asdict().items()},
@@ -40,100 +155,55 @@ def _record(best: list[float], last: list[float], paper: float) -> dict[str, flo
     }
 
 
-def _counts(found: Cell) -> dict[str, int]:
-    lost = {k: getattr(found, k) for k in ("failed", "diverged", "ambiguous", "missing")}
-    return {"planned": found.planned, **lost}
-
-
-def _task_records(plan: Plan, row: Row, found: Cell, task: str) -> list[dict]:
-    best = _scores(plan, found, task, "best")
-    last = _scores(plan, found, task, "last")
-    paper = printed(plan, row)
-    return [
-        {
-            "task": task,
-            "metric": metric,
-            "seeds": " ".join(str(seed) for seed in best.index),
-            **_record(
-                best[metric].tolist(),
-                last[metric].dropna().tolist(),
-                paper.get((task, metric), math.nan),
-            ),
-            **_counts(found),
-        }
-        for metric in plan.metrics_of(task)
-    ]
-
-
-def paper_average(plan: Plan, row: Row) -> float:
-    """The paper's average over the plan's tasks, from its cells; NaN if a cell is not printed.
-
-    Recomputed, because two of the printed averages are not the mean of their row (see audit).
-    """
-    paper = printed(plan, row)
-    keys = [(task, metric) for task in plan.tasks for metric in plan.metrics_of(task)]
-    if not all(key in paper for key in keys):
-        return math.nan
-    return paper_tables.glue_average({key: paper[key] for key in keys}, plan.tasks)
-
-
-def as_printed(average: float) -> str:
-    """A mean of printed numbers with two decimals, ties away from zero: 84.475 -> "84.48"."""
-    return rounded(exact(round(average, 6)))
-
-
-def _average_record(plan: Plan, row: Row, row_cells: Mapping[str, Cell]) -> dict | None:
-    """The average by the paper's rule; None unless every task has a finished run.
+def _average_record(table: Table, row: Row, cells: Mapping[str, Cell]) -> dict:
+    """Average by the paper's rule over the tasks, each of which has a finished run.
 
     Per seed, with deviation and interval, where all tasks have the same seeds; else the mean of
     the tasks' means, alone.
     """
-    if any(found.finished.empty for found in row_cells.values()):
-        return None
-    values = {}
-    for which in ("best", "last"):
-        scores = {t: _scores(plan, found, t, which) for t, found in row_cells.items()}
-        means = {t: frame.mean(axis=1, skipna=False) for t, frame in scores.items()}
-        together = pd.DataFrame(means)  # seeds x tasks, NaN where a task lacks a seed
-        if together.notna().all(axis=None):
-            values[which] = together.mean(axis=1).tolist()
-        elif all(mean.notna().all() for mean in means.values()):
-            values[which] = [sum(mean.mean() for mean in means.values()) / len(means)]
-        else:
-            values[which] = []
-    sizes = [len(found.finished) for found in row_cells.values()]
-    record = _record(values["best"], values["last"], paper_average(plan, row))
-    counts = pd.DataFrame([_counts(found) for found in row_cells.values()])
-    same = len(values["best"]) == min(sizes) == max(sizes)
+    best, last = (_averages(table, cells, which) for which in ("best", "last"))
+    sizes = [len(cell.finished) for cell in cells.values()]
+    same_seeds = len(best) == min(sizes) == max(sizes)
+    seeds = next(iter(cells.values())).finished.index
+    counts = pd.DataFrame([cell.counts() for cell in cells.values()])
     return {
         "task": AVERAGE,
         "metric": AVERAGE,
-        "seeds": " ".join(str(s) for s in next(iter(row_cells.values())).finished.index) * same,
-        **record,
+        "seeds": " ".join(str(seed) for seed in seeds) if same_seeds else "",
+        **_record(best, last, paper_average(table, row)),
         "n": min(sizes),
         **counts.sum().to_dict(),
         "planned": int(counts["planned"].max()),
     }
 
 
-def build(plan: Plan, runs: pd.DataFrame) -> pd.DataFrame:
-    """The long form of a table: one line per row, task and metric, and one per average.
+def _averages(table: Table, cells: Mapping[str, Cell], which: str) -> list[float]:
+    scores = {task: _scores(table, cell, task, which) for task, cell in cells.items()}
+    # seeds x tasks, NaN where a task lacks a seed
+    means = pd.DataFrame({t: frame.mean(axis=1, skipna=False) for t, frame in scores.items()})
+    if means.notna().all(axis=None):
+        return means.mean(axis=1).tolist()
+    complete = all(frame.notna().all(axis=None) for frame in scores.values())
+    return [means.mean().mean()] if complete else []
 
-    Scores in percent; ``mean``, ``std``, ``ci_low``, ``ci_high``
-    over seeds at the best evaluation of each run, ``last_*`` after its last step; ``paper`` and
-    ``difference`` (ours minus the paper's); ``planned`` = n + failed + diverged + ambiguous +
-    missing, of which only n are averaged.
+
+def printed(table: Table, row: Row) -> Mapping[tuple[str, str], float]:
+    """Return the paper's numbers of a row by task and metric; none where it has no such row."""
+    return printed_values(table.table, row.paper_row) if row.paper_row else {}
+
+
+def paper_average(table: Table, row: Row) -> float:
+    """Return the paper's average over the table's tasks; NaN if a cell is not printed.
+
+    Recomputed, because two of the printed averages are not the mean of their row (see audit).
     """
-    lines, table = [], cells(plan, runs)
-    for row in plan.rows:
-        own = table[row.label]
-        used = pd.concat([found.finished for found in own.values()])
-        identity = {"table": plan.table, "label": row.label, "method": row.method, "ours": row.ours}
-        sizes = {
-            name: used[name].astype(float).mean() if name in used and len(used) else math.nan
-            for name in ("params_adapter", "params_kept", "params_head", "params_encoder")
-        }
-        records = [r for task in plan.tasks for r in _task_records(plan, row, own[task], task)]
-        average = _average_record(plan, row, own)
-        lines += [{**identity, **r, **sizes} for r in [*records, *([average] if average else [])]]
-    return pd.DataFrame(lines)
+    paper = printed(table, row)
+    keys = [(task, metric) for task in table.tasks for metric in table.metrics_of(task)]
+    if not all(key in paper for key in keys):
+        return math.nan
+    return glue_average({key: paper[key] for key in keys}, table.tasks)
+
+
+def as_printed(average: float) -> str:
+    """Round a mean of printed numbers to two decimals, ties away from zero: 84.475 -> "84.48"."""
+    return rounded(exact(round(average, 6)))

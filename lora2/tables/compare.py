@@ -1,4 +1,4 @@
-"""Each row of a table against LoRA2: paired by seed and paired by example."""
+"""Each row of a table against the row it is compared with: paired by seed and by example."""
 
 from __future__ import annotations
 
@@ -9,22 +9,113 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from lora2.records.store import StoreError
+from lora2.records.store import StoreError, write_atomically
 from lora2.tables import stats
-from lora2.tables.plan import Cell, Plan, cells
+from lora2.tables.build import TableResults
 
-ABSENT = "none (their run folders are not here)"
-SAME = ["label", "against", "task", "metric", "n"]  # and the difference: a line of the same runs
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
+# Predictions are not committed, so the p-values computed from them are kept here: two runs, the
+# metric, the difference of their scores (another one is another pair of models), p.
+SAVED = "example_tests.csv"
+KEY = ["first", "second", "metric", "difference"]
+Saved = dict[tuple[str, str, str, float], float]
 
 
-def read_predictions(profile_dir: Path, run: str, metric: str) -> pd.DataFrame | None:
-    """Validation predictions of a run for one metric, indexed by split and idx; None if absent.
+def compare(results: TableResults, folder: Path) -> pd.DataFrame:
+    """Return a line per row, task and metric: LoRA2 minus the row over common seeds, and p-values.
+
+    ``against`` is ``Table.reference``. ``*_holm`` are corrected over all lines of the table, the
+    tests by seed and those by example as a family each. Tests by example ask whether two trained
+    models differ on this validation set, tests by seed whether two training recipes do. Tests by
+    example read the predictions in ``folder``/runs; without them, example_tests.csv.
+    """
+    table, saved = results.table, _read_saved(folder / SAVED)
+    before = dict(saved)
+    lines = [
+        {"label": row.label, "against": other.label, "task": task, "metric": metric}
+        | _tests(metric, *(results.cells[r.id][task].finished for r in (other, row)), folder, saved)
+        for row in table.rows
+        if (other := table.reference(row)) is not None
+        for task in table.tasks
+        for metric in table.metrics_of(task)
+    ]
+    if saved != before:
+        values = pd.DataFrame([(*key, p) for key, p in sorted(saved.items())], columns=[*KEY, "p"])
+        write_atomically(folder / SAVED, values.to_csv(index=False, lineterminator="\n"))
+    frame = pd.DataFrame(lines, columns=[c for c in COLUMNS if not c.endswith("_holm")])
+    for kind in ("seed_p", "example_p"):
+        frame[f"{kind}_holm"] = stats.holm(frame[kind].tolist())
+    return frame[COLUMNS]
+
+
+def _tests(
+    metric: str, first: pd.DataFrame, second: pd.DataFrame, folder: Path, saved: Saved
+) -> dict[str, object]:
+    """Test one metric over the seeds that both cells have."""
+    seeds, column = first.index.intersection(second.index), f"best_{metric}"
+    gaps = np.array([])
+    if len(seeds):
+        gaps = 100.0 * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
+    by_seed = stats.by_seed(gaps)
+    pairs = [(first.loc[seed], second.loc[seed]) for seed in seeds]
+    if not pairs and len(first) == len(second) == 1:
+        # One run each, of different seeds (the public RTE script has its own): the two trained
+        # models can still be compared on the same examples.
+        pairs = [(first.iloc[0], second.iloc[0])]
+    by_example = _by_example(metric, [_example_p(metric, *pair, folder, saved) for pair in pairs])
+    return {
+        "n": len(seeds),
+        "difference": float(gaps.mean()) if len(gaps) else math.nan,
+        "seed_test": by_seed.name,
+        "seed_p": by_seed.p,
+        "example_test": by_example.name,
+        "example_p": by_example.p,
+    }
+
+
+def _by_example(metric: str, values: list[float | None]) -> stats.Outcome:
+    """Merge the p-values of the seeds' pairs of runs."""
+    tested = [p for p in values if p is not None and not math.isnan(p)]
+    if not tested:
+        why = "their run folders are not here" if None in values else "no common predictions"
+        return stats.Outcome(f"none ({why})", math.nan)
+    name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
+    seeds = f"{len(tested)} seed{'s' * (len(tested) > 1)}"
+    return stats.Outcome(f"{name} ({seeds})", stats.merge(tested))
+
+
+def _example_p(
+    metric: str, first: pd.Series, second: pd.Series, folder: Path, saved: Saved
+) -> float | None:
+    """Test two runs by example: exact McNemar for accuracies, else a paired bootstrap.
+
+    NaN if they were not evaluated on the same examples; None if their predictions are neither
+    here nor in ``saved``.
+    """
+    names, column = (first["run"], second["run"]), f"best_{metric}"
+    key = (*names, metric, float(first[column]) - float(second[column]))
+    ours, theirs = (read_predictions(folder, name, metric) for name in names)
+    if ours is None or theirs is None:
+        return saved.get(key)
+    saved[key] = math.nan
+    if ours.index.equals(theirs.index) and (ours["label"] == theirs["label"]).all():
+        label, a, b = (x.to_numpy() for x in (ours["label"], ours["best"], theirs["best"]))
+        by_count = metric.endswith("accuracy")
+        saved[key] = (stats.mcnemar(a == label, b == label) if by_count
+                      else stats.paired_bootstrap(metric, label, a, b))  # fmt: skip
+    return saved[key]
+
+
+def read_predictions(folder: Path, run: str, metric: str) -> pd.DataFrame | None:
+    """Read the validation predictions of a run for one metric, by split and idx; None if absent.
 
     ``matched_accuracy`` takes the matched split alone, ``mismatched_accuracy`` the other.
+
+    Raises:
+        StoreError: the file is damaged.
     """
-    path = profile_dir / "runs" / run / "predictions.parquet"
+    path = folder / "runs" / run / "predictions.parquet"
     if not path.is_file():
         return None
     try:
@@ -39,111 +130,12 @@ def read_predictions(profile_dir: Path, run: str, metric: str) -> pd.DataFrame |
     return frame.set_index(["split", "idx"]).sort_index()
 
 
-def _example_p(metric: str, ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
-    """One seed's p-value; NaN if the two runs were not evaluated on the same examples."""
-    if not ours.index.equals(theirs.index) or not (ours["label"] == theirs["label"]).all():
-        return math.nan
-    label, first, second = (x.to_numpy() for x in (ours["label"], ours["best"], theirs["best"]))
-    if metric.endswith("accuracy"):
-        return stats.mcnemar(first == label, second == label)
-    return stats.paired_bootstrap(metric, label, first, second)
-
-
-def by_example(
-    profile_dir: Path | None, metric: str, pairs: list[tuple[str, str]]
-) -> stats.Outcome:
-    """Test the best predictions of paired runs (ours, theirs), one pair per seed, merged.
-
-    Exact McNemar for accuracies, paired bootstrap for the correlations and F1. Run folders are
-    needed: they hold the predictions.
-    """
-    if profile_dir is None:
-        return stats.Outcome("none", math.nan)
-    values, absent = [], False
-    for ours, theirs in pairs:
-        frames = [read_predictions(profile_dir, run, metric) for run in (ours, theirs)]
-        if frames[0] is None or frames[1] is None:
-            absent = True
-        else:
-            values.append(_example_p(metric, frames[0], frames[1]))
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return stats.Outcome(ABSENT if absent else "none (no common predictions)", math.nan)
-    name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
-    return stats.Outcome(
-        f"{name} ({len(values)} seed{'s' * (len(values) > 1)})", stats.merge(values)
-    )
-
-
-def _line(task: str, metric: str, ours: Cell, theirs: Cell, folder: Path | None) -> dict:
-    """The tests of one metric over the seeds that both cells have."""
-    first, second = ours.finished, theirs.finished
-    seeds = first.index.intersection(second.index)
-    column = f"best_{metric}"
-    gaps = np.array([])
-    if len(seeds):
-        gaps = 100.0 * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
-    seed_test = stats.by_seed(gaps)
-    pairs = [(str(first.loc[s, "run"]), str(second.loc[s, "run"])) for s in seeds]
-    if not pairs and len(first) == len(second) == 1:
-        # One run each, of different seeds (the public RTE script has its own): the two trained
-        # models can still be compared on the same examples.
-        pairs = [(str(first["run"].iloc[0]), str(second["run"].iloc[0]))]
-    example = by_example(folder, metric, pairs)
-    return {
-        "task": task,
-        "metric": metric,
-        "n": len(seeds),
-        "difference": float(gaps.mean()) if len(gaps) else math.nan,
-        "seed_test": seed_test.name,
-        "seed_p": seed_test.p,
-        "example_test": example.name,
-        "example_p": example.p,
-    }
-
-
-def compare(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str | None = None) -> pd.DataFrame:
-    """One line per row, task and metric: LoRA2 minus the row over common seeds, with p-values.
-
-    ``against`` is ``Plan.reference``. ``*_holm`` are corrected over all lines of the table, the
-    tests by seed and those by example as a family each. By-example tests say whether two trained
-    models differ on this validation set, by-seed tests whether two training recipes do. A test by
-    example whose run folders are gone is taken from the table's own file in ``profile_dir``.
-    """
-    folder = None if profile_dir is None else Path(profile_dir)
-    table = cells(plan, runs)
-    lines = [
-        {"label": row.label, "against": other.label}
-        | _line(task, metric, table[other.label][task], table[row.label][task], folder)
-        for row in plan.rows
-        if (other := plan.reference(row)) is not None
-        for task in plan.tasks
-        for metric in plan.metrics_of(task)
-    ]
-    frame = pd.DataFrame(lines, columns=[c for c in COLUMNS if not c.endswith("_holm")])
-    if folder is not None:
-        frame = _remembered(frame, folder / f"table{plan.table}{plan.suffix}_tests.csv")
-    for kind in ("seed_p", "example_p"):
-        frame[f"{kind}_holm"] = stats.holm(frame[kind].tolist())
-    return frame[COLUMNS]
-
-
-def _remembered(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """``frame`` with the tests by example that ``path`` holds of the same lines, where it has none.
-
-    Predictions are not committed: without this, a clone would lose what it cannot test again.
-    """
-    gone = frame["example_test"] == ABSENT
-    if not gone.any() or not path.is_file():
-        return frame
-    old = pd.read_csv(path, float_precision="round_trip")
-    if not {*SAME, "difference", "example_test", "example_p"} <= set(old.columns):
-        return frame
-    found = frame[[*SAME, "difference"]].merge(
-        old.drop_duplicates(SAME), how="left", on=SAME, suffixes=("", "_then")
-    )
-    same = np.isclose(found["difference"], found["difference_then"], rtol=0, atol=1e-9)
-    take = gone.to_numpy() & same & found["example_test"].notna().to_numpy()
-    for column in ("example_test", "example_p"):
-        frame[column] = frame[column].where(~take, found[column].to_numpy())
-    return frame
+def _read_saved(path: Path) -> Saved:
+    if not path.is_file():
+        return {}
+    text = {"first": str, "second": str}
+    try:
+        frame = pd.read_csv(path, dtype=text, float_precision="round_trip").set_index(KEY)
+        return frame["p"].to_dict()
+    except (KeyError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
+        raise StoreError(f"{path} is damaged ({error}): remove it") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,75 +20,71 @@ from lora2.records.store import StoreError
 
 # The matrices in the order data passes them, with the paper's symbols.
 SYMBOLS = {
-    "query": "$W_q$",
-    "key": "$W_k$",
-    "value": "$W_v$",
-    "attention_output": "$W_o$",
-    "intermediate": "$W_{f1}$",
-    "output": "$W_{f2}$",
-}
+    "query": "$W_q$", "key": "$W_k$", "value": "$W_v$", "attention_output": "$W_o$",
+    "intermediate": "$W_{f1}$", "output": "$W_{f2}$",
+}  # fmt: skip
 COLUMNS = {"module", "layer", "matrix", "index", "kept"}
 # Light = kept, as in the paper; even in lightness, so readable in grey and without colour vision.
 COLOURS = "cividis"
 LETTERS = 14  # of the note to an inch of the figure's width
 
 
+def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
+    """Read ranks.csv of these runs, for ``draw``.
+
+    Raises:
+        FileNotFoundError: one is not there: runs.csv alone does not hold the ranks.
+        StoreError: one is damaged.
+    """
+    frames = []
+    for run in runs:
+        path = folder / "runs" / run / "ranks.csv"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing: repeat run {run}, Figure 3 needs its ranks"
+            )
+        try:
+            frames.append(pd.read_csv(path))
+            kept_ranks(frames[-1:])
+        except (ValueError, TypeError) as error:  # pandas' errors of parsing are ValueErrors
+            why = " ".join(str(error).split())
+            raise StoreError(
+                f"{path} cannot be read ({why}): remove the folder and repeat"
+            ) from error
+    return frames
+
+
 def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Mean number of kept singular values, matrices x layers, over runs (one frame each).
+    """Return the mean number of kept singular values, matrices x layers, over runs (a frame each).
 
     A frame is a run's ranks.csv: one line per singular value with module, layer, matrix, index
     and kept (0 or 1). Matrices come in the order of ``SYMBOLS``, others after them by name.
-    Raises ValueError if a frame lacks a column or the runs adapt different matrices.
+
+    Raises:
+        ValueError: a frame lacks a column, or the runs adapt different matrices.
     """
     if not frames:
         raise ValueError("no ranks to draw: give at least one run")
     grids = []
     for frame in frames:
-        missing = sorted(COLUMNS - set(frame.columns))
-        if missing:
+        if missing := sorted(COLUMNS - set(frame.columns)):
             raise ValueError(f"ranks.csv lacks {', '.join(missing)}: repeat the run")
         kept = frame.assign(kept=frame["kept"].astype(int))
         grids.append(kept.pivot_table("kept", "matrix", "layer", aggfunc="sum"))
-    if any(not g.index.equals(grids[0].index) or not g.columns.equals(grids[0].columns)
-           for g in grids):  # fmt: skip
+    if any(not grid.axes[axis].equals(grids[0].axes[axis]) for grid in grids for axis in (0, 1)):
         raise ValueError("the runs adapt different matrices or layers: draw them apart")
-    known = list(SYMBOLS)
-    order = sorted(grids[0].index, key=lambda m: (known.index(m) if m in known else 99, m))
+    places = {matrix: place for place, matrix in enumerate(SYMBOLS)}
+    order = sorted(grids[0].index, key=lambda matrix: (places.get(matrix, len(places)), matrix))
     return (sum(grids) / len(grids)).loc[order]
 
 
 def full_rank(frames: Sequence[pd.DataFrame]) -> int:
-    """The largest number of singular values any matrix started with."""
+    """Return the largest number of singular values any matrix started with."""
     return max(int(frame.groupby("module")["index"].nunique().max()) for frame in frames)
 
 
-def _plain(name: object) -> str:
-    """A name that matplotlib does not take for mathematics."""
-    return one_line(name).replace("$", r"\$")
-
-
-def _panel(axes: Axes, grid: pd.DataFrame, title: str, most: int) -> AxesImage:
-    values = grid.to_numpy(dtype=float)  # (matrices, layers), NaN where nothing is adapted
-    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=most, aspect="auto")
-    share = np.nansum(values) / (most * np.count_nonzero(~np.isnan(values)))
-    axes.set_title(f"{title}: {share:.0%} kept", fontsize=10)
-    axes.set_xticks(range(grid.shape[1]), [str(layer) for layer in grid.columns], fontsize=8)
-    axes.set_yticks(
-        range(grid.shape[0]), [SYMBOLS.get(m, _plain(m)) for m in grid.index], fontsize=9
-    )
-    axes.tick_params(length=0)
-    for (i, j), value in np.ndenumerate(values):
-        if not math.isnan(value):
-            colour = "black" if value >= 0.5 * most else "white"
-            text = f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
-    for edge in axes.spines.values():
-        edge.set_visible(False)
-    return image
-
-
 def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure:
-    """One heat map per task; ``panels`` gives the ranks.csv frames of its runs (seeds) by title.
+    """Draw one heat map per task; ``panels`` gives the ranks.csv frames of its runs by title.
 
     All panels share one colour scale from 0 to the rank at the start. ``note`` stands below,
     e.g. that the profile is not the paper's.
@@ -103,13 +99,12 @@ def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure
     rows = math.ceil(len(grids) / columns)
     width, height = max(3.4, 0.34 * layers + 0.8), 0.3 * matrices + 0.9
     figure = Figure(figsize=(columns * width + 0.9, rows * height + 0.4), layout="constrained")
-    panes = np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel()
+    panes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, (title, grid) in zip(panes, grids.items(), strict=False):
         image = _panel(axes, grid, title, most)
     for axes in panes[len(grids) :]:
         axes.set_visible(False)
-    used = list(panes[: len(grids)])
-    bar = figure.colorbar(image, ax=used, shrink=0.8, pad=0.02)
+    bar = figure.colorbar(image, ax=panes[: len(grids)], shrink=0.8, pad=0.02)
     bar.set_label(f"kept singular values of {most}", fontsize=9)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     bar.outline.set_visible(False)
@@ -118,47 +113,33 @@ def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure
     return figure
 
 
+def _panel(axes: Axes, grid: pd.DataFrame, title: str, most: int) -> AxesImage:
+    values = grid.to_numpy(dtype=float)  # (matrices, layers), NaN where nothing is adapted
+    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=most, aspect="auto")
+    share = np.nansum(values) / (most * np.count_nonzero(~np.isnan(values)))
+    axes.set_title(f"{title}: {share:.0%} kept", fontsize=10)
+    # A name from a file is not to be taken for mathematics.
+    names = [SYMBOLS.get(name, one_line(name).replace("$", r"\$")) for name in grid.index]
+    axes.set_xticks(range(grid.shape[1]), [str(layer) for layer in grid.columns], fontsize=8)
+    axes.set_yticks(range(grid.shape[0]), names, fontsize=9)
+    axes.tick_params(length=0)
+    for (i, j), value in np.ndenumerate(values):
+        if not math.isnan(value):
+            colour = "black" if value >= 0.5 * most else "white"
+            text = f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
+            axes.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    for edge in axes.spines.values():
+        edge.set_visible(False)
+    return image
+
+
 def write(
-    panels: Mapping[str, Sequence[pd.DataFrame]], stem: Path | str, note: str = ""
+    panels: Mapping[str, Sequence[pd.DataFrame]], stem: Path, note: str = ""
 ) -> tuple[Path, Path]:
     """Write ``stem``.png and ``stem``.svg; the same ranks give the same bytes."""
-    stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
     with matplotlib.rc_context({"svg.hashsalt": "lora2", "font.family": "DejaVu Sans"}):
         draw(panels, note).savefig(png, dpi=160, metadata={"Software": None})
         draw(panels, note).savefig(svg, metadata={"Date": None, "Creator": None})
     return png, svg
-
-
-def _read_ranks(path: Path) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(path)
-        kept_ranks([frame])
-    except (ValueError, TypeError) as error:  # pandas' errors of parsing are ValueErrors
-        why = " ".join(str(error).split())
-        raise StoreError(f"{path} cannot be read ({why}): remove the folder and repeat") from error
-    return frame
-
-
-def read_panels(
-    profile_dir: Path | str, runs: pd.DataFrame, names: Mapping[str, str] | None = None
-) -> dict[str, list[pd.DataFrame]]:
-    """The ranks of every finished run among ``runs`` by task, for ``draw``.
-
-    ``names`` gives the tasks to show, in order, with their titles; left out, all. Raises
-    FileNotFoundError if a run's ranks.csv is not there: runs.csv alone does not hold the ranks;
-    StoreError if it is damaged.
-    """
-    finished = runs.loc[runs["status"] == "finished"]
-    titles = names or {task: task for task in dict.fromkeys(finished["task"])}
-    panels: dict[str, list[pd.DataFrame]] = {}
-    for task, title in titles.items():
-        for run in finished.loc[finished["task"] == task, "run"]:
-            path = Path(profile_dir) / "runs" / run / "ranks.csv"
-            if not path.is_file():
-                raise FileNotFoundError(
-                    f"{path} is not there: repeat run {run}, Figure 3 needs its ranks"
-                )
-            panels.setdefault(title, []).append(_read_ranks(path))
-    return panels

@@ -3,129 +3,95 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from lora2 import markup as escape
-from lora2.latex import tex_float
-from lora2.paper import numbers as paper_tables
-from lora2.records.store import write_atomically
-from lora2.tables import build as tables
+from lora2.markup import grid, markdown, tex_float
+from lora2.paper.numbers import AVERAGE, printed_size
+from lora2.records import store
+from lora2.sweep.presets import Profile
+from lora2.sweep.table import Table
+from lora2.tables.build import LOST, TableResults, as_printed, build, paper_average, printed
 from lora2.tables.compare import compare
-from lora2.tables.notes import flags
-from lora2.tables.plan import Plan
 
 TASK_NAMES = {
     "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "qqp": "QQP", "stsb": "STS-B",
-    "mnli": "MNLI", "qnli": "QNLI", "rte": "RTE", tables.AVERAGE: "Avg",
+    "mnli": "MNLI", "qnli": "QNLI", "rte": "RTE", AVERAGE: "Avg",
 }  # fmt: skip
 METRIC_NAMES = {
     "matthews_correlation": "Mcc", "accuracy": "acc", "f1": "F1", "pearson": "Pearson",
     "matched_accuracy": "m", "mismatched_accuracy": "mm",
 }  # fmt: skip
-PROFILES = {
-    "embedded": "This is not the paper's encoder and not the paper's data: a tiny encoder and "
-    "small synthetic tasks that ship with the package. It shows that everything runs; it says "
-    "nothing about the paper's claims.",
-    "small": "This is not the paper's encoder: a small public encoder in its place, and data cut "
-    "down or replaced where a line below the table says so. Do not compare its numbers with the "
-    "paper's.",
-}
-Escape = Callable[[object], str]
+MIXED = {  # column of the runs -> its plural in the note that its values are mixed
+    "commit": "commits", "backbone": "encoders", "backbone_revision": "encoder revisions",
+    "protocol": "training protocols", "device": "devices", "precision": "precisions",
+    "python": "Python versions", "torch": "torch versions",
+    "transformers": "transformers versions", "peft": "peft versions",
+    "datasets": "datasets versions", "accelerate": "accelerate versions",
+}  # fmt: skip
+HOW_COMPARED = (
+    "Best scores over common seeds, the row subtracted from the one it is compared with. "
+    "By seed: could the two recipes be equal? By example: could these trained models be? "
+    "The p by example of several seeds are merged by Rüger's rule for dependent tests. "
+    "Holm's correction is over this table, for each kind of test."
+)
+Grid = list[list[str]]  # unescaped cells, the head first
 
 
-def _lost(group: pd.DataFrame, most: int) -> str:
-    """What is not in a cell: "(3/5; 1 diverged, 1 missing)" of the plan, "(n=2)" of ``most``."""
-    first = group.iloc[0]
-    lost = [f"{int(first[k])} {k}" for k in ("failed", "diverged", "ambiguous", "missing")
-            if first[k]]  # fmt: skip
-    if lost:
-        return f" ({int(first['n'])}/{int(first['planned'])}; {', '.join(lost)})"
-    return f" (n={int(first['n'])})" if 0 < first["n"] < most else ""
+def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, str]:
+    """Return the files of a table by the ending of their names; ``folder`` has its predictions."""
+    cells, notes, tests = build(results), notes_of(results), compare(results, folder)
+    title, note = heading(results.table, profile, results.conditions)
+    about, best = caption(results, cells), score_grid(results, cells, profile.name)
+    last = score_grid(results, cells, profile.name, "last")
+    compared = comparison_grid(tests)
+    page = [
+        *opening(results.table, profile, results.conditions),
+        *("## Best validation score seen, as the paper reports", "", about, "", *grid(best), ""),
+        *(*(f"- {markdown(note)}" for note in notes), *[""] * bool(notes)),
+        *("## Score after the last step", "", *grid(last), ""),
+        *(["## Differences", "", HOW_COMPARED, "", *grid(compared), ""] if compared[1:] else []),
+    ]
+    return {
+        ".csv": cells.to_csv(index=False, lineterminator="\n"),
+        ".md": "\n".join(page),
+        ".tex": tex_float(f"{title}. {note} {about}", best, notes),
+        "_tests.csv": tests.to_csv(index=False, lineterminator="\n"),
+    }
 
 
-def _cell(group: pd.DataFrame, mean: str, std: str, most: int) -> str:
-    """Mean and deviation of a task's metrics, e.g. "91.62/88.05 ± 0.10/0.08 (2/3; 1 failed)"."""
-    if group.empty:
-        return "–"
-    means, deviations = group[mean].tolist(), group[std].tolist()
-    if not all(map(math.isfinite, means)):
-        return "–" + _lost(group, most)
-    text = "/".join(f"{value:.2f}" for value in means)
-    if all(map(math.isfinite, deviations)):
-        text += " ± " + "/".join(f"{value:.2f}" for value in deviations)
-    return text + _lost(group, most)
+def write_files(folder: Path, stem: str, texts: Mapping[str, str]) -> list[Path]:
+    """Write one file per ending, each replaced in one step; return their paths."""
+    paths = [folder / f"{stem}{ending}" for ending in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        store.write_atomically(path, text)
+    return paths
 
 
-def _plain(group: pd.DataFrame, column: str, form: str) -> str:
-    values = group[column].tolist() if not group.empty else []
-    known = bool(values) and all(map(math.isfinite, values))
-    # Adding 0.0 turns a rounded -0.00 into +0.00.
-    return "/".join(format(round(v, 2) + 0.0, form) for v in values) if known else "–"
+def heading(table: Table, profile: Profile, conditions: Mapping[str, str]) -> tuple[str, str]:
+    """Return the title and the profile's note, which stands before the numbers."""
+    named = "".join(f", {name} {value}" for name, value in conditions.items())
+    title = f"{table.title} (profile {profile.name}{named})"
+    return title, f"Profile {profile.name}: {profile.note}"
 
 
-def _count(value: float) -> str:
-    return f"{value:,.0f}" if math.isfinite(value) else "–"
+def opening(table: Table, profile: Profile, conditions: Mapping[str, str]) -> list[str]:
+    """Return the first lines of a table's Markdown page."""
+    title, note = heading(table, profile, conditions)
+    return [f"# Table {table.table}: {markdown(title)}", "", f"**{markdown(note)}**", ""]
 
 
-def _share(cell: pd.Series) -> str:
-    """The adapter's parameters and their share of the whole model, e.g. "1,336,896 (0.72%)"."""
-    whole = float(cell["params_encoder"]) + float(cell["params_head"])
-    share = f" ({100 * float(cell['params_adapter']) / whole:.2f}%)" if whole > 0 else ""
-    return _count(float(cell["params_adapter"])) + share
-
-
-def _head(plan: Plan) -> list[str]:
-    names = []
-    for task in plan.tasks:
-        metrics = "/".join(METRIC_NAMES.get(m, m) for m in plan.metrics_of(task))
-        names.append(f"{TASK_NAMES[task]} ({metrics})")
-    return ["Method", "Parameters", "Kept", *names, "Avg"]
-
-
-def grid(plan: Plan, cells: pd.DataFrame, profile: str, which: str = "best") -> list[list[str]]:
-    """The printed table, unescaped: a head, then per row ours, the paper's and the difference.
-
-    The difference is shown for the ``paper`` profile alone: elsewhere encoder and data differ.
-    """
-    mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
-    lines, most = [_head(plan)], int(cells["n"].max())
-    for row in plan.rows:
-        own = cells.loc[cells["label"] == row.label]
-        groups = [own.loc[own["task"] == task] for task in (*plan.tasks, tables.AVERAGE)]
-        sizes = [_share(own.iloc[0]), _count(float(own["params_kept"].iloc[0]))]
-        lines.append([row.label, *sizes, *(_cell(group, mean, std, most) for group in groups)])
-        if which == "best" and row.paper_row:
-            shown = [_plain(group, "paper", ".2f") for group in groups[:-1]]
-            average = tables.paper_average(plan, row)
-            shown.append(tables.as_printed(average) if math.isfinite(average) else "–")
-            lines.append(
-                ["(paper)", paper_tables.printed_size(plan.table, row.paper_row), "", *shown]
-            )
-            if profile == "paper":
-                gaps = [_plain(group, "difference", "+.2f") for group in groups]
-                lines.append(["(difference)", "", "", *gaps])
-    return lines
-
-
-def heading(plan: Plan, profile: str) -> list[str]:
-    """Title and what must be said before the numbers."""
-    title = f"Table {plan.table}" + (f": {plan.title}" if plan.title else "")
-    lines = [f"{title} (profile {profile}{_conditions(plan)})"]
-    return lines + ([PROFILES[profile]] if profile in PROFILES else [])
-
-
-def _conditions(plan: Plan) -> str:
-    return "".join(f", {name} {value}" for name, value in plan.conditions.items())
-
-
-def caption(plan: Plan, cells: pd.DataFrame) -> str:
-    """How to read a cell."""
-    found = {int(seed) for text in cells["seeds"] for seed in text.split()}
-    seeds = sorted(found if plan.seeds is None else set(plan.seeds))
-    most = int(cells["n"].max()) if plan.seeds is None else len(seeds)
+def caption(results: TableResults, cells: pd.DataFrame) -> str:
+    """Say how to read a cell."""
+    if results.seeds is None:
+        seeds = sorted({int(seed) for text in cells["seeds"] for seed in text.split()})
+        most = int(cells["n"].max())
+    else:
+        seeds = sorted(set(results.seeds))
+        most = len(seeds)
     named = f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})" * bool(seeds)
     runs = f"mean ± standard deviation of n = {most} runs a cell" if most > 1 else "one run a cell"
     return (
@@ -136,17 +102,80 @@ def caption(plan: Plan, cells: pd.DataFrame) -> str:
     )
 
 
-def _p(value: float) -> str:
-    if not math.isfinite(value):
+def score_grid(
+    results: TableResults, cells: pd.DataFrame, profile: str, which: str = "best"
+) -> Grid:
+    """Return the printed table: a head, then per row ours, the paper's and the difference.
+
+    The difference is shown for the ``paper`` profile alone: elsewhere encoder and data differ.
+    """
+    table = results.table
+    mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
+    lines, most = [_head(table)], int(cells["n"].max())
+    for row in table.rows:
+        own = cells.loc[cells["label"] == row.label]
+        groups = [own.loc[own["task"] == task] for task in (*table.tasks, AVERAGE)]
+        sizes = [_share(own.iloc[0]), _count(float(own["params_kept"].iloc[0]))]
+        lines.append([row.label, *sizes, *(_cell(group, mean, std, most) for group in groups)])
+        if which == "best" and row.paper_row:
+            average = paper_average(table, row)
+            shown = [_plain(group, "paper", ".2f") for group in groups[:-1]]
+            shown.append(as_printed(average) if math.isfinite(average) else "–")
+            lines.append(["(paper)", printed_size(table.table, row.paper_row), "", *shown])
+            if profile == "paper":
+                gaps = [_plain(group, "difference", "+.2f") for group in groups]
+                lines.append(["(difference)", "", "", *gaps])
+    return lines
+
+
+def _head(table: Table) -> list[str]:
+    metrics = {task: "/".join(METRIC_NAMES.get(metric, metric) for metric in table.metrics_of(task))
+               for task in table.tasks}  # fmt: skip
+    names = [f"{TASK_NAMES[task]} ({shown})" for task, shown in metrics.items()]
+    return ["Method", "Parameters", "Kept", *names, TASK_NAMES[AVERAGE]]
+
+
+def _cell(group: pd.DataFrame, mean: str, std: str, most: int) -> str:
+    """Return mean and deviation of a task's metrics: "91.62/88.05 ± 0.10/0.08 (2/3; 1 failed)".
+
+    The brackets name the planned runs that are lost; "(n=2)": fewer than the ``most`` of a cell.
+    """
+    text = "–"
+    if not group.empty and group[mean].notna().all():
+        text = "/".join(f"{value:.2f}" for value in group[mean])
+        if group[std].notna().all():
+            text += " ± " + "/".join(f"{value:.2f}" for value in group[std])
+    if group.empty:
+        return text
+    first = group.iloc[0]
+    if lost := [f"{int(first[name])} {name}" for name in LOST if first[name]]:
+        return f"{text} ({int(first['n'])}/{int(first['planned'])}; {', '.join(lost)})"
+    return f"{text} (n={int(first['n'])})" if 0 < first["n"] < most else text
+
+
+def _plain(group: pd.DataFrame, column: str, form: str) -> str:
+    if group.empty or group[column].isna().any():
         return "–"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    # Adding 0.0 turns a rounded -0.00 into +0.00.
+    return "/".join(format(round(value, 2) + 0.0, form) for value in group[column])
 
 
-def comparison_grid(frame: pd.DataFrame) -> list[list[str]]:
-    """The comparisons that could be made, as text."""
+def _count(value: float) -> str:
+    return f"{value:,.0f}" if math.isfinite(value) else "–"
+
+
+def _share(cell: pd.Series) -> str:
+    """Return the adapter's parameters and their share of the model, e.g. "1,336,896 (0.72%)"."""
+    whole = float(cell["params_encoder"]) + float(cell["params_head"])
+    share = f" ({100 * float(cell['params_adapter']) / whole:.2f}%)" if whole > 0 else ""
+    return _count(float(cell["params_adapter"])) + share
+
+
+def comparison_grid(tests: pd.DataFrame) -> Grid:
+    """Return the comparisons that could be made, as text."""
     lines = [["Row", "Against", "Task", "Metric", "Seeds", "Against - row", "Test by seed", "p",
               "p (Holm)", "Test by example", "p", "p (Holm)"]]  # fmt: skip
-    for r in frame.loc[frame["n"] > 0].itertuples():
+    for r in tests.loc[tests["n"] > 0].itertuples():
         lines.append(
             [r.label, r.against, TASK_NAMES[r.task], METRIC_NAMES.get(r.metric, r.metric),
              str(r.n), f"{r.difference:+.2f}", r.seed_test, _p(r.seed_p), _p(r.seed_p_holm),
@@ -155,54 +184,110 @@ def comparison_grid(frame: pd.DataFrame) -> list[list[str]]:
     return lines
 
 
-def markdown(
-    plan: Plan, cells: pd.DataFrame, notes: Sequence[str], profile: str, tests: pd.DataFrame
-) -> str:
-    """The whole report of a table as Markdown."""
-    title, *warning = heading(plan, profile)
-    lines = [f"# {escape.markdown(title)}", ""]
-    lines += [text for w in warning for text in (f"**{escape.markdown(w)}**", "")]
-    lines += ["## Best validation score seen, as the paper reports", ""]
-    lines += [caption(plan, cells), "", *escape.grid(grid(plan, cells, profile)), ""]
-    lines += [text for note in notes for text in (f"- {escape.markdown(note)}",)]
-    lines += [""] if notes else []
-    lines += ["## Score after the last step", ""]
-    lines += [*escape.grid(grid(plan, cells, profile, "last")), ""]
-    made = comparison_grid(tests)
-    if len(made) > 1:
-        lines += [
-            "## Differences", "",
-            "Best scores over common seeds, the row subtracted from the one it is set against. "
-            "By seed: could the two recipes be equal? By example: could these trained models be? "
-            "Several seeds' p by example are one by Rüger's rule for dependent tests. "
-            "Holm's correction over this table, for each kind of test.", "",
-            *escape.grid(made), "",
-        ]  # fmt: skip
-    return "\n".join(lines)
+def _p(value: float) -> str:
+    if not math.isfinite(value):
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def latex(plan: Plan, cells: pd.DataFrame, notes: Sequence[str], profile: str) -> str:
-    """The table of best scores as a LaTeX float; ``latex.tex_float`` says what that needs."""
-    title, *warning = heading(plan, profile)
-    about = " ".join([f"{title}.", *warning, caption(plan, cells)])
-    return tex_float(plan.table, about, grid(plan, cells, profile), notes)
+def notes_of(results: TableResults) -> list[str]:
+    """Return the notes under a table: mixed conditions, uneven selection, lost runs, misprints."""
+    used = results.used()
+    return [
+        *_condition_notes(used.drop_duplicates("run")),
+        *_data_notes(results.table, used.drop_duplicates("run")),
+        *_evaluation_notes(used),
+        *_early_notes(used),
+        *_row_notes(results),
+    ]
 
 
-def write(plan: Plan, runs: pd.DataFrame, profile_dir: Path | str, profile: str) -> list[Path]:
-    """Write table<n>.csv, .md, .tex and table<n>_tests.csv into ``profile_dir``.
+def _condition_notes(used: pd.DataFrame) -> Iterator[str]:
+    for column, name in MIXED.items():
+        values = sorted({str(v) for v in used.get(column, pd.Series(dtype=str)).dropna()} - {""})
+        if len(values) > 1:
+            yield f"Runs of {len(values)} {name} are mixed: {', '.join(values)}."
+    dirty = used.get("dirty", pd.Series(dtype=str)).astype(str).str.lower().isin(["true", "1"])
+    if dirty.any():
+        yield f"{dirty.sum()} of {len(used)} runs come from a tree with uncommitted changes."
 
-    Returns their paths. Each file is replaced in one step.
+
+def _data_notes(table: Table, used: pd.DataFrame) -> Iterator[str]:
+    """Name tasks whose runs had different data, and the marks of the data, alike tasks together."""
+    marked: dict[str, list[str]] = {}
+    for task, group in used.groupby("task", sort=False):
+        versions = group.get("data_fingerprint", pd.Series(dtype=str)).nunique()
+        if versions > 1:
+            yield f"Runs of {task} on {versions} different versions of its data are mixed."
+        marks = group.get("data_marks", pd.Series(dtype=str)).dropna().astype(str)
+        if marks := ", ".join(sorted(set(marks) - {""})):
+            marked.setdefault(marks, []).append(str(task))
+    for marks, tasks in marked.items():
+        where = "all tasks" if 1 < len(tasks) == len(table.tasks) else ", ".join(tasks)
+        yield f"Data of {where}: {marks}."
+
+
+def _evaluation_notes(used: pd.DataFrame) -> Iterator[str]:
+    """Name tasks in which one row's best score was picked from more evaluations than another's."""
+    alike: dict[str, list[str]] = {}
+    counts = used.reindex(columns=["task", "label", "evaluations"]).dropna().drop_duplicates()
+    for task, group in counts.groupby("task", sort=False):
+        parts = [f"{number:.0f} ({' / '.join(part['label'])})"
+                 for number, part in group.groupby("evaluations")]  # fmt: skip
+        if len(parts) > 1:
+            alike.setdefault(", ".join(parts), []).append(str(task))
+    for parts, tasks in alike.items():
+        yield (
+            f"{', '.join(tasks)}: the best score is of a different number of evaluations: "
+            f"{parts}; more of them favour a row."
+        )
+
+
+def _early_notes(used: pd.DataFrame) -> Iterator[str]:
+    """Name rows and tasks with a best score that was taken before the ranks kept were final."""
+    steps = used.reindex(columns=["steps", "step_best"]).astype(float)
+    runs = zip(store.settings(used), steps["steps"], strict=True)
+    final = [_ranks_final(settings, last) for settings, last in runs]
+    early = used.loc[steps["step_best"] < final].groupby("label", sort=False)
+    rows = [f"{label} ({', '.join(group['task'].unique())})" for label, group in early]
+    if rows:
+        yield (
+            f"Best scores of a step at which the ranks were not final yet: {'; '.join(rows)}. The "
+            "ranks kept are those of the last step."
+        )
+
+
+def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:
+    """Return the optimiser step from which a run's ranks stay as they are; 0 without pruning.
+
+    SoRA's gates move until the last step, AdaLoRA's budget is reached at steps - tfinal, LoRA2's
+    there if deltaT divides it, else a step later.
     """
-    folder = Path(profile_dir)
-    cells, notes = tables.build(plan, runs), flags(plan, runs)
-    tests = compare(plan, runs, folder)
-    texts = {
-        ".csv": cells.to_csv(index=False, lineterminator="\n"),
-        ".md": markdown(plan, cells, notes, profile, tests),
-        ".tex": latex(plan, cells, notes, profile),
-        "_tests.csv": tests.to_csv(index=False, lineterminator="\n"),
-    }
-    paths = [folder / f"table{plan.table}{plan.suffix}{ending}" for ending in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        write_atomically(path, text)
-    return paths
+    if settings.get("method.xi") or settings.get("method.xi_max"):
+        return steps
+    target = settings.get("method.target_r")
+    if target in (None, settings.get("method.init_r", settings.get("method.r"))):
+        return 0.0
+    frozen = steps - settings["method.tfinal"]
+    late = settings.get("method.k") is not None and frozen % settings.get("method.deltaT", 1)
+    return frozen + bool(late)
+
+
+def _row_notes(results: TableResults) -> Iterator[str]:
+    """Name seeds with several runs, and averages that the paper misprints."""
+    table = results.table
+    for row in table.rows:
+        for task, cell in results.cells[row.id].items():
+            if cell.ambiguous:
+                yield (
+                    f"{row.label}, {task}: {cell.ambiguous} seed(s) have several runs and are "
+                    f"not averaged ({', '.join(cell.repeated)}): remove those out of date."
+                )
+        paper = printed(table, row)
+        average, recomputed = paper.get((AVERAGE, AVERAGE), math.nan), paper_average(table, row)
+        whole = {task for task, _ in paper} - {AVERAGE} == set(table.tasks)
+        if whole and abs(average - recomputed) > 0.0051:
+            yield (
+                f"{row.label}: the paper prints an average of {average:.2f}, its cells give "
+                f"{as_printed(recomputed)}, which is used here."
+            )

@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals, and tests of each row against LoRA2."""
+"""Means over seeds with their intervals, and tests of two methods against each other."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def summary(values: Sequence[float] | np.ndarray) -> Summary:
 
 
 def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
-    """Are differences paired by seed centred at zero?
+    """Test whether differences paired by seed are centred at zero.
 
     From six seeds on the exact sign-flip permutation test, which assumes only symmetry; below
     that it cannot reach 5% (its smallest p is 2 / 2^n), so the paired t-test, which assumes
@@ -70,17 +70,12 @@ def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
-    """Exact two-sided McNemar p-value from two boolean vectors over the same examples (n,)."""
-    first, second = np.asarray(first_right, bool), np.asarray(second_right, bool)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    """Return the exact two-sided McNemar p-value; boolean vectors over the same examples, (n,)."""
+    only_first = int((first_right & ~second_right).sum())
+    only_second = int((second_right & ~first_right).sum())
     if only_first + only_second == 0:
         return 1.0
     return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
-
-
-def _matthews(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Matthews correlation of 0/1 vectors: it is their Pearson correlation."""
-    return _pearson(label, guess, axis)
 
 
 def _pearson(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -98,7 +93,8 @@ def _f1(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
     return np.divide(2 * both, either, out=np.zeros_like(both), where=either > 0)
 
 
-STATISTICS = {"matthews_correlation": _matthews, "pearson": _pearson, "f1": _f1}
+# The Matthews correlation of 0/1 vectors is their Pearson correlation.
+STATISTICS = {"matthews_correlation": _pearson, "pearson": _pearson, "f1": _f1}
 
 
 def paired_bootstrap(
@@ -109,7 +105,7 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value that ``metric`` is the same for two models, examples resampled.
+    """Return the two-sided p-value that ``metric`` is the same for two models, examples resampled.
 
     ``label``, ``first`` and ``second`` are (n,) over the same examples. The p-value is twice the
     smaller share of resampled differences on either side of zero, the sample itself counted
@@ -133,7 +129,7 @@ def paired_bootstrap(
 
 
 def merge(p_values: Sequence[float]) -> float:
-    """One valid p-value from dependent ones, here one per seed on the same examples.
+    """Merge dependent p-values, here one per seed on the same examples, into a valid one.
 
     Rüger (1978): K / j times the j-th smallest of K, taken at the median.
     """
@@ -144,10 +140,9 @@ def merge(p_values: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979) within one family; NaN stays NaN and is not counted."""
+    """Apply Holm's step-down correction (1979) to a family; NaN stays NaN and is not counted."""
     array = np.asarray(p_values, dtype=float)
-    made = np.flatnonzero(~np.isnan(array))
-    order = made[np.argsort(array[made], kind="stable")]
+    order = np.argsort(array, kind="stable")[: np.count_nonzero(~np.isnan(array))]  # NaN is last
     factors = np.arange(len(order), 0, -1)
     corrected = np.full(len(array), np.nan)
     corrected[order] = np.minimum(1.0, np.maximum.accumulate(factors * array[order]))

@@ -22,20 +22,19 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, set_seed
 from transformers.utils import logging
 
-from lora2.bench.lengths import batches
-from lora2.bench.step import Batch
+from lora2.bench.step import Batch, batches
 from lora2.bench.update_size import Update, UpdateSizes, update_sizes
 from lora2.config.load import Resolved, resolve
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import get_task
 from lora2.glue.tokenize import tokenize
 from lora2.hub import check_available
-from lora2.run.backbone import load_backbone
 from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
+from lora2.run.model import load_backbone
 from lora2.run.run import load_data
 from lora2.run.trainer import build_optimizer
-from lora2.sweep.cli import command
+from lora2.sweep.pool import command
 from lora2.sweep.table import load_table
 
 STEPS = 10  # of the second column

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import time
 
 import pytest
@@ -10,16 +11,23 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lora2.bench import step
 from lora2.bench.cases import METHODS, Case
-from lora2.bench.lengths import padded_batch
+from lora2.bench.counters import counting
 from lora2.bench.step import (
+    QUANTILES,
+    TABLE,
+    draw,
+    glue_lengths,
     held_bytes,
     interleave,
     own_clock,
+    padded_batch,
     quartiles,
     ratio,
     take_turns,
     twin,
 )
+from lora2.config.load import resolve
+from lora2.glue.tasks import TASKS
 from lora2.run.encoder_sizes import random_encoder, shaped
 
 
@@ -149,9 +157,10 @@ def test_trained_and_held_sizes(base, batch):
 
 def test_counts_of_a_step(base, batch):
     ada, ours, lora = (build(base, row) for row in ("adalora-r8", "lora2-k8", "lora-r8"))
-    counts = {
-        name: one.counts(batch) for name, one in (("ada", ada), ("ours", ours), ("lora", lora))
-    }
+    counts = {}
+    for name, one in (("ada", ada), ("ours", ours), ("lora", lora)):
+        with counting() as counts[name]:
+            one.step(batch)
     assert len(counts["lora"].kernels) < len(counts["ours"].kernels) < len(counts["ada"].kernels)
     # One list for each of 12 matrices, and the threshold.
     assert len(counts["ada"].syncs) - len(counts["lora"].syncs) == 13
@@ -183,3 +192,38 @@ def test_a_twin_shares_memory_and_nothing_else(base):
         assert one is not two and one.data_ptr() == two.data_ptr()
     other.requires_grad_(False)
     assert all(p.requires_grad for p in base.parameters())
+
+
+def test_the_table_holds_every_task_cut_where_training_cuts():
+    known = glue_lengths()
+    assert list(known) == list(TASKS)
+    with open(TABLE, newline="") as file:
+        rows = {row["task"]: row for row in csv.DictReader(file)}
+    for name, tokens in known.items():
+        words = [f"task={name}", "method=lora2", "backbone=deberta-v3-base"]
+        longest = int(rows[name]["max_seq_length"])
+        assert longest == resolve(words).config.train.max_seq_length
+        assert list(tokens) == sorted(tokens)
+        assert tokens[0] >= 3 and tokens[-1] <= longest
+        assert 0 < int(rows[name]["rows"]) <= TASKS[name].rows["train"]
+
+
+def test_drawn_lengths_have_the_quantiles():
+    one = glue_lengths()["rte"]
+    drawn = draw(one, 20_000, torch.Generator().manual_seed(0)).double()
+    for quantile in (5, 25, 50, 75, 95):
+        expected = one[QUANTILES.index(quantile)]
+        found = torch.quantile(drawn, quantile / 100).item()
+        assert found == pytest.approx(expected, rel=0.06, abs=1), quantile
+    assert drawn.min() >= one[0] and drawn.max() <= one[-1]
+    assert set(draw((7.0,) * len(QUANTILES), 50, torch.Generator()).tolist()) == {7}
+
+
+def test_a_batch_is_padded_to_its_longest():
+    batch = padded_batch(torch.tensor([2, 5, 3]), 50, 3, torch.Generator().manual_seed(0))
+    assert batch["input_ids"].shape == (3, 5)
+    assert batch["attention_mask"].sum(1).tolist() == [2, 5, 3]
+    assert ((batch["input_ids"] >= 5) == (batch["attention_mask"] == 1)).all()
+    assert batch["labels"].tolist() == [0, 1, 2]
+    labels = padded_batch(torch.tensor([2, 5]), 50, 1, torch.Generator())["labels"]
+    assert labels.is_floating_point() and ((labels >= 0) & (labels <= 5)).all()

@@ -18,7 +18,7 @@ from lora2.config.load import as_tree, run_name
 from lora2.config.schema import RunConfig
 from lora2.records.paths import run_dir
 from lora2.records.run_folder import publish
-from lora2.sweep.pool import Sweep, run_all, unfinished
+from lora2.sweep.pool import Pool, unfinished
 from lora2.sweep.worker import Outcome
 from tests.sweep.sweep_fakes import job
 
@@ -72,7 +72,7 @@ def accuracy(seed: int) -> float:
 def sweep(folder: Path, seeds: Sequence[int], workers: int = 1) -> list[Outcome]:
     """Do what is unfinished of these runs in worker processes."""
     left = unfinished([job(folder, seed) for seed in seeds])
-    return run_all(left, Sweep(workers, [{}] * workers, run=run, record=record))
+    return Pool([{}] * workers, run=run, record=record).do(left)
 
 
 @contextmanager

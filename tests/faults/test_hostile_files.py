@@ -19,9 +19,8 @@ from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS
 from lora2.records.files import hold, replacing
 from lora2.records.run_folder import newest_checkpoint
-from lora2.run.backbone import BackboneError, load_backbone
+from lora2.run.model import BackboneError, load_backbone, load_run, read_config
 from lora2.run.recorder import Recorder
-from lora2.run.reload import load_run, read_config
 from lora2.run.run import run
 from tests.conftest import TINY
 

@@ -19,7 +19,7 @@ import pytest
 from lora2.config.load import resolve
 from lora2.glue.tasks import TASKS
 from lora2.hub import PROBE_SECONDS, check_available
-from lora2.run.backbone import BackboneError, load_backbone
+from lora2.run.model import BackboneError, load_backbone
 from tests.faults import refusals
 from tests.faults.refusals import ROOT
 

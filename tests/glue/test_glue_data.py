@@ -138,6 +138,14 @@ DAMAGE = [
     ("rte", lambda f: f.assign(label=f["label"] + 1), "run from 1 to 2, but rte's run from 0 to 1"),
     ("rte", lambda f: f.assign(label=-1), "-1 marks the test split"),
     ("stsb", lambda f: f.assign(label=f["label"] + 1), r"labels run from 1\..*from 0 to 5"),
+    ("stsb", lambda f: f.assign(label=f["label"] / 5), "from .* to .*0 to 5; .* another scale"),
+    ("stsb", lambda f: f.assign(label=1 + f["label"] * 0.8), "from 1.* to .*; .* another scale"),
+    ("stsb", lambda f: f.assign(label=f["label"] * 0.8), "to 3.*; .* another scale"),
+    *(
+        (name, lambda f: f.assign(label=f["label"] * 0), r"none of [\d,]+ rows has label 1 \(")
+        for name in ("cola", "sst2", "mrpc", "rte")
+    ),
+    ("rte", lambda f: f.assign(label=1), r"rows has label 0 \(entailment\)"),
     ("rte", lambda f: f.assign(sentence1=f["sentence1"].where(f.index != 3)), "has 1 null values"),
     ("stsb", lambda f: f.assign(label=f["label"].where(f.index != 3)), "has 1 null values"),
     ("rte", lambda f: f[:0], "holds no rows"),
@@ -147,7 +155,9 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "damage", "message"), DAMAGE, ids=[m for _, _, m in DAMAGE])
+@pytest.mark.parametrize(
+    ("name", "damage", "message"), DAMAGE, ids=[f"{name}: {m}" for name, _, m in DAMAGE]
+)
 def test_damaged_content_is_named(made, name, damage, message):
     folder = made(name, train=None, validation=5)
     path = folder / name / "train.parquet"
@@ -156,6 +166,24 @@ def test_damaged_content_is_named(made, name, damage, message):
     with pytest.raises(GlueDataError, match=message) as error:
         load_task(name, "folder", dir=folder)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_fill_the_range_in_a_partial_file_of_enough_rows(made, name):
+    task = TASKS[name]
+    folder = made(name, train_subset=150)
+    path = folder / name / "train_subset.parquet"
+    frame = pd.read_parquet(path)
+
+    def load(damaged):
+        damaged.to_parquet(path)
+        return load_task(name, "folder", dir=folder, train="train_subset", holdout=30)
+
+    assert len(load(frame).train) == 120
+    lacking = frame["label"] / 5 if task.is_regression else frame["label"].replace(1, 0)
+    with pytest.raises(GlueDataError, match="another scale" if name == "stsb" else "has label 1"):
+        load(frame.assign(label=lacking))
+    assert len(load(frame.assign(label=lacking).head(99)).train) == 69  # too few rows to tell
 
 
 def test_nan_label_of_stsb_is_named(made):

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from lora2.markup import markdown
-from lora2.paper import audit, audit_counts, grim, shapes
-from lora2.paper.finding import agrees, exact
-
-REPORT = Path(__file__).parents[2] / "results" / "paper" / "audit.md"
+from lora2.paper import audit, findings, sizes
+from lora2.paper.findings import agrees
+from lora2.paper.numbers import exact
 
 # id -> (recomputed, verdict). Checked by separate arithmetic in the tests further down.
 EXPECTED = {
@@ -105,11 +104,13 @@ CHANGED = {
     "scores/encoder k=1": "the journal's abstract no longer says it",
     "scores/encoder k=8": "the journal's abstract no longer says it",
 }
-FINDINGS = {finding.id: finding for finding in audit.audit()}
+EVERY = [finding for part in audit.PARTS for finding in part()]
+DEBERTA = sizes.encoder("deberta-v3-base")
+FINDINGS = {finding.id: finding for finding in EVERY}
 
 
 def test_every_finding_is_expected_and_its_id_unique() -> None:
-    assert len(FINDINGS) == len(audit.audit())
+    assert len(FINDINGS) == len(EVERY)
     assert set(FINDINGS) == set(EXPECTED)
 
 
@@ -127,7 +128,7 @@ def test_every_claim_of_the_abstract_says_what_became_of_it() -> None:
 
 
 def test_every_line_of_the_report_names_its_version() -> None:
-    lines = audit.render().splitlines()
+    lines = audit.audit().splitlines()
     for name, finding in FINDINGS.items():
         start = f"| {markdown(name)} | {markdown(finding.version)} | "
         assert sum(line.startswith(start) for line in lines) == 1, name
@@ -145,8 +146,8 @@ def test_parameter_counts_by_hand() -> None:
     widths = 4 * (768 + 768) + 2 * (768 + 3072)
     for k in (1, 8):
         expected = 12 * (k * widths + 6 * (2 * k * 8 + 8))
-        assert shapes.total(shapes.DEBERTA_V3_BASE, shapes.lora2_parameters(k)) == expected
-    assert shapes.total(shapes.ROBERTA_LARGE, shapes.lora2_parameters(8)) == 3_558_528
+        assert DEBERTA.total(sizes.lora2_parameters(k)) == expected
+    assert sizes.encoder("roberta-large").total(sizes.lora2_parameters(8)) == 3_558_528
     lora = 12 * 8 * widths
     assert FINDINGS["parameters/eightfold"].recomputed == f"{lora / 167_616:.2f}"
 
@@ -164,12 +165,7 @@ def test_bitfit_count_is_the_encoders_own() -> None:
     with torch.device("meta"):
         model = DebertaV2Model(config)
     biases = sum(p.numel() for n, p in model.named_parameters() if n.endswith("bias"))
-    assert shapes.bias_parameters(shapes.Encoder(3, 48, 80)) == biases
-
-
-def test_unknown_matrix_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown matrix 'pooler'"):
-        shapes.DEBERTA_V3_BASE.shape("pooler")
+    assert sizes.Encoder(3, 48, 80).biases() == biases
 
 
 @pytest.mark.parametrize("n", [277, 408, 872])
@@ -177,18 +173,18 @@ def test_granularity_finds_exactly_the_reachable_values(n: int) -> None:
     reachable = {round(100 * m / n, 2) for m in range(n + 1)}
     for hundredths in range(0, 10_001, 7):
         printed = hundredths / 100
-        assert bool(grim.correct_counts(printed, n)) == (printed in reachable)
+        assert bool(findings.correct_counts(str(printed), n)) == (printed in reachable)
 
 
 def test_granularity_of_means_over_runs() -> None:
-    assert grim.fewest_runs(89.53, 277) == 1
-    assert not grim.correct_counts(82.49, 277)
-    assert list(grim.correct_counts(82.49, 277, runs=2)) == [457]  # 457 / 554 = 82.4910
-    assert list(grim.by_truncation(94.28, 5463)) == [5151]  # 94.2889
+    assert findings.fewest_runs("89.53", 277) == 1
+    assert not findings.correct_counts("82.49", 277)
+    assert list(findings.correct_counts("82.49", 277, runs=2)) == [457]  # 457 / 554 = 82.4910
+    assert list(findings.by_truncation("94.28", 5463)) == [5151]  # 94.2889
 
 
 def test_rank_of_the_update_never_exceeds_k_or_r() -> None:
-    assert [audit_counts.update_rank(k, r=4) for k in (1, 2, 4, 8)] == [1, 2, 4, 4]
+    assert [sizes.update_rank(k, r=4) for k in (1, 2, 4, 8)] == [1, 2, 4, 4]
 
 
 def test_agreement_is_rounding_at_the_printed_digits() -> None:
@@ -198,13 +194,39 @@ def test_agreement_is_rounding_at_the_printed_digits() -> None:
     assert agrees(exact("0.4"), Decimal("0.445"))
 
 
-def test_committed_report_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert audit.main([str(REPORT), "--check"]) == 0, f"run `{audit.COMMAND}` and commit"
+def test_the_committed_pages_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit.main(["--check"]) == 0, f"run `{audit.COMMAND}` and commit"
     assert capsys.readouterr().err == ""
 
 
-def test_stale_report_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = audit.write(tmp_path / "new" / "audit.md")
-    path.write_text(path.read_text(encoding="utf-8").replace("89.432", "89.68"), encoding="utf-8")
-    assert audit.main([str(path), "--check"]) == 1
+@pytest.mark.parametrize(("name", "number"), [("audit.md", "89.432"), ("table5.md", "8,551")])
+def test_a_stale_page_is_noticed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    number: str,
+) -> None:
+    monkeypatch.setattr(audit, "FOLDER", tmp_path / "new")
+    assert audit.main(["--check"]) == 1 and audit.main([]) == 0 and audit.main(["--check"]) == 0
+    path = tmp_path / "new" / name
+    path.write_text(path.read_text(encoding="utf-8").replace(number, "9"), encoding="utf-8")
+    assert audit.main(["--check"]) == 1
     assert audit.COMMAND in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("printed", "rows", "expected"),
+    [("8.5k", 8551, False), ("8.6k", 8551, True), ("67k", 67349, True), ("1043", 1043, True),
+     ("1.5k", 1500, True), ("277", 278, False)],
+)  # fmt: skip
+def test_sizes_of_table_5_are_compared_at_the_printed_digits(
+    printed: str, rows: int, expected: bool
+) -> None:
+    assert audit.size_agrees(printed, rows) is expected
+
+
+def test_table_5_names_the_sizes_that_do_not_round_to_the_papers() -> None:
+    text = audit.table5()
+    assert "| cola | 8,551 | 8.5k | 1,043 | 1043 | 2 | 2 | train |" in text
+    assert "| rte | 2,490 | 2.5k | 277 | 277 | 2 | 2 |  |" in text

@@ -17,12 +17,11 @@ from transformers import EvalPrediction
 from lora2.config.load import config_hash, resolve
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
-from lora2.run import batching
-from lora2.run.backbone import load_backbone
-from lora2.run.batching import LengthGrouped, collator, lengths, longest_first
+from lora2.run import trainer as batching
+from lora2.run.model import load_backbone, load_run
 from lora2.run.recorder import Recorder
-from lora2.run.reload import load_run
 from lora2.run.run import load_data
+from lora2.run.trainer import LengthGrouped, collator, lengths, longest_first
 from tests.conftest import TINY
 from tests.run.test_run import assert_same_run
 

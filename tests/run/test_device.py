@@ -15,7 +15,7 @@ from lora2.config.problems import ConfigError
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import run_dir
 from lora2.run import device
-from lora2.run.backbone import load_backbone
+from lora2.run.model import load_backbone
 from lora2.run.run import record_failure, run
 from tests.conftest import TINY
 
@@ -63,7 +63,7 @@ def test_tf32_is_on_the_row(tmp_path):
 def test_bf16_on_a_processor_needs_its_instructions(no_gpu, monkeypatch, has, refused):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
     config = resolve([*TINY, *WORDS, "train.precision=bf16"]).config
-    assert len(list(device._precision(config))) == refused
+    assert len(list(device._precision_problems(config.train))) == refused
 
 
 def test_bf16_by_emulation_does_not_count(monkeypatch):

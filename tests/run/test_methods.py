@@ -17,13 +17,13 @@ from lora2.config.parse import CONFIGS, options
 from lora2.config.schema import RunConfig
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
-from lora2.run.counting import count_encoder, count_kept, count_start
 from lora2.run.encoder_sizes import encoder_config, random_encoder
-from lora2.run.methods import in_head, prepare
-from lora2.run.reload import load_run, read_config
+from lora2.run.methods import prepare
+from lora2.run.model import count_encoder, count_kept, count_start, load_run, read_config
 from lora2.study.spec import load_study
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import jobs, load_table, narrow
+from lora2.tuners.base import in_head
 from lora2.tuners.lora2.layer import Lora2Linear
 
 YAMLS = sorted(CONFIGS.rglob("*.y*ml"))

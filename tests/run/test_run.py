@@ -181,7 +181,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 
 def test_missing_encoder_names_the_ways_out(tmp_path, monkeypatch):
-    from lora2.run.backbone import BackboneError
+    from lora2.run.model import BackboneError
     from lora2.run.run import run
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from lora2.bench import step as bench_step
 from lora2.bench.step import Measured
 from lora2.sweep import cost as costs
-from lora2.sweep.cost import Cost, evaluation_steps, key_of, lines, render
+from lora2.sweep.cost import Cost, evaluation_steps, key_of, render, sum_up
+from lora2.sweep.pool import duration
 from lora2.sweep.presets import load_profile
-from lora2.sweep.progress import duration
 from lora2.sweep.table import jobs, load_table, narrow
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.sweep_fakes import job
 from tests.sweep.test_request import script
+
+
+def measuring(cost: Cost):
+    """Stand in for ``costs.measure``: every step costs the same."""
+    return lambda jobs, *_, **__: ({key_of(one): cost for one in jobs}, False)
 
 
 def snapshot(folder: Path) -> list[str]:
@@ -32,15 +39,17 @@ def test_a_row_adds_up_what_is_left_to_do(tmp_path):
     extra = evaluation_steps(config, 50)
     evaluations = -(-50 // config.train.eval_steps)
     assert extra == pytest.approx(evaluations * 300 / 32 / 3)  # 300 rows of embedded RTE
-    lora, lora2 = lines(jobs, found)
+    lora, lora2 = sum_up(jobs, found)
     assert (lora.runs, lora.done, lora.steps, lora.measured) == (2, 1, 50, True)
-    assert lora.hours == pytest.approx(0.5 * (50 + extra) / 3600)
-    assert lora.seconds_per_step == 0.5 and lora.memory_mb == 300
-    assert lora2.hours == pytest.approx(2.0 * (50 + extra) / 3600) and not lora2.measured
+    assert lora.seconds == pytest.approx(0.5 * (50 + extra))
+    assert lora.step_seconds == 0.5 * 50 and lora.memory_mb == 300
+    assert lora2.seconds == pytest.approx(2.0 * (50 + extra)) and not lora2.measured
     assert lora2.disk_mb == pytest.approx((8e6 + 0.3e6) / 2**20)
-    text = render([lora, lora2], 3, 0.0)
+    text = render([lora, lora2], workers=2)
     assert "2 of 3 runs to do, 100 steps" in text and "scaled by tokens" in text
-    assert "scaled" not in render([lora], 2, 0.0)
+    both, half = duration(lora.seconds + lora2.seconds), (lora.seconds + lora2.seconds) / 2
+    assert f"{both} one after another, {duration(half)} with 2 at once" in text
+    assert "scaled" not in render([lora]) and "at once" not in render([lora])
 
 
 def test_what_was_not_measured_is_scaled_from_the_nearest_length():
@@ -65,7 +74,8 @@ def test_every_row_is_measured_before_any_is_measured_twice(monkeypatch):
     plan = narrow(load_table("1"), ["cola", "mnli"], ["lora-r8", "full"])
     left = jobs(plan, load_profile("paper"), None)
     told: list[str] = []
-    found = costs.measure(left, budget=30.0, tell=told.append)  # spent by the first row
+    monkeypatch.setattr(costs, "busy_warning", lambda threads: None)
+    found, _ = costs.measure(left, budget=30.0, tell=told.append)  # spent by the first row
     assert measured == [("lora-r8", "cola"), ("full", "cola")]
     assert told[0] == "  lora-r8, cola, 8 x 10 tokens: 2.000 s/step"
     assert {key[:2]: cost.measured for key, cost in found.items()} == {
@@ -87,8 +97,56 @@ def test_checkpoints_hold_the_trained_and_two_moments(tmp_path):
         return dataclasses.replace(one, resolved=dataclasses.replace(one.resolved, config=config))
 
     found = {key_of(saving(10)): Cost(1.0, 2**20, 1.0, True)}
-    assert costs.checkpoint_mb([saving(10)], found) == 12.0
-    assert costs.checkpoint_mb([saving(None)], found) == 0.0
+    assert sum_up([saving(10)], found)[0].checkpoint_mb == 12.0
+    assert sum_up([saving(None)], found)[0].checkpoint_mb == 0.0
+
+
+def test_steps_are_measured_with_the_threads_of_a_worker(tmp_path, monkeypatch):
+    threads = []
+    measured = Measured([2.0], 10.0, 7, 8.0, 3.0)
+
+    def measure(runs, *_, **__):
+        threads.append(torch.get_num_threads())
+        return dict.fromkeys(runs, measured)
+
+    monkeypatch.setattr(bench_step, "measure", measure)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    before = torch.get_num_threads()
+    try:
+        costs.measure([job(tmp_path, seed) for seed in range(4)])
+        costs.measure([job(tmp_path, seed) for seed in range(4)], workers=2)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 2]
+
+
+def test_a_busy_machine_is_named(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 9.0, 9.0))
+    assert costs.busy_warning(1) is None
+    monkeypatch.setattr(os, "getloadavg", lambda: (5.5, 1.0, 1.0))
+    assert "load 5.5 on 2 cores: times below are this process's own" in costs.busy_warning(1)
+    assert "longer than on a quiet machine" in costs.busy_warning(2)
+
+
+def test_an_interrupted_plan_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
+    measured = iter([Measured([2.0], 10.0, 7, 8.0, 3.0)])
+
+    def measure(runs, *_, **__):
+        try:
+            return dict.fromkeys(runs, next(measured))
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(bench_step, "measure", measure)
+    monkeypatch.chdir(tmp_path)
+    words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8,full", "plan=true"]
+    assert script("reproduce").main(words) == 130
+    shown = capsys.readouterr().out
+    assert "stopped measuring" in shown and "2 of 2 runs to do, 240 steps" in shown
+    assert script("reproduce").main(words) == 130  # nothing measured, so nothing to show
+    assert "runs to do" not in capsys.readouterr().out
 
 
 def test_plan_measures_a_real_step_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -105,9 +163,7 @@ def test_plan_measures_a_real_step_and_writes_nothing(tmp_path, monkeypatch, cap
 
 def test_plan_of_a_timed_table_says_what_its_steps_cost(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        costs, "measure", lambda jobs, tell: {key_of(one): Cost(5.0, 1, 9.0, True) for one in jobs}
-    )
+    monkeypatch.setattr(costs, "measure", measuring(Cost(5.0, 1, 9.0, True)))
     words = ["table=2", "profile=embedded", "tasks=rte,mrpc", "rows=lora-r8,full", "plan=true"]
     assert script("reproduce").main(words) == 0
     shown = capsys.readouterr().out
@@ -133,10 +189,8 @@ def test_plan_trains_nothing_when_a_sweep_would(tmp_path, monkeypatch, capsys):
         raise AssertionError("plan=true started a sweep")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lora2.sweep.cli.run_all", refuse)
-    monkeypatch.setattr(
-        costs, "measure", lambda jobs, tell: {key_of(one): Cost(1.0, 1, 1.0, True) for one in jobs}
-    )
+    monkeypatch.setattr("lora2.sweep.pool.Pool.do", refuse)
+    monkeypatch.setattr(costs, "measure", measuring(Cost(1.0, 1, 1.0, True)))
     words = ["table=3", "profile=embedded", "tasks=rte,mrpc", "seeds=1,2"]
     assert reproduce.main([*words, "plan=true"]) == 0
     assert "20 of 20 runs to do" in capsys.readouterr().out

@@ -18,8 +18,7 @@ from lora2.records.files import hold
 from lora2.records.paths import lock_file, log_file, run_dir
 from lora2.sweep import pool as sweep
 from lora2.sweep import worker
-from lora2.sweep.pool import Sweep, plan_workers, run_all, unfinished
-from lora2.sweep.progress import Progress
+from lora2.sweep.pool import Pool, Progress, plan_workers, unfinished
 from lora2.sweep.worker import Order, carry_out
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.sweep_fakes import job
@@ -28,9 +27,9 @@ TIMING = ["seconds_per_step", "train_seconds", "peak_memory_mb"]
 
 
 def one_sweep(jobs, workers: int = 1):
-    settings = Sweep(workers, [{}] * workers, run=fakes.run, record=fakes.record)
+    pool = Pool([{}] * workers, run=fakes.run, record=fakes.record)
     left = unfinished(jobs)
-    outcomes = run_all(left, settings, already=len(jobs) - len(left))
+    outcomes = pool.do(left, already=len(jobs) - len(left))
     return {outcome.name: outcome for outcome in outcomes}
 
 
@@ -76,8 +75,8 @@ def test_stopped_and_resumed_sweep_gives_the_same_runs_csv(tmp_path, monkeypatch
     halted = [job(tmp_path / "b", seed) for seed in (1, 2, 3)]
     count = Progress.end_of
 
-    def interrupt(self, outcome, steps, running):
-        count(self, outcome, steps, running)
+    def interrupt(self, job, outcome):
+        count(self, job, outcome)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -178,9 +177,9 @@ def test_workers_share_devices_and_cores(
         planned = plan_workers(jobs, wanted)
     finally:
         object.__setattr__(jobs[0].resolved.config.backbone, "profile", "embedded")
-    assert planned.workers == count == len(planned.environments)
-    assert planned.environments[0]["OMP_NUM_THREADS"] == str(max(1, 4 // count))
-    found = [one.get("CUDA_VISIBLE_DEVICES") for one in planned.environments]
+    assert len(planned) == count
+    assert planned[0]["OMP_NUM_THREADS"] == str(max(1, 4 // count))
+    found = [one.get("CUDA_VISIBLE_DEVICES") for one in planned]
     assert found == [devices[i % len(devices)] for i in range(count)]
 
 
@@ -188,7 +187,7 @@ def test_workers_use_the_gpus_that_are_visible(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "gpu_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     planned = plan_workers([job(tmp_path, seed) for seed in (1, 2)], 2)
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in planned.environments] == ["5", "7"]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in planned] == ["5", "7"]
 
 
 def test_a_worker_ends_when_its_parent_is_gone(tmp_path):

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
 from lora2.sweep import presets as profile
 from lora2.sweep.request import parse
+from lora2.sweep.table import distinct
+from tests.sweep import sweep_fakes as fakes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,6 +79,24 @@ def test_words_are_sorted_into_ours_and_the_runs():
     assert rows == {"1": ["lora2-k8"], "2": ["lora2-k8"], "3": ["uv"], "figure3": ["lora2-k8"]}
 
 
+def test_commands_are_the_runs_that_are_left_one_a_line(tmp_path, capsys):
+    words = ["table=1,2,3", "profile=small", "tasks=mrpc", "rows=lora2-k1,full,all", "seeds=1,2"]
+    # The later word cuts the profile's plan short: its intervals are longer than the run.
+    words += ["train.max_steps=20", f"results.dir={tmp_path / 'a b'}", "data.source=hub"]
+    request = parse(words)
+    jobs = distinct([job for plan in request.plans[::2] for job in request.jobs_of(plan)])
+    assert script("reproduce").main([*words, "commands=true", "plan=true"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("profile small: ")
+    lines = [shlex.split(line) for line in shown.out.splitlines()]
+    assert {tuple(line[:2]) for line in lines} == {("python", "scripts/run_glue.py")}
+    configs = [resolve(line[2:]).config for line in lines]
+    assert configs == [job.resolved.config for job in jobs] and len(configs) == 4
+    fakes.publish(configs[0])
+    assert script("reproduce").main([*words, "commands=true"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_seeds_of_profile_or_command_line_and_times_need_only_one():
     def seeds(*words: str) -> list[int]:
         request = parse(["tasks=rte", "rows=lora2-k8", *words])
@@ -116,7 +138,7 @@ def test_the_first_lines_say_what_auto_chose_and_how_to_get_the_papers(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(profile, "gpu_count", lambda: 0)
-    monkeypatch.setattr("lora2.sweep.cli.run_all", stop)
+    monkeypatch.setattr("lora2.sweep.pool.Pool.do", stop)
     words = ["table=1", "rows=lora2-k1", "tasks=rte", f"results.dir={tmp_path}"]
     assert reproduce.main(words) == 130
     first, second, third = capsys.readouterr().out.splitlines()[:3]

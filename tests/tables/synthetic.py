@@ -12,8 +12,9 @@ import yaml
 
 from lora2.paper.numbers import TASK_METRICS
 from lora2.records.store import settings as settings_of
+from lora2.sweep.table import Row, Table
+from lora2.tables.build import TableResults, fill
 from lora2.tables.figure3 import SYMBOLS
-from lora2.tables.plan import Plan, Row
 
 
 def ranks(r: int = 8, layers: int = 2, keep: Mapping[tuple[int, str], int] | None = None):
@@ -33,19 +34,30 @@ def predictions(label: np.ndarray, best: np.ndarray, split: str = "validation") 
     return pd.DataFrame({**columns, "best": best, "last": best})
 
 
-def make_plan(
-    runs: pd.DataFrame, rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], **more: Any
-) -> Plan:
-    """Table 1 of ``rows``: what a Row is made of, but for its runs. Those are all of its method,
-    or with ``k`` in a row those with that k."""
-    made = []
+def make_results(
+    runs: pd.DataFrame,
+    rows: Sequence[Mapping[str, Any]],
+    tasks: Sequence[str],
+    title: str = "",
+    **more: Any,
+) -> TableResults:
+    """Table 1 of ``rows``, filled with ``runs``; ``against`` is a label here.
+
+    The runs of a row are all of its method, or with ``k`` in it those with that k.
+    """
+    ids = {row["label"]: f"row{place}" for place, row in enumerate(rows)}
+    table_rows, runs_of = [], {}
     for row in rows:
         own = runs["method"] == row["method"]
         if "k" in row:
             own &= np.array([one.get("method.k") == row["k"] for one in settings_of(runs)])
-        fields = {key: value for key, value in row.items() if key != "k"}
-        made.append(Row(**fields, runs=runs.loc[own, "run"].tolist()))
-    return Plan(**{"table": 1, "rows": made, "tasks": tasks, **more})
+        fields = {key: value for key, value in row.items() if key not in ("k", "against")}
+        id, against = ids[row["label"]], ids.get(row.get("against", ""))
+        table_rows.append(Row(id=id, against=against, **fields))
+        runs_of[id] = runs.loc[own]
+    table = Table(name="1", kind="scores", table=1, title=title, encoder="deberta-v3-base",
+                  tasks=list(tasks), rows=table_rows)  # fmt: skip
+    return fill(table, runs_of, **more)
 
 
 def make_run(

@@ -10,10 +10,10 @@ import pytest
 
 from lora2.paper import numbers as paper_tables
 from lora2.records import store
+from lora2.sweep.table import load_table, narrow
 from lora2.tables import build as tables
-from lora2.tables import plan
-from lora2.tables.notes import flags
-from tests.tables.synthetic import make_plan, make_run
+from lora2.tables.render import notes_of
+from tests.tables.synthetic import make_results, make_run
 
 ROWS = [
     {"label": "LoRA (r=8)", "method": "lora", "paper_row": {"method": "lora", "rank": 8},
@@ -29,8 +29,8 @@ def built(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The cells of Table 1 from the runs in ``folder``, and what is said under it."""
     runs = store.read(folder)
-    the_plan = make_plan(runs, ROWS, tasks, seeds=seeds)
-    return tables.build(the_plan, runs), flags(the_plan, runs)
+    results = make_results(runs, ROWS, tasks, seeds=seeds)
+    return tables.build(results), notes_of(results)
 
 
 def cell_of(frame: pd.DataFrame, label: str, task: str, metric: str | None = None) -> pd.Series:
@@ -103,13 +103,6 @@ def test_average_over_seeds_has_a_deviation_only_if_seeds_agree(tmp_path: Path) 
     got = cell_of(built(tmp_path, ["rte", "mrpc"])[0], "LoRA2 (k=8)", "average")
     assert got["mean"] == pytest.approx((85 + 70) / 2) and math.isnan(got["std"])
     assert got["seeds"] == ""
-
-
-def test_rows_take_the_runs_they_name(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        make_run(tmp_path, name)
-    row = plan.Row(label="x", method="lora2", runs=["c", "a", "gone"])
-    assert plan.select(store.read(tmp_path), row)["run"].tolist() == ["a", "c"]
 
 
 def test_mixed_conditions_are_flagged(tmp_path: Path) -> None:
@@ -201,6 +194,8 @@ def test_a_best_score_before_the_ranks_were_final_is_flagged(
 
 
 def test_the_reference_is_the_row_that_is_named() -> None:
-    rows = [plan.Row("a", "lora", [], against="b"), plan.Row("b", "lora2", [])]
-    the_plan = plan.Plan(1, rows, ["rte"])
-    assert the_plan.reference(rows[0]) is rows[1] and the_plan.reference(rows[1]) is None
+    table = load_table("1")
+    references = {row.id: table.reference(row) for row in table.rows}
+    assert references["lora-r1"].id == "lora2-k1" and references["lora2-k8"] is None
+    part = narrow(table, None, ["lora-r1"])
+    assert part.reference(part.rows[0]) is None

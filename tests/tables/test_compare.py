@@ -12,8 +12,8 @@ import pytest
 
 from lora2.records import store
 from lora2.tables import stats
-from lora2.tables.compare import COLUMNS, compare
-from tests.tables.synthetic import make_plan, make_run, predictions
+from lora2.tables.compare import COLUMNS, SAVED, compare
+from tests.tables.synthetic import make_results, make_run, predictions
 
 ROWS = [{"label": "LoRA", "method": "lora", "against": "LoRA2"},
         {"label": "LoRA2", "method": "lora2", "ours": True}]  # fmt: skip
@@ -21,7 +21,7 @@ ROWS = [{"label": "LoRA", "method": "lora", "against": "LoRA2"},
 
 def compared(folder: Path, tasks: tuple[str, ...] = ("rte",), rows: list = ROWS) -> pd.DataFrame:
     runs = store.read(folder)
-    return compare(make_plan(runs, rows, tasks), runs, folder)
+    return compare(make_results(runs, rows, tasks), folder)
 
 
 def test_paired_by_seed_over_common_seeds_only(tmp_path: Path) -> None:
@@ -62,17 +62,22 @@ def test_a_test_by_example_outlives_its_run_folders_but_not_another_score(tmp_pa
     label = np.array([0, 1, 1, 0] * 5)
     make_run(tmp_path, "o", score=0.9, guesses=predictions(label, label))
     make_run(tmp_path, "t", score=0.8, method="lora", guesses=predictions(label, 1 - label))
-    store.collect(tmp_path)
-    runs = store.read(tmp_path)
-    plan = make_plan(runs, ROWS, ("rte",))
-    first = compare(plan, runs, tmp_path)
+    runs = store.collect(tmp_path)
+    first = compared(tmp_path)
     assert first["example_p"].iloc[0] < 1e-5
-    first.to_csv(tmp_path / f"table{plan.table}_tests.csv", index=False)
     shutil.rmtree(tmp_path / "runs")
-    pd.testing.assert_frame_equal(compare(plan, runs, tmp_path), first)
+    pd.testing.assert_frame_equal(compared(tmp_path), first)
     runs = runs.assign(best_accuracy=runs["best_accuracy"].where(runs["method"] == "lora2", 0.7))
-    changed = compare(plan, runs, tmp_path).iloc[0]
+    changed = compare(make_results(runs, ROWS, ("rte",)), tmp_path).iloc[0]
     assert "not here" in changed["example_test"] and math.isnan(changed["example_p"])
+
+
+@pytest.mark.parametrize("text", ["", "first,second\na,b\n", "x"])
+def test_a_damaged_file_of_saved_tests_is_named(tmp_path: Path, text: str) -> None:
+    make_run(tmp_path, "o")
+    (tmp_path / SAVED).write_text(text)
+    with pytest.raises(store.StoreError, match=r"example_tests\.csv is damaged.*remove it"):
+        compared(tmp_path)
 
 
 def test_different_examples_are_not_compared(tmp_path: Path) -> None:

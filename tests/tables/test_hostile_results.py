@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from lora2 import markup as escape
 from lora2.records import store
+from lora2.sweep.presets import load_profile
 from lora2.tables import compare, render
 from lora2.tables import figure3 as figures
-from lora2.tables.notes import MIXED
-from tests.tables.synthetic import make_plan, make_run, predictions, ranks
+from tests.tables.synthetic import make_results, make_run, predictions, ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
@@ -33,8 +33,9 @@ HOSTILE = (
 def written(folder: Path, label: str) -> dict[str, str]:
     runs = store.collect(folder)
     rows = [{"label": label, "method": "lora2"}, {"label": "B", "method": "lora", "against": label}]
-    plan = make_plan(runs, rows, ["rte"], title=label, conditions={"protocol": label})
-    return {path.name: path.read_text() for path in render.write(plan, runs, folder, "embedded")}
+    results = make_results(runs, rows, ["rte"], title=label, conditions={"protocol": label})
+    texts = render.texts(results, folder, load_profile("embedded"))
+    return {path.name: path.read_text() for path in render.write_files(folder, "table1", texts)}
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_damaged_predictions_are_named(tmp_path: Path, content: bytes) -> None:
 def test_damaged_ranks_are_named(tmp_path: Path, text: str) -> None:
     (make_run(tmp_path, "a") / "ranks.csv").write_text(text)
     with pytest.raises(store.StoreError, match=r"ranks\.csv cannot be read.*repeat"):
-        figures.read_panels(tmp_path, store.read(tmp_path))
+        figures.read_ranks(tmp_path, ["a"])
 
 
 def test_names_in_ranks_are_drawn_as_text(tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_each_condition_that_differs_from_its_neighbours_is_flagged(
     make_run(tmp_path, "a", seed=0, settings={"k": 8})
     make_run(tmp_path, "b", seed=1, settings={"k": 8}, **{column: "other"})
     text = written(tmp_path, "LoRA2")["table1.md"]
-    assert f"Runs of 2 {MIXED[column]} are mixed" in text and "other" in text
+    assert f"Runs of 2 {render.MIXED[column]} are mixed" in text and "other" in text
 
 
 NAMES = st.text("abcdefghij0123456789-_.", min_size=1, max_size=12).filter(lambda s: s[0].isalnum())

@@ -1,20 +1,20 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from lora2.markup import markdown
 from lora2.records import store
-from lora2.sweep.pool import Sweep
+from lora2.sweep.pool import Pool
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import jobs, load_table, narrow
 from lora2.tables import figure3 as figures
 from lora2.tables import make as reporting
-from lora2.tables import render
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.test_request import script
+from tests.tables.synthetic import make_run
 
 PROFILE = load_profile("embedded")
 
@@ -52,25 +52,13 @@ def test_seeds_left_open_are_the_profiles_and_those_found(tmp_path):
 
 
 def test_where_data_lay_and_how_a_batch_was_split_is_no_other_run(tmp_path):
-    plan = made(tmp_path)
-    found = store.settings(store.read(tmp_path))
-    cells = jobs(plan, PROFILE, None)
-    moved = dataclasses.replace(
-        cells[0].resolved.config.train, micro_batch_size=4, eval_batch_size=7
-    )
-    config = dataclasses.replace(cells[0].resolved.config, train=moved)
-    cells[0] = dataclasses.replace(
-        cells[0], resolved=dataclasses.replace(cells[0].resolved, config=config)
-    )
-    shown = reporting.as_report_plan(plan, cells, store.read(tmp_path), None)
-    assert [len(row.runs) for row in shown.rows] == [2, 2] and len(found) == 4
-
-
-def test_rows_are_compared_with_the_row_that_the_file_names(tmp_path):
-    plan = made(tmp_path)
-    shown = reporting.as_report_plan(plan, jobs(plan, PROFILE, None), store.read(tmp_path), None)
-    first, last = shown.rows
-    assert shown.reference(first) is last and shown.reference(last) is None
+    plan = made(tmp_path, extra=["train.micro_batch_size=4", "train.eval_batch_size=7"])
+    runs = store.read(tmp_path)
+    results = reporting.find_results(plan, PROFILE, tmp_path, None, (), runs)
+    assert [len(results.cells[row.id]["rte"].finished) for row in plan.rows] == [2, 2]
+    assert len(runs) == 4
+    (job, _) = jobs(narrow(plan, None, ["uv"]), PROFILE, [1, 2])
+    assert reporting.matching([job], runs)[job.name] != job.name
 
 
 def test_no_runs_of_a_table_is_said(tmp_path):
@@ -100,17 +88,27 @@ def test_the_script_writes_what_the_runs_allow(tmp_path, capsys, monkeypatch):
     made(folder, rows=("uv", "PQ"))
     report = script("report")
     # Which tables there are is the point here, not all of their runs.
-    monkeypatch.setattr(report, "options", lambda group: ["3", "4"])
+    tables = {"table": ["3", "4"], "profile": ["embedded"]}
+    monkeypatch.setattr(report, "options", tables.__getitem__)
     assert report.main([str(folder)]) == 0
     shown = capsys.readouterr()
-    assert "runs.csv: 4 runs" in shown.out and "table3.md" in shown.out
+    assert "json: 4 runs" in shown.out and "table3.md" in shown.out
     assert (folder / "table3.md").read_text().startswith("# Table 3")
     assert not (folder / "table4.md").exists()
     assert report.main([str(folder), "table=4"]) == 1
     assert "no runs of table 4" in capsys.readouterr().err
     assert report.main([str(tmp_path / "nothing"), "profile=embedded", "table=3"]) == 2
     assert report.main([str(folder), "table=8"]) == 2
-    assert render.PROFILES["embedded"].split(":")[0] in (folder / "table3.md").read_text()
+    assert markdown(PROFILE.note) in (folder / "table3.md").read_text()
+
+
+def test_a_folder_that_is_named_after_no_profile_has_that_of_its_runs(tmp_path, capsys):
+    report, folder = script("report"), tmp_path / "quickstart"
+    make_run(folder, "a", profile="embedded")
+    assert report.profile_of(folder) == "embedded" and report.profile_of(Path("small")) == "small"
+    make_run(folder, "b", profile="paper")
+    assert report.main([str(folder)]) == 2
+    assert "several profiles: choose one with profile=NAME" in capsys.readouterr().err
 
 
 def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys):
@@ -133,8 +131,8 @@ def test_failures_are_named_with_their_logs_at_the_end_and_the_exit_is_1(
     tmp_path, capsys, monkeypatch
 ):
     reproduce = script("reproduce")
-    fake = Sweep(1, [{}], run=fakes.run, record=fakes.record)
-    monkeypatch.setattr("lora2.sweep.cli.plan_workers", lambda *_: fake)
+    pool = Pool([{}], run=fakes.run, record=fakes.record)
+    monkeypatch.setattr("lora2.sweep.pool.Pool", lambda *_: pool)
     seeds = f"seeds=1,{fakes.FAILS},{fakes.DIES}"
     words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8", seeds]
     words += [f"results.dir={tmp_path}"]

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora2 import markup as escape
-from lora2.latex import tex_float
+from lora2.markup import tex_float
 from lora2.records import store
+from lora2.sweep.presets import load_profile
 from lora2.tables import render
-from tests.tables.synthetic import make_plan, make_run
+from tests.tables.synthetic import make_results, make_run
 
 LABEL = "A_B|C & 50% *x* <k> $1$"
 ROWS = [{"label": LABEL, "method": "lora", "paper_row": {"method": "lora", "rank": 1},
@@ -25,8 +26,9 @@ ROWS = [{"label": LABEL, "method": "lora", "paper_row": {"method": "lora", "rank
 
 def written(folder: Path, profile: str, seeds: tuple[int, ...] | None = (0, 1)) -> dict[str, str]:
     runs = store.read(folder)
-    the_plan = make_plan(runs, ROWS, ["rte", "qqp"], seeds=seeds, title="GLUE")
-    paths = render.write(the_plan, runs, folder, profile)
+    results = make_results(runs, ROWS, ["rte", "qqp"], seeds=seeds, title="GLUE")
+    texts = render.texts(results, folder, load_profile(profile))
+    paths = render.write_files(folder, "table1", texts)
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -96,16 +98,18 @@ def test_latex_is_escaped_and_rectangular(folder: Path) -> None:
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {5}
     assert r"A\_B\textbar{}C \& 50\% *x* \textless{}k\textgreater{} \$1\$" in text
     assert r"80.50 $\pm$ 0.71" in text and "±" not in text
-    assert r"\caption{GLUE (profile paper). Percent" in text  # LaTeX counts tables itself
+    assert (
+        r"\caption{GLUE (profile paper). Profile paper: the" in text
+    )  # LaTeX counts tables itself
 
 
 @pytest.mark.parametrize(("columns", "kind"), [(9, "table"), (10, "sidewaystable")])
 def test_a_wide_latex_table_is_turned_and_its_notes_stand_below(columns: int, kind: str) -> None:
-    text = tex_float(1, "Table 1: a_b", [["x"] * columns] * 2, ["50% lost.", "Two."])
+    text = tex_float("a_b", [["x"] * columns] * 2, ["50% lost.", "Two."])
     assert text.startswith(rf"\begin{{{kind}}}") and text.endswith(f"\\end{{{kind}}}\n")
     below = text.split(r"\end{tabular}")[1]
     assert r"50\% lost. Two." in below and r"\caption{a\_b}" in text
-    assert "footnotesize" not in tex_float(1, "x", [["x"], ["y"]])
+    assert "footnotesize" not in tex_float("x", [["x"], ["y"]])
 
 
 def test_notes_stand_under_the_table(folder: Path) -> None:

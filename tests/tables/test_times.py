@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from lora2.bench import step
-from lora2.bench.lengths import batches
-from lora2.bench.step import Measured, build, measure
+from lora2.bench.step import Measured, batches, build, measure
 from lora2.glue.tasks import get_task
 from lora2.run.encoder_sizes import encoder_config, longest, random_encoder
 from lora2.sweep.presets import load_profile

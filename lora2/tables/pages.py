@@ -1,6 +1,6 @@
-"""The generated tables in pages, between markers; ``--check`` tells whether they are stale.
+"""The generated tables in README and docs, between markers; ``--check`` only compares.
 
-python -m lora2.tables.readme [--check]
+python -m lora2.tables.pages [--check]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from lora2.records.store import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("docs/embedded.md", "docs/bench.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- begin (?P<path>results/\S+\.md) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -24,7 +24,7 @@ def refresh(text: str, root: Path = ROOT) -> str:
     table says before its first grid (title, warnings, how to read it) and under it comes along.
 
     Raises:
-        FileNotFoundError: a block names a table that is not there.
+        FileNotFoundError: a block names a table that does not exist.
     """
 
     def fill(match: re.Match[str]) -> str:
@@ -38,24 +38,27 @@ def first_table(markdown: str) -> str:
     """Return a table file to the end of its first table's notes, headings made smaller."""
     lines: list[str] = []
     for line in markdown.splitlines():
-        if line.startswith("#") and any(one.startswith("|") for one in lines):
+        if line.startswith("#") and any(above.startswith("|") for above in lines):
             break
         lines.append(f"##{line}" if line.startswith("#") else line)
     return "\n".join(lines).strip()
 
 
+def write_pages(pages: dict[Path, str], check: bool, command: str) -> int:
+    """Write each page that changed; with ``check`` name those instead, and return 1 for any."""
+    stale = [path for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+    for path in stale:
+        if check:
+            print(f"{path.name} is stale: run {command}", file=sys.stderr)
+        else:
+            write_atomically(path, pages[path])
+    return int(check and bool(stale))
+
+
 def main(argv: Sequence[str]) -> int:
     """Rewrite the pages, or with --check exit 1 if that would change one."""
-    stale = 0
-    for path in (ROOT / page for page in PAGES):
-        old = path.read_text(encoding="utf-8")
-        new = refresh(old)
-        if "--check" not in argv:
-            write_atomically(path, new)
-        elif new != old:
-            print(f"{path.name} is stale: run python -m lora2.tables.readme", file=sys.stderr)
-            stale = 1
-    return stale
+    pages = {path: refresh(path.read_text(encoding="utf-8")) for path in PAGES}
+    return write_pages(pages, "--check" in argv, "python -m lora2.tables.pages")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,316 @@
+"""What the paper's printed numbers and sentences give when they are computed again.
+
+Arithmetic is exact (Decimal, Fraction): a finding is never a binary rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
+from statistics import mean
+from typing import Literal, NamedTuple
+
+from lora2.glue.tasks import TASKS
+from lora2.paper.numbers import (
+    PAPER_COLUMNS,
+    TASK_METRICS,
+    Line,
+    claims,
+    exact,
+    glue_average,
+    hyperparameters,
+    printed_row,
+    rounded,
+    table,
+)
+
+Verdict = Literal["agrees", "differs", "not one run", "note"]
+ARXIV = "arXiv v1"
+
+
+class Finding(NamedTuple):
+    """What the paper prints, what its own numbers give, and how that was computed.
+
+    ``version`` names the version of the paper that prints it.
+    """
+
+    id: str
+    version: str
+    where: str
+    printed: str
+    recomputed: str
+    verdict: Verdict
+    how: str
+
+
+def agrees(printed: Decimal, value: Decimal) -> bool:
+    """Tell whether ``value`` rounds to ``printed`` at the digits printed, ties either way."""
+    exponent = printed.as_tuple().exponent
+    assert isinstance(exponent, int)  # a number, not NaN
+    return abs(printed - value) <= Decimal(5).scaleb(exponent - 1)
+
+
+def finding(
+    id: str,
+    where: str,
+    printed: str,
+    recomputed: str,
+    how: str,
+    right: bool | None = None,
+    version: str = ARXIV,
+) -> Finding:
+    """Return a finding; ``right`` None where there is nothing to judge."""
+    verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
+    return Finding(id, version, where, printed, recomputed, verdict, how)
+
+
+def of_claim(
+    id: str, claim: str, recomputed: str, how: str, right: bool | Decimal | None = None
+) -> Finding:
+    """Compare a sentence of the paper (an id of claims.csv) with what its numbers give.
+
+    ``right`` is a value that should round to the claim's, or whether the claim holds.
+    """
+    line = claims()[claim]
+    if isinstance(right, Decimal):
+        right = agrees(exact(line["value"]), right)
+    version = f"{ARXIV}; the journal's abstract {line['journal']}" if line["journal"] else ARXIV
+    printed = f"{line['quote']} {line['value']}".strip()
+    return finding(id, line["where"], printed, recomputed, how, right, version)
+
+
+# Averages, leads and sentences about the tables.
+
+
+def row_name(line: Line) -> str:
+    """Return a short name of a row of Table 1, 3 or 4, e.g. "lora r=8", "uv+UV" or "q+k"."""
+    if "method" not in line:
+        return next(iter(line.values()))
+    letter = "k" if line["method"] == "lora2" else "r"
+    return f"{line['method']} {letter}={line['rank']}" if line["rank"] else line["method"]
+
+
+def row_average(line: Line) -> Decimal:
+    """Return the paper's average of one printed row of Table 1, 3 or 4, unrounded."""
+    cells = {key: exact(line[column]) for key, column in PAPER_COLUMNS.items() if column in line}
+    return glue_average(cells, list(dict.fromkeys(task for task, _ in cells)))
+
+
+def _row(method: str, rank: int) -> Line:
+    return printed_row(1, {"method": method, "rank": rank})
+
+
+def averages() -> Iterator[Finding]:
+    """Compare every printed average with the mean of its own cells."""
+    by_task = "mean over tasks; QQP = mean of accuracy and F1, MNLI = mean of m and mm"
+    for number in (1, 3, 4):
+        how = by_task if number == 1 else "mean of the row's four cells"
+        for line in table(number):
+            printed, value = exact(line["avg_printed"]), row_average(line)
+            right, name = agrees(printed, value), row_name(line)
+            shown = rounded(value, 3) + ("" if right else f" ({value - printed:+.2f})")
+            id, where = f"average/table{number}/{name}", f"Table {number}, {name}, Avg"
+            yield finding(id, where, line["avg_printed"], shown, how, right)
+
+
+def leads() -> Iterator[Finding]:
+    """Compare LoRA2's leads as stated with those by printed averages, and by the cells."""
+    for rank in (1, 8):
+        for method in ("lora", "sora"):
+            ours, theirs = _row("lora2", rank), _row(method, rank)
+            by_print = exact(ours["avg_printed"]) - exact(theirs["avg_printed"])
+            by_cells = row_average(ours) - row_average(theirs)
+            shown = f"{rounded(by_print)} by printed averages, {rounded(by_cells)} by cells"
+            how = f"Table 1 Avg, LoRA2 k={rank} minus {method} r={rank}; then both recomputed"
+            yield of_claim(f"lead/{method}-at-{rank}", f"{method}-at-{rank}", shown, how, by_cells)
+    lead = exact(_row("lora2", 1)["rte_acc"]) - exact(_row("adalora", 2)["rte_acc"])
+    how = "Table 1 RTE, LoRA2 k=1 minus AdaLoRA r=2"
+    yield of_claim("lead/rte-adalora", "rte-adalora", rounded(lead), how, lead)
+
+
+def tasks_won() -> Iterator[Finding]:
+    """Count the tasks in which LoRA2 is strictly above every other low-rank row of its block."""
+
+    def score(row: tuple[str, int], task: str) -> Decimal:
+        return mean(exact(_row(*row)[PAPER_COLUMNS[task, metric]]) for metric in TASK_METRICS[task])
+
+    blocks = {k: [("adalora", max(k, 2)), ("lora", k), ("sora", k)] for k in (1, 8)}
+    won = {
+        k: sum(all(score(("lora2", k), t) > score(row, t) for row in rows) for t in TASK_METRICS)
+        for k, rows in blocks.items()
+    }
+    shown = f"first in {won[1]} of 8 tasks at k=1 and {won[8]} of 8 at k=8"
+    how = "Table 1, LoRA2 strictly above AdaLoRA, LoRA and SoRA of its block"
+    yield of_claim("text/most-tasks", "most-tasks", shown, how, sum(won.values()) > 8)
+    ours, theirs = row_average(_row("lora2", 1)), {m: row_average(_row(m, r)) for m, r in blocks[8]}
+    beaten = [method for method, value in theirs.items() if ours > value]
+    shown = f"{rounded(ours)} is above {len(beaten)} of 3 baselines ({', '.join(beaten)})"
+    how = ", ".join(f"{method} r=8 {rounded(value)}" for method, value in theirs.items())
+    how = f"averages recomputed: {how}"
+    yield of_claim("text/k1-over-r8", "k1-over-r8", shown, how, len(beaten) == 3)
+
+
+def ablations() -> Iterator[Finding]:
+    """Check what Sections 4.4 and 4.5 say about Tables 3 and 4."""
+    third, fourth = ({row_name(line): row_average(line) for line in table(n)} for n in (3, 4))
+    every = third["uv+UV+PQ"]
+    gaps = {name: every - value for name, value in third.items() if name != "uv+UV+PQ"}
+    near = [gap for gap in gaps.values() if agrees(exact(claims()["orth-lead"]["value"]), gap)]
+    shown = ", ".join(f"{rounded(gap)} over {name}" for name, gap in gaps.items())
+    how = f"Table 3, row averages recomputed; true of {len(near)} of the {len(gaps)} other rows"
+    yield of_claim("text/orth-lead", "orth-lead", shown, how, len(near) == len(gaps))
+    least = min(third.values())
+    worst = [name for name, value in third.items() if value == least]
+    shown = f"lowest average: {' and '.join(worst)}, {rounded(least, 4)}"
+    how = "Table 3, row averages recomputed without rounding"
+    yield of_claim("text/orth-worst", "orth-worst", shown, how, worst == ["UV"])
+    lead = fourth.pop("all") - max(fourth.values())
+    right = lead > exact(claims()["modules-lead"]["value"])
+    shown, how = f"{rounded(lead)} over the next best", "Table 4, row averages recomputed"
+    yield of_claim("text/modules-lead", "modules-lead", shown, how, right)
+
+
+def method_section() -> Iterator[Finding]:
+    """Check where the settings are, and from how many evaluations a result was picked."""
+    no_settings = ("source", "backbone", "method", "task")
+    settings = [column for column in hyperparameters()[0] if column not in no_settings]
+    columns = [column for column in table(5)[0] if column not in ("task", "metric")]
+    printed = [name for name in settings if name in columns]
+    shown = f"{len(printed)} of {len(settings)} settings; its columns: {', '.join(columns)}"
+    how = "Appendix A is Table 5; compared with the settings that the public scripts give"
+    yield of_claim("text/appendix", "hyperparameters", shown, how, len(printed) == len(settings))
+    counts = {}
+    for line in hyperparameters():
+        if line["source"] == "LoRA2 public scripts":
+            # MRPC: 3,668 pairs are 115 batches of 32; 30 epochs, evaluated every 300 steps: 11.
+            batches = math.ceil(TASKS[line["task"]].rows["train"] / int(line["batch_size"]))
+            counts[line["task"]] = batches * int(line["epochs"]) // int(line["eval_steps"])
+    least, most = (pick(counts, key=counts.__getitem__) for pick in (min, max))
+    shown = f"the best of {counts[least]} ({least}) to {counts[most]} ({most}) evaluations"
+    how = "of the validation set that is reported itself: steps by the public scripts' epochs " \
+          "and batch, divided by their eval_steps"  # fmt: skip
+    yield of_claim("text/selection", "optimal-values", shown, how)
+
+
+def times() -> Iterator[Finding]:
+    """Check Table 2's caption, and how much longer a LoRA2 step takes than an AdaLoRA step."""
+    lines = table(2)
+    adalora, lora2 = (mean(exact(line[f"{method}_s_per_it"]) for line in lines)
+                      for method in ("adalora", "lora2"))  # fmt: skip
+    shown = f"{rounded(lora2 / adalora, 3)} = {rounded(lora2, 3)} / {rounded(adalora, 3)} s"
+    how = f"means over the {len(lines)} printed tasks, LoRA2 divided by AdaLoRA, per step"
+    yield finding("table2/ratio", "Table 2", "(no ratio printed)", shown, how)
+    right = len(lines) == int(claims()["table2-caption"]["value"])
+    shown = f"{len(lines)} datasets, seconds per iteration"
+    how = "rows counted; the unit is the one printed in the table's first cell (s/it)"
+    yield of_claim("table2/caption", "table2-caption", shown, how, right)
+
+
+def same_run_twice() -> Iterator[Finding]:
+    """Compare LoRA2 with k=1 on all matrices with all constraints in Tables 1, 3 and 4."""
+    first = _row("lora2", 1)
+    for number, name in ((3, "uv+UV+PQ"), (4, "all")):
+        other = next(line for line in table(number) if row_name(line) == name)
+        shared = [column for column in PAPER_COLUMNS.values() if column in other]
+        same = sum(exact(first[column]) == exact(other[column]) for column in shared)
+        shown = f"{same} of {len(shared)} equal to Table 1, LoRA2 k=1"
+        printed, how = f"{len(shared)} cells", "the same configuration, compared cell by cell"
+        id, where = f"repeated/table{number}", f"Table {number}, {name}"
+        yield finding(id, where, printed, shown, how, same == len(shared))
+
+
+# The granularity test: can a printed accuracy be one run on the validation set? An accuracy over n
+# examples is a multiple of 100/n. A printed value that no multiple gives, rounded to its two
+# decimals, is a mean over runs or was measured on other data (Brown and Heathers' GRIM test, 2017,
+# applied to accuracies).
+
+HALF = Fraction(1, 200)  # half of the last printed digit, 0.01
+
+
+class Accuracy(NamedTuple):
+    """One printed accuracy, in percent over ``n`` examples. Table 5 rounds most of these sizes."""
+
+    table: int
+    row: str
+    column: str
+    printed: str
+    n: int
+
+    @property
+    def one_run(self) -> bool:
+        return bool(correct_counts(self.printed, self.n))
+
+
+def accuracies() -> list[Accuracy]:
+    """Return every accuracy printed in Tables 1, 3 and 4."""
+    sizes = {}
+    for (task, metric), column in PAPER_COLUMNS.items():
+        if metric.endswith("accuracy"):
+            split = metric.removesuffix("accuracy").rstrip("_")  # MNLI's: matched, mismatched
+            sizes[column] = TASKS[task].rows["_".join(["validation", *([split] if split else [])])]
+    return [
+        Accuracy(number, row_name(line), column, line[column], n)
+        for number in (1, 3, 4)
+        for line in table(number)
+        for column, n in sizes.items()
+        if column in line
+    ]
+
+
+def correct_counts(printed: str, n: int, runs: int = 1) -> range:
+    """Return how many of ``n * runs`` answers can have been right; empty where no number can.
+
+    A tie may have been rounded either way.
+    """
+    value, unit = Fraction(printed), Fraction(100, n * runs)
+    return range(math.ceil((value - HALF) / unit), math.floor((value + HALF) / unit) + 1)
+
+
+def by_truncation(printed: str, n: int) -> range:
+    """Return the same if the printed value was cut off after two decimals instead of rounded."""
+    value, unit = Fraction(printed), Fraction(100, n)
+    return range(math.ceil(value / unit), math.ceil((value + 2 * HALF) / unit))
+
+
+def fewest_runs(printed: str, n: int, most: int = 100) -> int | None:
+    """Return the smallest number of runs whose mean can be ``printed``; None above ``most``."""
+    return next((runs for runs in range(1, most + 1) if correct_counts(printed, n, runs)), None)
+
+
+def kinds_of_rows() -> Iterator[Finding]:
+    """Compare rows that can be single runs with rows that cannot, and a cell that stands twice."""
+    small = [c for c in accuracies() if c.table == 1 and c.column in ("rte_acc", "mrpc_acc")]
+    ours = [cell.one_run for cell in small if cell.row.startswith(("lora2", "adalora"))]
+    rest = [cell.one_run for cell in small if not cell.row.startswith(("lora2", "adalora"))]
+    shown = f"LoRA2 and AdaLoRA: {sum(ours)} of {len(ours)} cells can be one run; the other rows: "
+    shown += f"{sum(rest)} of {len(rest)}"
+    printed, where = "ten rows compared as equals", "Table 1, RTE and MRPC"
+    how = "the granularity test below on the two smallest sets, which tell most"
+    yield finding("grim/kinds", where, printed, shown, how)
+    ours, theirs = _row("lora2", 8)["qnli_acc"], _row("sora", 8)["qnli_acc"]
+    printed, shown = (
+        f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}",
+        "equal" if ours == theirs else "not equal",
+    )
+    how = "compared; this value is also one that no single run rounds to (see the last section)"
+    yield finding("repeated/qnli", "Table 1, QNLI", printed, shown, how)
+
+
+def granularity() -> Iterator[Finding]:
+    """Name every accuracy that cannot be one run on the full validation set."""
+    for cell in accuracies():
+        if cell.one_run:
+            continue
+        below = int(exact(cell.printed) * cell.n / 100)
+        around = " and ".join(rounded(Decimal(100) * m / cell.n, 3) for m in (below, below + 1))
+        cut = by_truncation(cell.printed, cell.n)
+        how = f"no multiple of 100/{cell.n}"
+        how += ", though cut off instead of rounded it would be" if cut else ""
+        runs = fewest_runs(cell.printed, cell.n)
+        how += f"; a mean over runs on this set needs at least {runs}"
+        id = f"grim/table{cell.table}/{cell.row}/{cell.column}"
+        where = f"Table {cell.table}, {cell.row}, {cell.column}"
+        around = f"next to {around}"
+        yield Finding(id, ARXIV, where, cell.printed, around, "not one run", how)

@@ -1,0 +1,230 @@
+"""An encoder with a classification head: loaded, counted, and loaded again after its run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+import lora2
+from lora2.config.load import build
+from lora2.config.parse import parse_yaml
+from lora2.config.schema import Adalora, Backbone, Lora2, Method, Peft, RunConfig, Sora
+from lora2.embedded import encoder_path
+from lora2.glue.tasks import TASKS, Task
+from lora2.hub import offline_reason, ways_out
+from lora2.records.paths import status
+from lora2.records.store import link_in
+from lora2.tuners.base import in_head
+
+PROBE = "the man was in a house"
+
+
+class BackboneError(RuntimeError):
+    """The encoder is not available; the message says why and what to do."""
+
+
+def load_backbone(
+    backbone: Backbone, task: Task, cls_dropout: float | None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load the tokenizer and a float32 sequence classifier with ``task.num_labels`` outputs.
+
+    The head is new (drawn from torch's generator); ``cls_dropout`` is the head's dropout, None
+    for the encoder's own. ``random_init`` draws the encoder's weights as well. Pickled weights are
+    read with ``weights_only``; code from a model repository is never run.
+
+    Raises:
+        BackboneError: folder or hub repository not found or unreadable, or no network.
+    """
+    path = backbone.path or str(encoder_path(backbone.name))
+    reason = offline_reason(backbone.path)
+    # trust_remote_code: None would ask on the terminal whether to run a folder's code.
+    options = {
+        "revision": backbone.revision, "local_files_only": reason is not None,
+        "trust_remote_code": False,
+    }  # fmt: skip
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, num_labels=task.num_labels, **options)
+        if cls_dropout is not None:
+            deberta = config.model_type.startswith("deberta")
+            setattr(config, "cls_dropout" if deberta else "classifier_dropout", cls_dropout)
+        kinds = {"dtype": torch.float32, "attn_implementation": backbone.attention}
+        if backbone.random_init:
+            model = AutoModelForSequenceClassification.from_config(config, **kinds)
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, **kinds, **options
+            )
+    # transformers and safetensors raise many unrelated kinds for a missing or broken file.
+    except Exception as error:
+        why = f"{reason}; {error}" if reason else str(error)
+        hint = ways_out([(path, "model")])
+        raise BackboneError(f"the encoder {path} could not be loaded: {why}\n{hint}") from error
+    _check_tokenizer(path, tokenizer, config)
+    return tokenizer, model
+
+
+def _check_tokenizer(
+    path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
+    """Refuse a tokenizer without its files, or of another encoder.
+
+    From a folder without a vocabulary transformers makes one to which every word is unknown.
+    """
+    tokens = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    size = max(tokenizer.get_vocab().values()) + 1
+    if not set(tokens) - {tokenizer.unk_token_id}:
+        why = f"its tokenizer knows none of the words {PROBE!r}: are its files there?"
+    elif size > config.vocab_size:
+        why = (
+            f"its tokenizer has {size:,} tokens and its weights {config.vocab_size:,}: are they "
+            "of two encoders?"
+        )
+    else:
+        return
+    hint = ways_out([(path, "model")])
+    raise BackboneError(f"the encoder {path} cannot be used: {why}\n{hint}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters (scalars, not bytes)."""
+
+    adapter: int  # trainable outside the head, at the start
+    head: int  # classifier (and pooler), trained in full by every method
+    encoder: int  # the frozen or fully trained encoder itself
+
+
+def count_encoder(base: nn.Module, backbone: Backbone) -> int:
+    """Count the parameters outside the head, before any method was applied."""
+    named = base.named_parameters()
+    return sum(p.numel() for name, p in named if not in_head(name, backbone.head_modules))
+
+
+def count_start(model: nn.Module, backbone: Backbone, encoder: int) -> Counts:
+    """Count a prepared model before training; nothing is pruned yet."""
+    sizes = {True: 0, False: 0}  # in the head, outside
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            sizes[in_head(name, backbone.head_modules)] += parameter.numel()
+    return Counts(adapter=sizes[False], head=sizes[True], encoder=encoder)
+
+
+def count_kept(start: int, method: Method, kept: Mapping[str, list[bool]], model: nn.Module) -> int:
+    """Return the adapter parameters that survive.
+
+    ``kept`` maps a matrix's module name to which of its singular values (or gates) survive. Each
+    matrix counts with its true sizes:
+    AdaLoRA n (d_in + d_out + 1); SoRA n (d_in + d_out + 1); LoRA2 k (d_in + d_out) + n (2 k + 1),
+    and nothing where no singular value is left.
+    """
+    if not isinstance(method, Lora2 | Adalora | Sora) or not kept:
+        return start
+    total = 0
+    for name, row in kept.items():
+        layer = model.get_submodule(name)
+        width, n = layer.in_features + layer.out_features, sum(row)
+        if isinstance(method, Lora2):
+            total += method.k * width + n * (2 * method.k + 1) if n else 0
+        else:
+            total += n * (width + 1)
+    return total
+
+
+def read_config(folder: Path) -> RunConfig:
+    """Return the resolved configuration of the run in ``folder``.
+
+    Raises:
+        ValueError: config.yaml is missing, not plain YAML, or no configuration of a run.
+    """
+    path = folder / "config.yaml"
+    try:
+        return build(parse_yaml(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ValueError(f"{path} is no configuration of a run ({why})") from error
+
+
+def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
+    """Return tokenizer and model (in evaluation mode) of a finished run, as at its last step.
+
+    The encoder comes from the source that the run used; the trained parameters from
+    ``folder/adapter``, of which only safetensors are read.
+
+    Raises:
+        ValueError: ``folder`` holds no finished run, its files are damaged or lead elsewhere, or
+            its parameters belong to another model.
+    """
+    if status(folder) != "finished":
+        raise ValueError(f"{folder} holds no finished run (status: {status(folder)})")
+    if link := link_in(folder):
+        raise ValueError(f"{folder}: {link} is a link: copy its target to that place")
+    lora2.register()
+    config = read_config(folder)
+    adapter = folder / "adapter"
+    is_peft = (adapter / "adapter_config.json").is_file()
+    if is_peft:
+        _check_adapter_config(adapter / "adapter_config.json", config.method)
+    path = adapter / ("adapter_model.safetensors" if is_peft else "trainable.safetensors")
+    try:
+        saved = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; repeat the run") from error
+    set_seed(config.seed)  # backbone.random_init draws the same encoder again
+    tokenizer, base = load_backbone(config.backbone, TASKS[config.task], config.train.cls_dropout)
+    if not is_peft:
+        _check_shapes(adapter, saved, {name: base.state_dict().get(name) for name in saved})
+        base.load_state_dict(saved, strict=False)
+        return tokenizer, base.eval()
+    try:
+        model = PeftModel.from_pretrained(base, str(adapter))
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise _mismatch(adapter, why) from error
+    _check_shapes(adapter, saved, get_peft_model_state_dict(model))
+    return tokenizer, model.eval()
+
+
+def _check_adapter_config(path: Path, method: Method) -> None:
+    """Refuse an adapter of another type than the run's: some types name more folders to load."""
+    expected = (method.type if isinstance(method, Peft) else method.name).upper()
+    try:
+        peft_type = json.loads(path.read_text(encoding="utf-8"))["peft_type"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} is no configuration of an adapter: {error}") from error
+    if peft_type != expected:
+        raise ValueError(f"{path} is of a {peft_type} adapter, but its run trained {expected}")
+
+
+def _check_shapes(
+    adapter: Path, saved: Mapping[str, Tensor], model: Mapping[str, Tensor | None]
+) -> None:
+    """Refuse saved parameters that the model lacks, and parameters of the model not saved."""
+    for name in sorted(saved.keys() | model.keys()):
+        in_file, in_model = (
+            "missing" if tensor is None else str(tuple(tensor.shape))
+            for tensor in (saved.get(name), model.get(name))
+        )
+        if in_file != in_model or in_file == "missing":
+            raise _mismatch(adapter, f"{name} is {in_file} in the file and {in_model} in the model")
+
+
+def _mismatch(adapter: Path, why: str) -> ValueError:
+    return ValueError(f"{adapter} was saved from another encoder or method: {why}")

@@ -1,0 +1,87 @@
+"""Tokens kept on disk are those that tokenising gives."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from lora2.glue.tasks import TASKS
+from lora2.glue.tokenize import tokenize
+from lora2.run import trainer as module
+from tests.glue.conftest import make_frame
+from tests.glue.test_glue_tokenize import make_tokenizer
+
+ROWS = 20
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """Return a function that tokenises once and counts real tokenisations."""
+    calls = []
+    monkeypatch.setattr(module, "tokenize", lambda *a: calls.append(1) or tokenize(*a))
+
+    def do(task="mnli", frame=None, tokenizer=None, length=32):
+        frame = make_frame(TASKS[task], ROWS) if frame is None else frame
+        tokenizer = tokenizer or make_tokenizer()
+        folder = tmp_path / "tokens"
+        return module.tokenize_once(frame, TASKS[task], tokenizer, length, folder, kept_rows=ROWS)
+
+    do.calls = calls
+    do.folder = tmp_path / "tokens"
+    return do
+
+
+@pytest.mark.parametrize("task", ["mnli", "stsb"])
+def test_second_time_gives_the_same_without_tokenising(make, task):
+    plain = tokenize(make_frame(TASKS[task], ROWS), TASKS[task], make_tokenizer(), 32)
+    first, second = make(task), make(task)
+    assert len(make.calls) == 1
+    for rows in (first, second):
+        assert rows.features == plain.features
+        assert rows[:] == plain[:]
+
+
+def test_a_used_tokenizer_gives_the_same_name(make):
+    tokenizer = make_tokenizer()
+    make(tokenizer=tokenizer)
+    tokenizer("a b", truncation=True, max_length=3, padding="max_length")
+    make(tokenizer=tokenizer)
+    assert len(make.calls) == 1
+
+
+def test_whatever_changes_the_tokens_changes_the_name(make):
+    other_words = make_tokenizer()
+    other_words.add_tokens(["purple"])
+    other_rows = make_frame(TASKS["mnli"], ROWS, seed=1)
+    other_labels = make_frame(TASKS["mnli"], ROWS).assign(label=lambda f: (f["label"] + 1) % 3)
+    make()
+    for change in (
+        {"length": 31},
+        {"tokenizer": other_words},
+        {"tokenizer": make_tokenizer(segments=False)},
+        {"frame": other_rows},
+        {"frame": other_labels},
+    ):
+        before = len(make.calls)
+        make(**change)
+        assert len(make.calls) == before + 1, change
+    assert len(list(make.folder.iterdir())) == 6
+
+
+def test_few_rows_are_not_kept(make):
+    make(frame=make_frame(TASKS["mnli"], ROWS - 1))
+    assert not make.folder.exists()
+
+
+def test_what_a_killed_writer_left_is_gone_after_the_next(make, monkeypatch):
+    def killed(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert [path.suffix for path in make.folder.iterdir()] == [".unfinished"]
+    assert make()[:] == make()[:]
+    assert [path.suffix for path in make.folder.iterdir()] == [""]
