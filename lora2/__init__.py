@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lora2.callbacks import Lora2Callback
+    from lora2.tuners.base import kept_ranks
     from lora2.tuners.export import export_lora, to_lora
     from lora2.tuners.lora2 import Lora2Config, Lora2Model
     from lora2.tuners.lora2.optimizer import create_lora2_optimizer
@@ -29,6 +30,7 @@ __all__ = [
     "SoraConfig",
     "create_lora2_optimizer",
     "export_lora",
+    "kept_ranks",
     "register",
     "to_lora",
 ]
@@ -41,6 +43,7 @@ _HOMES = {
     "SoraConfig": "lora2.tuners.sora",
     "create_lora2_optimizer": "lora2.tuners.lora2.optimizer",
     "export_lora": "lora2.tuners.export",
+    "kept_ranks": "lora2.tuners.base",
     "to_lora": "lora2.tuners.export",
 }
 

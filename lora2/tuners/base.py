@@ -10,13 +10,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
     _maybe_include_all_linear_layers,
     check_adapters_to_merge,
 )
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    resolve_quantization_backend,
+)
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -48,12 +52,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         module_name: str = "the module",
     ) -> None:
         super().__init__()
-        linear = _base_linear(base_layer, module_name)
+        linear, self.quantization_backend = _base_linear(base_layer, module_name)
         self.base_layer, self.module_name = base_layer, module_name
         # Conv1D keeps its weight as (d_in, d_out), nn.Linear as (d_out, d_in).
         self.fan_in_fan_out = isinstance(linear, Conv1D)
-        d_in, d_out = linear.weight.shape if self.fan_in_fan_out else linear.weight.shape[::-1]
-        self.in_features, self.out_features = int(d_in), int(d_out)
+        if self.fan_in_fan_out:
+            self.in_features, self.out_features = map(int, linear.weight.shape)
+        else:  # a quantised weight has another shape
+            self.in_features, self.out_features = linear.in_features, linear.out_features
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.r: dict[str, int] = {}
@@ -106,9 +112,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         The sum is computed in float32 at least and rounded once.
 
         Raises:
-            ValueError: with ``safe_merge``, the merged weight would not be finite; the base weight
-                is untouched.
+            ValueError: the base weight is quantised, or with ``safe_merge``, the merged weight
+                would not be finite; the base weight is untouched.
         """
+        if self.quantization_backend is not None:
+            raise ValueError(
+                f"{self.module_name} has a quantised weight, and merging would round the update to "
+                f"its few levels: merge into the base model loaded in float instead, or serve the "
+                f"adapter beside the quantised base (lora2.export_lora makes it a plain LoRA)"
+            )
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.r:
                 continue
@@ -256,6 +268,34 @@ class AdapterModel(BaseTuner):
         )
 
 
+def find_tuner(model: nn.Module) -> Any:
+    """Return a PeftModel's tuner, or that of a model inside with an adapter by ``add_adapter``.
+
+    The model may be wrapped for data parallelism or compiled.
+
+    Raises:
+        TypeError: there is none, or more than one.
+    """
+    inner = extract_model_from_parallel(model)
+    tuner = getattr(inner, "base_model", None)
+    if isinstance(tuner, BaseTuner):
+        return tuner
+    tuners = [vars(m)["_lora2_tuner"] for m in inner.modules() if "_lora2_tuner" in vars(m)]
+    if len(tuners) == 1:
+        return tuners[0]
+    raise TypeError(
+        f"a model with one adapted part is needed, but this {type(model).__name__} has "
+        f"{len(tuners)}: pass get_peft_model(model, Lora2Config(...)), or call "
+        f"model.add_adapter(Lora2Config(...)) first"
+    )
+
+
+def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
+    """Return module name -> which of its r ranks survive, for the active LoRA2 or SoRA adapter."""
+    kept: dict[str, list[bool]] = find_tuner(model).kept_ranks()
+    return kept
+
+
 def _is_read(model: nn.Module, key: str) -> bool:
     """Tell whether the module that holds ``key`` reads its weight instead of calling it.
 
@@ -280,15 +320,19 @@ def _is_read(model: nn.Module, key: str) -> bool:
     return any(not called or re.search(rf"{weight}\s*([,)\]@]|$)", line) for line in reads)
 
 
-def _base_linear(target: nn.Module, name: str) -> nn.Linear | Conv1D:
-    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if not isinstance(base, nn.Linear | Conv1D) or not base.weight.is_floating_point():
+def _base_linear(target: nn.Module, name: str) -> tuple[Any, Any]:
+    """Return the linear layer under ``target`` and PEFT's backend for its quantisation, if any."""
+    base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    # torchao's needs a function to quantise a merged weight, and we do not merge.
+    backend = resolve_quantization_backend(base, get_apply_tensor_subclass=object)
+    plain = isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
+    if backend is None and not plain:
         raise TypeError(
             f"{name} is a {type(base).__name__}; only torch.nn.Linear and transformers' Conv1D "
-            f"with floating-point weights can be adapted: take it out of target_modules or name "
-            f"it in exclude_modules"
+            f"with floating-point or quantised weights can be adapted: take it out of "
+            f"target_modules or name it in exclude_modules"
         )
-    return base
+    return base, backend
 
 
 def wide(tensor: Tensor) -> Tensor:

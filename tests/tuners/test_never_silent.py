@@ -92,9 +92,11 @@ def test_rslora_is_the_alpha_that_the_message_gives():
     assert layer.scaling["default"] == 16 / 4**0.5
 
 
-def test_k_beyond_the_width_is_refused():
-    with pytest.raises(ValueError, match=r"0 is 6 x 5, k=6 is more: lower k"):
-        get_peft_model(nn.Sequential(nn.Linear(6, 5)), Lora2Config(k=6, target_modules=["0"]))
+def test_zero_3_is_refused_by_name():
+    model = adapt("roberta", target_r=1)
+    next(p for p in model.parameters() if p.requires_grad).ds_id = 0  # DeepSpeed's mark
+    with pytest.raises(ValueError, match=r"ZeRO-3 .*FSDP2"):
+        model.base_model.prepare_training(10)
 
 
 def test_weighted_adapters_name_the_way():

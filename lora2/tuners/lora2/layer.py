@@ -46,11 +46,6 @@ class Lora2Linear(AdapterLayer):
 
     def _create(self, adapter_name: str, config: Lora2Config) -> None:
         r, k = config.r, config.k
-        if k > min(self.in_features, self.out_features):
-            raise ValueError(
-                f"{self.module_name} is {self.in_features} x {self.out_features}, k={k} is more: "
-                f"lower k, or take the module out of target_modules"
-            )
         self.k[adapter_name] = k
         shapes = ((self.in_features, k), (k, r), (r,), (r, k), (k, self.out_features))
         for name, shape in zip(FACTOR_NAMES, shapes, strict=True):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from lora2.tuners.lora2.layer import Lora2Linear
@@ -67,6 +68,11 @@ def exact(device_type: str) -> contextlib.AbstractContextManager[object]:
     """Return a context without autocast, which would not keep float64; free where it is off."""
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather ``tensor`` if FSDP2 has sharded it; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def this_thread() -> int:
@@ -188,10 +194,11 @@ class Adapted:
         if (current := self._stacks.get(this_thread())) is not None:
             return current
         factors = factors_of(self._sorted, self.adapter)
-        if not self._alike(factors):  # a model split over devices, or of several dtypes
-            lam = factors.lam
-            dtype = functools.reduce(torch.promote_types, (one.dtype for one in lam))
-            factors = Factors(*([p.to(lam[0].device, dtype) for p in part] for part in factors))
+        if not self._alike(factors):  # sharded, split over devices, or of several dtypes
+            factors = Factors(*([whole(p) for p in part] for part in factors))
+            device = factors.lam[0].device
+            dtype = functools.reduce(torch.promote_types, (lam.dtype for lam in factors.lam))
+            factors = Factors(*([p.to(device, dtype) for p in part] for part in factors))
         return stack_groups(self._sizes, *factors)
 
     def cache_pairs(self, on: bool) -> None:
@@ -217,7 +224,8 @@ class Adapted:
             layer.clear_cache()
 
     def _alike(self, factors: Factors) -> bool:
-        """Whether the parameters can be stacked: one device, dtype and scaling."""
+        """Whether the parameters can be stacked: one device, dtype and scaling, none sharded."""
         kinds = {(u.device, u.dtype) for u in factors.u}
         scalings = {layer.scaling[self.adapter] for layer in self.layers.values()}
-        return len(kinds) == len(scalings) == 1
+        sharded = any(isinstance(u, DTensor) for u in factors.u)
+        return len(kinds) == len(scalings) == 1 and not sharded

@@ -12,7 +12,7 @@ from torch import Tensor
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora2.stacks import Adapted
+from lora2.tuners.lora2.stacks import Adapted, whole
 from lora2.tuners.loss_term import OTHER_WEIGHTS, UndrivenCheck
 
 
@@ -164,7 +164,7 @@ class RankTraining:
 
 def _lambdas(adapted: Adapted) -> Tensor:
     """All singular values, flat, on one device."""
-    lambdas = adapted.factors().lam
+    lambdas = [whole(lam) for lam in adapted.factors().lam]
     return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
 
 
