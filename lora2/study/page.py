@@ -31,7 +31,7 @@ HOLDS = {  # rule -> verdict -> what it means for a claim
     "not lower": {"higher": "confirmed", "equivalent": "confirmed", "lower": "refuted"},
 }
 # Okabe and Ito's colours, told apart without colour vision too; k = 1 and r = 1 are hollow.
-COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "start": "#009e73"}
+COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
 STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
 PAGE = """# What LoRA² buys
 
@@ -156,7 +156,9 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     ]
     tested = answer(dataclasses.replace(study, questions=asked), scores)
     tested = tested.loc[tested["score"] == "last"]
-    tested = tested.loc[tested["steps"] == tested.groupby("task")["steps"].transform("max")]
+    # A shorter budget answers another question: who learns first.
+    planned = pd.DataFrame(map(vars, study.parts)).groupby("task")["steps"].max()
+    tested = tested.loc[tested["steps"] == tested["task"].map(planned)]
     merged = table.merge(tested, how="left", on=["first", "second"])
     holds = [
         HOLDS[line.rule].get(line.verdict.split(",")[0], "undecided")
@@ -236,8 +238,10 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
         x = [steps * 1.03 ** (place - len(rows) / 2) for steps in points]
         y = [point.mean for point in points.values()]
         error = [0.0 if point.n < 2 else point.high - point.mean for point in points.values()]
-        colour = COLOURS.get("start" if row.id.endswith("-start") else row.method, "#777777")
-        small = "1" in row.id.removesuffix("-start")[-2:]
+        colour = COLOURS.get(
+            "published" if row.id.endswith("-published") else row.method, "#777777"
+        )
+        small = "1" in row.id.removesuffix("-published")[-2:]
         axes.errorbar(x, y, yerr=error, label=row.label, color=colour, marker="o", capsize=2,
                       linestyle="--" if small else "-", elinewidth=1,
                       markerfacecolor="white" if small else colour)  # fmt: skip
