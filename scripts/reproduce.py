@@ -4,10 +4,12 @@ python scripts/reproduce.py table=1 profile=embedded seeds=1,2,3 workers=2
 python scripts/reproduce.py table=1 tasks=rte,mrpc rows=lora2-k8,lora-r8 train.max_steps=500
 python scripts/reproduce.py table=1,3,4 profile=paper cluster=slurm slurm.timeout_min=600
 python scripts/reproduce.py table=1 plan=true
+python scripts/reproduce.py table=1 commands=true
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +32,8 @@ from lora2.sweep.worker import Outcome
 USAGE = (
     "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
     "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
-    "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] [key=value of run_glue.py]"
+    "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] "
+    "[commands=true] [key=value of run_glue.py]"
 )
 
 
@@ -41,17 +44,29 @@ def main(argv: Sequence[str]) -> int:
 
 def reproduce(request: Request) -> int:
     """Run or plan every table of the request."""
-    print("\n".join(request.notes), flush=True)
+    commands = request.options.commands
+    print("\n".join(request.notes), flush=True, file=sys.stderr if commands else sys.stdout)
     found = {plan.name: request.jobs_of(plan) for plan in request.plans}
-    if request.options.plan:
+    if request.options.plan and not commands:
         return show_plan(request, found)
     scored = [plan for plan in request.plans if plan.kind != "times"]
     jobs = distinct([job for plan in scored for job in found[plan.name]])
+    if commands:
+        for job in unfinished(jobs):
+            print(command_line(job))
+        return 0
     outcomes = sweep(request, jobs)
     if outcomes is None:
         return 0
     complete = write_tables(request, found)
     return max(summary(jobs, outcomes), 0 if complete else 1)
+
+
+def command_line(job: Job) -> str:
+    """Return the shell command that does one run, on any machine with this repository."""
+    last = {word.partition("=")[0]: word for word in job.words}
+    words = [word for word in job.words if last[word.partition("=")[0]] is word]
+    return shlex.join(["python", "scripts/run_glue.py", *words])
 
 
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:

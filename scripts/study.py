@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from lora2.records.files import explain_full_disk
-from lora2.study.request import StudyRequest, parse_study
-from lora2.study.spec import Part
+from lora2.study.spec import Part, StudyRequest, parse_study
 from lora2.sweep.pool import INTERRUPTED, command, plan_workers, summary, sweep_here
 from lora2.sweep.table import Job
 
@@ -42,13 +41,9 @@ def run_study(request: StudyRequest) -> int:
             sources = list(dict.fromkeys(request.study.source(row) for row in part.rows))
             try:
                 choices = select(
-                    request.study,
-                    part,
-                    sources,
-                    request.selection,
-                    request.selection_words(),
+                    request.study, part, sources, request.selection, request.selection_words(),
                     lambda jobs: sweep(jobs, request, "selection"),
-                )
+                )  # fmt: skip
             except SelectionError as error:
                 print(error, file=sys.stderr)
                 return 1
@@ -84,7 +79,7 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
 
 def show_plan(request: StudyRequest) -> int:
     """Say what each part would cost here; nothing is trained or written."""
-    from lora2.study.select import FACTOR, left
+    from lora2.study.select import first_grid, left
     from lora2.sweep import cost
 
     stages: dict[str, list[Job]] = {}
@@ -92,9 +87,9 @@ def show_plan(request: StudyRequest) -> int:
         study, rates = request.study, request.study.rates
         own = dict.fromkeys(study.source(row) for row in part.rows)
         grid = [
-            study.candidate(part, row, rates[row] * factor, request.selection_words())
+            study.candidate(part, row, rate, request.selection_words())
             for row in own
-            for factor in (1 / FACTOR, 1, FACTOR)
+            for rate in first_grid(rates[row])
         ]
         stages[f"{part.name}, selection (grids may grow)"] = left(grid, request.selection)
         stages[f"{part.name}, final"] = left(finals(request, part, rates), request.folder)

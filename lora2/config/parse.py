@@ -22,9 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GROUPS = ("method", "task", "backbone")  # in the order in which their settings apply
 # These say which file was taken: another value would put a run under a wrong name.
 FIXED = ("method.name", "backbone.name", "backbone.profile")
-# Signs of Hydra's that change what a key means, the key, a package, and the value's text.
-WORD = re.compile(r"([+~]*)([A-Za-z_][\w./-]*)(@[\w.:]*)?(?:=(.*))?", re.DOTALL)
-GRID = re.compile(r"\s*([^\s'\"\[{][^'\"]*,|\w+\()")  # a,b or choice(a, b)
+WORD = re.compile(r"([A-Za-z_][\w./-]*)=(.*)", re.DOTALL)
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 32
 INTEGER = re.compile(r"[+-]?(0|[1-9](_?\d)*)", re.ASCII)
@@ -193,16 +191,14 @@ def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dic
 
 def _parse_word(word: str, configs: Path) -> tuple[str, Any]:
     match = WORD.fullmatch(word)
-    changed, key, package, text = match.groups() if match else ("", "", "", None)
-    if key and (changed or package or GRID.match(text or "")):
-        raise ConfigError([Problem(key, word, "one plain key=value; grids: scripts/reproduce.py")])
+    if match is None:
+        raise ConfigError([Problem("command line", word, "words of the form key=value")])
+    key, text = match.groups()
     try:
-        value = word_value("," if text is None else text)
+        value = word_value(text)
     except ValueError as error:
-        name, sign, _ = word.partition("=")
-        quoted = f"{name}='\"VALUE\"'; a value with signs such as ~ = ( ) , needs quotes"
-        allowed = quoted if sign and name else "words of the form key=value"
-        raise ConfigError([Problem("command line", word, allowed)]) from error
+        wrong = "a value with signs such as ~ = ( ) , needs quotes"
+        raise ConfigError([Problem(key, text, f"{key}='\"VALUE\"'", wrong)]) from error
     root = key.partition(".")[0]
     if key in FIXED or (root == "task" and key != "task"):
         names = ", ".join(options(root, configs))

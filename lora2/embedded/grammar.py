@@ -7,6 +7,7 @@ nor in the text the encoders are pretrained on.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -218,6 +219,12 @@ def make_split(task: str, split: str) -> pandas.DataFrame:
     Raises:
         ValueError: unknown task or split.
     """
+    return _split(task, split).copy()
+
+
+@functools.cache
+def _split(task: str, split: str) -> pandas.DataFrame:
+    """Make a split once per process: it takes as long as some ten training steps."""
     import pandas  # half a second that the row counts alone need not take
 
     if task not in ROWS or split not in splits(task):

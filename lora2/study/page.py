@@ -13,22 +13,65 @@ from pathlib import Path
 
 import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure
 
 from lora2.markup import grid
-from lora2.records.store import StoreError, read_csv, write_atomically
+from lora2.records.store import StoreError, read_csv
 from lora2.study.answers import answer, sentence
-from lora2.study.figures import STYLE, budget_curve, write
 from lora2.study.read import read
 from lora2.study.spec import Question, Study, load_study
+from lora2.tables.pages import write_pages
 from lora2.tables.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = Path(__file__).with_name("claims.csv")
 BLOCK = re.compile(r"(<!-- begin study -->\n).*?(<!-- end study -->)", re.DOTALL)
-HOLDS = {  # rule -> verdict -> what it says of a claim
+HOLDS = {  # rule -> verdict -> what it means for a claim
     "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},
     "not lower": {"higher": "confirmed", "equivalent": "confirmed", "lower": "refuted"},
 }
+# Okabe and Ito's colours, told apart without colour vision too; k = 1 and r = 1 are hollow.
+COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
+STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
+PAGE = """# What LoRA² buys
+
+{note} How it is run: [study-run.md](study-run.md). This page is made from the CSVs in \
+[{folder}](../{folder}) by `make report-study`. {progress}
+
+## Score against budget
+
+![The last score of each row against the steps of training](../{folder}/budget.png)
+
+Mean of the last validation score over seeds, with its 95 % interval (CoLA: Matthews correlation, \
+percent points). Each point is a training of its own: its schedule fits its steps, and its rate \
+was chosen for it on rows held out of train.
+
+## The longest budget that was run
+
+{scores}
+
+## Answers
+
+First row minus second, paired by seed, by the last score. Higher or lower: paired t-test, Holm \
+over the lines of a question. Equivalent: two one-sided tests against the margin that the study's \
+file fixed in advance. Undecided: neither; the seeds are enough to find the difference named \
+with a probability of 80 %. Every line, the best scores too: \
+[answers.csv](../{folder}/answers.csv).
+
+{answers}
+
+## The paper's claims (arXiv v1), as far as the study's rows compare them
+
+{claims}
+
+## Protocol
+
+{protocol}
+
+## Not run
+
+{not_run}
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +87,6 @@ class Results:
     def labels(self) -> dict[str, str]:
         return {row.id: row.label for row in self.study.table().rows}
 
-    def longest(self) -> list[str]:
-        """Return, for each task, the parts with the most steps that have scores."""
-        most = self.scores.groupby("task")["steps"].transform("max")
-        return list(dict.fromkeys(self.scores.loc[self.scores["steps"] == most, "part"]))
-
 
 def load(study: Study, folder: Path) -> Results:
     """Read the CSVs and answer the study's questions."""
@@ -58,157 +96,166 @@ def load(study: Study, folder: Path) -> Results:
 
 def page(results: Results) -> str:
     """Return the whole of docs/study.md."""
-    study, folder = results.study, results.folder.relative_to(ROOT)
-    parts = [
-        "# What LoRA² buys",
-        f"{study.note} How it is run: [study-run.md](study-run.md). This page is made from the "
-        f"CSVs in [{folder}](../{folder}) by `make report-study`. {_progress(results)}",
-        "## Score against budget",
-        f"![The last score of each row against the steps of training](../{folder}/budget.png)",
-        "Mean of the last validation score over seeds, with its 95 % interval (CoLA: Matthews "
-        "correlation, percent points). Each point is a training of its own: its schedule fits its "
-        "steps, and its rate was chosen for it on rows held out of train.",
-        "## The longest budget that was run",
-        _score_table(results),
-        "## Answers",
-        "First row minus second, paired by seed, by the last score. Higher or lower: paired "
-        "t-test, Holm over the lines of a question. Equivalent: two one-sided tests against the "
-        "margin that the study's file fixed in advance. Every line, the best scores too: "
-        f"[answers.csv](../{folder}/answers.csv).",
-        "\n".join(_answers(results)),
-        "## The paper's claims (arXiv v1), as far as the study's rows compare them",
-        _claim_table(results),
-        "## Protocol",
-        _protocol(results),
-        "## Not run",
-        _not_run(results),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def headline(results: Results) -> str:
-    """Return what README says: the figure and one sentence a question."""
-    folder = results.folder.relative_to(ROOT)
-    firsts = [next(iter(lines)) for lines in _by_question(results).values() if lines]
-    return "\n".join(
-        [
-            f"![Score against steps]({folder}/budget.png)",
-            "",
-            _progress(results),
-            "",
-            *(f"* {line}." for line in firsts[:3]),
-            "",
-        ]
+    answers = _by_question(results)
+    return PAGE.format(
+        note=results.study.note,
+        folder=results.folder.relative_to(ROOT),
+        progress=_progress(results),
+        scores="\n".join(grid(list(_score_rows(results)))),
+        answers="\n".join(
+            f"* **{ask}** {'. '.join(lines) + '.' if lines else 'Not run yet.'}"
+            for ask, lines in answers.items()
+        ),
+        claims="\n".join(grid(list(_claim_rows(results)))),
+        protocol="\n".join(grid([["", ""], *_protocol(results)])),
+        not_run="\n".join(_not_run(results)) or "Nothing: every part of the study's file was run.",
     )
 
 
-def _score_table(results: Results) -> str:
-    rows = []
-    for part in results.longest():
-        own = results.scores.loc[results.scores["part"] == part]
-        for row in own["row"].unique():
-            cell = own.loc[own["row"] == row]
-            last, best = summary(cell["score_last"]), summary(cell["score_best"])
-            rows.append(
-                [results.labels[row], cell["task"].iloc[0], f"{int(cell['steps'].iloc[0]):,}",
-                 f"{cell['learning_rate'].iloc[0]:g}", f"{last.mean:.1f} ± {last.std:.1f}",
-                 f"{best.mean:.1f} ± {best.std:.1f}", str(last.n),
-                 f"{int(cell['params_adapter'].mean()):,}"]
-            )  # fmt: skip
-    header = ["Row", "Task", "Steps", "Rate", "Last", "Best", "Seeds", "Parameters"]
-    return "\n".join(grid([header, *rows]))
+def headline(results: Results) -> str:
+    """Return README's lines: the figure and a sentence for each of the first three questions."""
+    folder = results.folder.relative_to(ROOT)
+    firsts = [f"* {lines[0]}." for lines in _by_question(results).values() if lines]
+    figure = f"![Score against steps]({folder}/budget.png)"
+    return "\n".join([figure, "", _progress(results), "", *firsts[:3], ""])
 
 
 def _by_question(results: Results) -> dict[str, list[str]]:
     """Return question -> a sentence a comparison, the longest budget of each pair first."""
     last = results.answers.loc[results.answers["score"] == "last"]
-    last = last.sort_values("steps", ascending=False, kind="stable")
+    lines = last.sort_values("steps", ascending=False, kind="stable").to_dict("records")
     return {
-        one.ask: [
-            sentence(line, results.labels)
-            for _, line in last.loc[last["question"] == one.ask].iterrows()
+        question.ask: [
+            sentence(line, results.labels) for line in lines if line["question"] == question.ask
         ]
-        for one in results.study.questions
+        for question in results.study.questions
     }
 
 
-def _answers(results: Results) -> Iterator[str]:
-    for ask, lines in _by_question(results).items():
-        yield f"* **{ask}** " + (". ".join(lines) + "." if lines else "Not run yet.")
+def _score_rows(results: Results) -> Iterator[list[str]]:
+    """Yield the head, then a line for each row of the parts with the most steps of their task."""
+    yield ["Row", "Task", "Steps", "Rate", "Last", "Best", "Seeds", "Parameters"]
+    scores = results.scores
+    longest = scores.loc[scores["steps"] == scores.groupby("task")["steps"].transform("max")]
+    for (_, row), cell in longest.groupby(["part", "row"], sort=False):
+        first = cell.iloc[0]
+        last, best = summary(cell["score_last"]), summary(cell["score_best"])
+        yield [results.labels[row], first["task"], f"{first['steps']:,}",
+               f"{first['learning_rate']:g}", f"{last.mean:.1f} ± {last.std:.1f}",
+               f"{best.mean:.1f} ± {best.std:.1f}", str(last.n),
+               f"{int(cell['params_adapter'].mean()):,}"]  # fmt: skip
 
 
 def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the lines of claims.csv with what the longest budget of each task says of them."""
+    """Return the lines of claims.csv with the verdict of each task's longest budget."""
     table = pd.read_csv(CLAIMS)
-    known = {row.id for row in study.table().rows}
-    there = table.loc[table["first"].isin(known) & table["second"].isin(known)]
-    pairs = [[line["first"], line["second"]] for _, line in there.iterrows()]
-    asked = [Question(ask=id, pairs=[pair]) for id, pair in zip(there["id"], pairs, strict=True)]
-    found = answer(dataclasses.replace(study, questions=asked), scores)
-    found = found.loc[found["score"] == "last"]
-    found = found.loc[found["steps"] == found.groupby("task")["steps"].transform("max")]
-    merged = table.merge(found, how="left", on=["first", "second"])
+    rows = {row.id for row in study.table().rows}
+    there = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
+    asked = [
+        Question(ask=line.id, pairs=[[line.first, line.second]]) for line in there.itertuples()
+    ]
+    tested = answer(dataclasses.replace(study, questions=asked), scores)
+    tested = tested.loc[tested["score"] == "last"]
+    # A shorter budget answers another question: who learns first.
+    planned = pd.DataFrame(map(vars, study.parts)).groupby("task")["steps"].max()
+    tested = tested.loc[tested["steps"] == tested["task"].map(planned)]
+    merged = table.merge(tested, how="left", on=["first", "second"])
     holds = [
-        HOLDS[rule].get(str(verdict).split(",")[0], "cannot tell")
-        if isinstance(verdict, str)
+        HOLDS[line.rule].get(line.verdict.split(",")[0], "undecided")
+        if isinstance(line.verdict, str)
         else "not run"
-        for rule, verdict in zip(merged["rule"], merged["verdict"], strict=True)
+        for line in merged.itertuples()
     ]
     return merged.assign(holds=holds).drop_duplicates(["id", "first", "second", "task"])
 
 
-def _claim_table(results: Results) -> str:
-    rows = [
-        [line["quote"], f"{line['first']} {line['rule']} than {line['second']}",
-         line["task"] if isinstance(line["task"], str) else "–",
-         f"{line['difference']:+.1f}" if line["holds"] != "not run" else "–", line["holds"]]
-        for _, line in claims(results.study, results.scores).iterrows()
-    ]  # fmt: skip
-    return "\n".join(grid([["The paper", "Tested as", "Task", "Difference", ""], *rows]))
+def _claim_rows(results: Results) -> Iterator[list[str]]:
+    yield ["The paper", "Tested as", "Task", "Difference", ""]
+    for line in claims(results.study, results.scores).to_dict("records"):
+        run = line["holds"] != "not run"
+        tested = f"{line['first']} {line['rule']} than {line['second']}"
+        yield [line["quote"], tested, line["task"] if run else "–",
+               f"{line['difference']:+.1f}" if run else "–", line["holds"]]  # fmt: skip
 
 
-def _protocol(results: Results) -> str:
+def _protocol(results: Results) -> Iterator[list[str]]:
     study, runs = results.study, read_csv(results.folder / "runs.csv")
     runs = runs.loc[runs["run"].isin(results.scores["run"])]
     held = ", ".join(f"{rows:,} of {task}" for task, rows in study.holdout.items())
     margins = ", ".join(f"{task} {margin:g}" for task, margin in study.margin.items())
-    rows = [
-        ["scale", "alpha / r is the same for every rank of a method"],
-        ["rates", f"one for each row and budget, from a grid of factor 2 that grew until the best "
-                  f"was no end of it; by the last score on rows held out of train ({held}; seed "
-                  f"{study.selection_seed}). Every rate tried: rates.csv"],
-        ["score", "the last evaluation; the best one is picked on the validation split"],
-        ["margin of equivalence", f"{margins} percent points, fixed before the final runs"],
-        ["encoder", f"{', '.join(runs['backbone'].unique())}, "
-                    f"{', '.join(runs['precision'].unique())}"],
-        ["device", ", ".join(runs["device"].unique())],
-        ["commits", ", ".join(runs["commit"].unique())],
-    ]  # fmt: skip
-    return "\n".join(grid([["", ""], *rows]))
+    used = {name: ", ".join(runs[name].unique())
+            for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
+    yield ["scale", "alpha / r is the same for every rank of a method"]
+    rates = ("one for each row and budget, from a grid of factor 2 that grew until the best was no "
+             f"end of it; by the last score on rows held out of train ({held}; seed "
+             f"{study.selection_seed}). Every rate tried: rates.csv")  # fmt: skip
+    yield ["rates", rates]
+    yield ["score", "the last evaluation; the best one is picked on the validation split"]
+    yield ["margin of equivalence", f"{margins} percent points, fixed before the final runs"]
+    yield ["encoder", f"{used['backbone']}, {used['precision']}"]
+    yield ["device", used["device"]]
+    yield ["commits", used["commit"]]
 
 
 def _progress(results: Results) -> str:
-    """Return how much of the study is there, and whether the longest budget is among it."""
-    parts, done = results.study.parts, results.scores["part"].unique()
-    if len(done) == len(parts):
+    """Say how many parts were run, and whether the longest budget is among them."""
+    parts, done = results.study.parts, results.scores["part"].nunique()
+    if done == len(parts):
         return ""
     most, ran = max(part.steps for part in parts), int(results.scores["steps"].max())
     early = (
-        f" Nothing longer than {ran:,} steps was run yet: this says which row starts fastest, not "
-        f"where the rows end ({most:,} steps are planned)."
+        f" No training longer than {ran:,} steps was run yet: this says which row starts fastest, "
+        f"not where the rows end ({most:,} steps are planned)."
     )
-    return f"{len(done)} of the study's {len(parts)} parts were run.{early * (ran < most)}"
+    verb = "was" if done == 1 else "were"
+    return f"{done} of the study's {len(parts)} parts {verb} run.{early if ran < most else ''}"
 
 
-def _not_run(results: Results) -> str:
-    done = set(map(tuple, results.scores[["part", "row"]].drop_duplicates().to_numpy()))
-    lines = []
+def _not_run(results: Results) -> Iterator[str]:
+    done = set(zip(results.scores["part"], results.scores["row"], strict=True))
     for part in results.study.parts:
         missing = [row for row in part.rows if (part.name, row) not in done]
         if missing:
             which = "all rows" if len(missing) == len(part.rows) else ", ".join(missing)
-            lines.append(f"* {part.name} ({part.steps:,} steps): {which}")
-    return "\n".join(lines) or "Nothing: every part of the study's file was run."
+            yield f"* {part.name} ({part.steps:,} steps): {which}"
+
+
+def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
+    """Draw mean and 95 % interval over seeds of each row that has two budgets or more.
+
+    Where no row has two, every row's only budget is drawn.
+    """
+    own = scores.loc[scores["task"] == task]
+    budgets = own.groupby("row")["steps"].nunique()
+    least = 2 if (budgets >= 2).any() else 1
+    rows = [row for row in study.table().rows if budgets.get(row.id, 0) >= least]
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        cells = own.loc[own["row"] == row.id].groupby("steps")["score_last"]
+        points = {int(steps): summary(values) for steps, values in cells}
+        # A small shift, so that the intervals of one budget stand beside each other.
+        x = [steps * 1.03 ** (place - len(rows) / 2) for steps in points]
+        y = [point.mean for point in points.values()]
+        error = [0.0 if point.n < 2 else point.high - point.mean for point in points.values()]
+        colour = COLOURS.get(
+            "published" if row.id.endswith("-published") else row.method, "#777777"
+        )
+        small = "1" in row.id.removesuffix("-published")[-2:]
+        axes.errorbar(x, y, yerr=error, label=row.label, color=colour, marker="o", capsize=2,
+                      linestyle="--" if small else "-", elinewidth=1,
+                      markerfacecolor="white" if small else colour)  # fmt: skip
+    ticks = sorted({int(steps) for steps in own["steps"]})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{steps:,}" for steps in ticks], minor=False)
+    axes.minorticks_off()
+    axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
+    axes.set_xlabel("optimiser steps of the whole training (each its own schedule and rate)")
+    axes.set_ylabel("last validation score, percent points")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.92", linewidth=0.8)
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure
 
 
 def main(argv: Sequence[str]) -> int:
@@ -222,21 +269,20 @@ def main(argv: Sequence[str]) -> int:
     except StoreError as error:
         print(error, file=sys.stderr)
         return 1
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = {
+    readme, folder = ROOT / "README.md", results.folder
+    lines = headline(results)
+    pages = {
         ROOT / "docs" / "study.md": page(results),
-        results.folder / "answers.csv": results.answers.to_csv(index=False, lineterminator="\n"),
-        ROOT / "README.md": BLOCK.sub(lambda m: m[1] + headline(results) + m[2], readme),
+        folder / "answers.csv": results.answers.to_csv(index=False, lineterminator="\n"),
+        readme: BLOCK.sub(lambda m: m[1] + lines + m[2], readme.read_text(encoding="utf-8")),
     }
-    if check:
-        stale = [path.name for path, new in text.items() if path.read_text("utf-8") != new]
-        print("\n".join(f"{name} is stale: run make report-study" for name in stale), end="")
-        return int(bool(stale))
-    for path, new in text.items():
-        write_atomically(path, new)
-    with matplotlib.rc_context(STYLE):
-        write(budget_curve(results.study, results.scores, "cola"), results.folder / "budget")
-    return 0
+    stale = write_pages(pages, check, "make report-study")
+    if not check:
+        with matplotlib.rc_context(STYLE):  # the same bytes for the same figure
+            figure = budget_curve(results.study, results.scores, "cola")
+            figure.savefig(folder / "budget.svg", metadata={"Date": None})
+            figure.savefig(folder / "budget.png", dpi=150, metadata={"Software": None})
+    return stale
 
 
 if __name__ == "__main__":

@@ -29,15 +29,13 @@ def collect(study: Study, choices: Sequence[Choice], folder: Path, extra: Sequen
     """Write the CSVs of the parts in ``choices``; what they held of other parts stays."""
     store.collect(folder / "selection")
     runs = store.collect(folder)
-    tried = pd.concat([one.tried for one in choices])
-    scores = pd.concat([_finals(study, part, choices, runs, extra) for part in _parts(choices)])
-    rates = _keep_others(folder / "rates.csv", tried, ["part", "row"])
-    every = _keep_others(folder / "scores.csv", scores, ["part", "row"])
-    _write(folder / "rates.csv", rates)
-    _write(folder / "scores.csv", every)
-    curves = [_curve(folder, line) for _, line in scores.iterrows()]
-    fresh = pd.concat([*curves, pd.DataFrame(columns=CURVES)])
-    _write(folder / "curves.csv", _keep_others(folder / "curves.csv", fresh, ["part", "run"]))
+    parts = {choice.part.name: choice.part for choice in choices}
+    scores = pd.concat([_finals(study, p, choices, runs, extra) for p in parts.values()])
+    _update(folder / "rates.csv", [choice.tried for choice in choices], ["part", "row"])
+    every = _update(folder / "scores.csv", [scores], ["part", "row"])
+    empty = pd.DataFrame(columns=CURVES)
+    curves = [_curve(folder, line) for line in scores.to_dict("records")]
+    _update(folder / "curves.csv", [*curves, empty], ["part", "run"])
     _write_predictions(folder, every["run"].unique())
 
 
@@ -45,7 +43,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     """Return one of the CSVs.
 
     Raises:
-        StoreError: it is not there.
+        StoreError: it is missing.
     """
     path = folder / f"{name}.csv"
     if not path.is_file():
@@ -53,24 +51,11 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     return pd.read_csv(path, float_precision="round_trip")
 
 
-def predictions(folder: Path) -> dict[str, np.ndarray]:
-    """Return run -> the last predictions on the validation split, (n,): classes or scores."""
-    path = folder / "predictions.parquet"
-    if not path.is_file():
-        return {}
-    frame = pd.read_parquet(path)
-    return dict(zip(frame["run"], frame["last"], strict=True))
-
-
-def _parts(choices: Sequence[Choice]) -> list[Part]:
-    return list({one.part.name: one.part for one in choices}.values())
-
-
 def _finals(
     study: Study, part: Part, choices: Sequence[Choice], runs: pd.DataFrame, extra: Sequence[str]
 ) -> pd.DataFrame:
     """Return a line for every finished final run of a part."""
-    rates = {one.row: one.rate for one in choices if one.part.name == part.name}
+    rates = {choice.row: choice.rate for choice in choices if choice.part.name == part.name}
     finished = runs.loc[runs["status"] == "finished"]
     by_name = finished.set_index("run")
     lines = []
@@ -79,30 +64,27 @@ def _finals(
         jobs = {seed: study.job(part, row, rate, seed, extra) for seed in part.seeds}
         names = matching(list(jobs.values()), finished)
         for seed, job in jobs.items():
-            if job.name in names:
-                run = by_name.loc[names[job.name]]
+            if name := names.get(job.name):
                 own = {"part": part.name, "row": row, "task": part.task, "steps": part.steps,
-                       "seed": seed, "learning_rate": rate, "run": names[job.name]}  # fmt: skip
-                lines.append({**{key: run.get(key) for key in SCORES}, **own})
+                       "seed": seed, "learning_rate": rate, "run": name}  # fmt: skip
+                lines.append({**by_name.loc[name].to_dict(), **own})
     return pd.DataFrame(lines, columns=SCORES)
 
 
-def _keep_others(path: Path, fresh: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """Return ``fresh`` after the lines of the file whose ``keys`` it does not have."""
-    if not path.is_file():
-        return fresh
-    old = pd.read_csv(path, float_precision="round_trip")
-    known = set(map(tuple, fresh[keys].to_numpy()))
-    others = old.loc[[tuple(key) not in known for key in old[keys].to_numpy()]]
-    return pd.concat([frame for frame in (others, fresh) if len(frame)] or [fresh])
-
-
-def _write(path: Path, frame: pd.DataFrame) -> None:
+def _update(path: Path, fresh: Sequence[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
+    """Write the lines of the file whose ``keys`` are not in ``fresh``, then ``fresh``."""
+    frame = pd.concat(fresh)
+    if path.is_file():
+        old = read(path.parent, path.stem)
+        known = set(map(tuple, frame[keys].to_numpy()))
+        others = old.loc[[tuple(key) not in known for key in old[keys].to_numpy()]]
+        frame = pd.concat([part for part in (others, frame) if len(part)] or [frame])
     store.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    return frame
 
 
-def _curve(folder: Path, line: pd.Series) -> pd.DataFrame:
-    """Return the evaluations of one run, none where its folder is gone."""
+def _curve(folder: Path, line: dict) -> pd.DataFrame:
+    """Return the evaluations of one run, none where its folder is not here."""
     path = folder / "runs" / line["run"] / HISTORY
     if not path.is_file():
         return pd.DataFrame(columns=CURVES)
@@ -113,15 +95,18 @@ def _curve(folder: Path, line: pd.Series) -> pd.DataFrame:
 
 def _write_predictions(folder: Path, runs: Sequence[str]) -> None:
     """Write predictions.parquet: run and its last predictions, int8 classes or float32 scores."""
-    kept = predictions(folder)
+    path, kept = folder / "predictions.parquet", {}
+    if path.is_file():
+        frame = pd.read_parquet(path)
+        kept = dict(zip(frame["run"], frame["last"], strict=True))
     for run in runs:
-        path = folder / "runs" / run / "predictions.parquet"
-        if path.is_file():
-            last = pd.read_parquet(path, columns=["last"])["last"].to_numpy()
+        source = folder / "runs" / run / "predictions.parquet"
+        if source.is_file():
+            last = pd.read_parquet(source, columns=["last"])["last"].to_numpy()
             classes = bool((last == np.round(last)).all())
             kept[run] = last.astype(np.int8 if classes else np.float32)
     frame = pd.DataFrame({"run": list(kept), "last": [values.tolist() for values in kept.values()]})
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False, compression="zstd")
-    with replacing(folder / "predictions.parquet") as file:
+    with replacing(path) as file:
         file.write(buffer.getvalue())

@@ -47,22 +47,21 @@ def select(
     Raises:
         SelectionError: a run failed, or no best rate lies inside a grid of ``MOST`` rates.
     """
-    middle = study.rates
-    grids = {row: [middle[row] / FACTOR, middle[row], middle[row] * FACTOR] for row in rows}
+    grids = {row: first_grid(study.rates[row]) for row in rows}
     while True:
-        tried = {row: _jobs(study, part, row, grid, extra) for row, grid in grids.items()}
+        tried = {
+            row: {rate: study.candidate(part, row, rate, extra) for rate in grid}
+            for row, grid in grids.items()
+        }
         if run([job for jobs in tried.values() for job in jobs.values()]):
             raise SelectionError(
-                f"part {part.name}: runs of the selection failed; repeat the command"
+                f"part {part.name}: runs of the selection failed or are missing; repeat the command"
             )
         runs = recorded(folder)
         frames = {row: _scores(study, part, row, jobs, runs) for row, jobs in tried.items()}
         wider = {row: _wider(frame) for row, frame in frames.items()}
         if not any(wider.values()):
-            return [
-                Choice(part, row, float(frame.loc[frame["chosen"], "learning_rate"].iloc[0]), frame)
-                for row, frame in frames.items()
-            ]
+            return [Choice(part, row, _chosen(frame), frame) for row, frame in frames.items()]
         for row, more in wider.items():
             grids[row] = sorted({*grids[row], *more})
             if len(grids[row]) > MOST:
@@ -71,6 +70,11 @@ def select(
                     f"{grids[row][-1]:g} the best of {row} is still an end: set another rate for "
                     f"it in configs/study/{study.name}.yaml"
                 )
+
+
+def first_grid(middle: float) -> list[float]:
+    """Return the rates that are tried first around the one of the study's file."""
+    return [middle / FACTOR, middle, middle * FACTOR]
 
 
 def recorded(folder: Path) -> pd.DataFrame:
@@ -88,12 +92,6 @@ def left(jobs: Sequence[Job], folder: Path) -> list[Job]:
     return list({job.name: job for job in jobs if job.name not in done}.values())
 
 
-def _jobs(
-    study: Study, part: Part, row: str, grid: Sequence[float], extra: Sequence[str]
-) -> dict[float, Job]:
-    return {rate: study.candidate(part, row, rate, extra) for rate in grid}
-
-
 def _scores(
     study: Study, part: Part, row: str, jobs: Mapping[float, Job], runs: pd.DataFrame
 ) -> pd.DataFrame:
@@ -101,24 +99,14 @@ def _scores(
     names, by_name = matching(list(jobs.values()), runs), runs.set_index("run")
     lines = []
     for rate, job in jobs.items():
-        name = names.get(job.name)
-        if name is None:
+        if job.name not in names:
             raise SelectionError(f"the run {job.name} of the selection is missing")
-        values = by_name.loc[name]
+        values = by_name.loc[names[job.name]]
+        result = {key: values.get(key) for key in ("status", "score_best", "score_last")}
         lines.append(
-            {
-                "part": part.name,
-                "row": row,
-                "task": part.task,
-                "steps": part.steps,
-                "learning_rate": rate,
-                "seed": study.selection_seed,
-                "run": name,
-                "status": values["status"],
-                "score_best": values.get("score_best"),
-                "score_last": values.get("score_last"),
-            }
-        )
+            {"part": part.name, "row": row, "task": part.task, "steps": part.steps,
+             "learning_rate": rate, "seed": study.selection_seed, "run": names[job.name], **result}
+        )  # fmt: skip
     frame = pd.DataFrame(lines)
     finished = frame.loc[frame["status"] == "finished"].sort_values("learning_rate")
     if finished.empty:
@@ -131,26 +119,25 @@ def _scores(
     return frame.assign(chosen=frame.index == best[(len(best) - 1) // 2])[COLUMNS]
 
 
+def _chosen(frame: pd.DataFrame) -> float:
+    return float(frame.loc[frame["chosen"], "learning_rate"].iloc[0])
+
+
 def _wider(frame: pd.DataFrame) -> list[float]:
     """Return the rate beyond the end of the grid that was chosen, if one was."""
-    rates, chosen = (
-        frame["learning_rate"],
-        float(frame.loc[frame["chosen"], "learning_rate"].iloc[0]),
-    )
+    rates, chosen = frame["learning_rate"], _chosen(frame)
     lower = [chosen / FACTOR] if chosen == rates.min() else []
     return lower + ([chosen * FACTOR] if chosen == rates.max() else [])
 
 
 def sentences(choices: Sequence[Choice]) -> Iterator[str]:
     """Yield a line for each choice: the rate, and what was tried."""
-    for one in choices:
+    for choice in choices:
         tried = ", ".join(
-            f"{rate:g}: {score:.1f}" if status == "finished" else f"{rate:g}: {status}"
-            for rate, score, status in zip(
-                one.tried["learning_rate"],
-                one.tried["score_last"],
-                one.tried["status"],
-                strict=True,
-            )
+            f"{line.learning_rate:g}: "
+            + (f"{line.score_last:.1f}" if line.status == "finished" else line.status)
+            for line in choice.tried.itertuples()
         )
-        yield f"  {one.part.name}, {one.row}: {one.rate:g} (last held-out score of {tried})"
+        yield (
+            f"  {choice.part.name}, {choice.row}: {choice.rate:g} (last held-out score of {tried})"
+        )

@@ -1,23 +1,34 @@
-"""A study's file (configs/study/NAME.yaml) and the runs it stands for."""
+"""A study's file (configs/study/NAME.yaml), its runs, and the words of scripts/study.py."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.parse import CONFIGS, options, read_yaml
-from lora2.config.problems import ConfigError, Problem, check_section, unknown
+from lora2.config.parse import CONFIGS, options, overridden, read_yaml
+from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
 from lora2.sweep.presets import load_profile
+from lora2.sweep.request import Seeds, split_words
 from lora2.sweep.table import Job, Row, Table, jobs, load_table, narrow
+from lora2.tables.make import PLACES
 
-Seeds = Annotated[list[Seed], Field(min_length=1)]
 Words = list[str]  # of run_glue.py
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # ids of rows
+
+
+DECIDED = {  # by the study's file, so that a word cannot say otherwise
+    "backbone": "its profile",
+    "protocol": "protocol",
+    "ranks": "overrides",
+    "train.learning_rate": "rates",
+    "train.max_steps": "parts",
+    "data.holdout": "holdout",
+}
 
 
 @checked
@@ -74,14 +85,8 @@ class Study:
         Raises:
             ConfigError: every problem of its configuration.
         """
-        words = [
-            f"protocol={self.protocol}",
-            *self.overrides,
-            f"train.max_steps={part.steps}",
-            *part.overrides,
-            f"train.learning_rate={rate!r}",
-            *extra,
-        ]
+        words = [f"protocol={self.protocol}", *self.overrides, f"train.max_steps={part.steps}",
+                 *part.overrides, f"train.learning_rate={rate!r}", *extra]  # fmt: skip
         profile = dataclasses.replace(load_profile(self.profile), note=self.note)
         return jobs(narrow(self.table(), [part.task], [row]), profile, [seed], words)[0]
 
@@ -91,62 +96,153 @@ class Study:
         return self.job(part, row, rate, self.selection_seed, [*extra, held])
 
 
+@checked
+class Options:
+    """The words of scripts/study.py that are not keys of a run."""
+
+    study: str | None = None
+    only: Literal["selection", "final", "tables"] | None = None  # a stage; None: all
+    workers: Count | None = None
+    plan: bool = False
+    parts: list[str] | None = None
+    rows: list[str] | None = None
+    seeds: Seeds | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyRequest:
+    """A checked command line; ``extra`` are words for every run, ``notes`` what to print first."""
+
+    study: Study
+    options: Options
+    parts: list[Part]  # narrowed to the rows and seeds asked for
+    extra: list[str]
+    folder: Path  # where runs.csv, rates.csv and the tables go
+    notes: list[str]
+
+    def does(self, stage: str) -> bool:
+        return self.options.only in (None, stage)
+
+    @property
+    def selection(self) -> Path:
+        """The results folder of the runs that choose the rates."""
+        return self.folder / "selection"
+
+    def selection_words(self) -> list[str]:
+        return [*self.extra, f"results.dir={self.selection}"]
+
+
 def load_study(name: str, configs: Path = CONFIGS) -> Study:
     """Read configs/study/<name>.yaml.
 
     Raises:
         ConfigError: no such study, or a file with wrong keys, rows, tasks or rates.
     """
-    known = options("study", configs)
-    if name not in known:
-        raise ConfigError([unknown("study", name, known)])
+    names, where = options("study", configs), f"study {name}"
+    if name not in names:
+        raise ConfigError([unknown("study", name, names)])
     values = read_yaml(configs / "study" / f"{name}.yaml")
-    where = f"study {name}"
     if not isinstance(values, dict):
         raise ConfigError([Problem(where, values, "a mapping of keys to values")])
     tree: dict[str, Any] = {**values, "name": name}
-    problems = []
+    problems = ProblemList()
     for key, kind in (("parts", Part), ("rows", Row), ("questions", Question)):
-        listed = tree.get(key)
-        for one in listed if isinstance(listed, list) else []:
-            problems += check_section(f"{where}, {key}", kind, one)
-        if not problems and isinstance(listed, list):
-            tree[key] = [kind(**one) for one in listed]
-    if problems:
-        raise ConfigError(problems)
-    if problems := check_section(where, Study, tree):
-        raise ConfigError(problems)
+        if isinstance(entries := tree.get(key), list):
+            wrong = [p for entry in entries for p in check_section(f"{where}, {key}", kind, entry)]
+            tree[key] = entries if wrong else [kind(**entry) for entry in entries]
+            problems += wrong
+    problems.raise_if_any()
+    problems += check_section(where, Study, tree)
+    problems.raise_if_any()
     study = Study(**tree)
-    if problems := _check(where, study):
-        raise ConfigError(problems)
+    problems += _check(where, study)
+    problems.raise_if_any()
     return study
 
 
-def _check(where: str, study: Study) -> list[Problem]:
-    """Return the names that a study uses and does not have."""
+def _check(where: str, study: Study) -> Iterator[Problem]:
+    """Yield the names that a study uses and does not have, and those that it has twice."""
     rows = [row.id for row in study.table().rows]
-    problems = [
-        Problem(f"{where}, {key}", None, f"a value for {part.task}, a task of the study")
-        for part in study.parts
-        for key in ("holdout", "margin")
-        if part.task not in getattr(study, key)
-    ]
-    problems += [
-        Problem(f"{where}, {key}", name, "one of each")
-        for key, names in (("rows", rows), ("parts", [part.name for part in study.parts]))
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
-    used = {f"rate_of.{row}": row for row in study.rate_of}
-    used |= {f"rates.{row}": row for row in study.rates}
-    named = [*used.items()]
-    named += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
-    named += [("questions", row) for one in study.questions for pair in one.pairs for row in pair]
-    problems += [unknown(f"{where}, {key}", row, rows) for key, row in named if row not in rows]
+    for key, names in (("rows", rows), ("parts", [part.name for part in study.parts])):
+        for name in {name for name in names if names.count(name) > 1}:
+            yield Problem(f"{where}, {key}", name, "one of each")
+    used = [(f"rate_of.{row}", row) for row in study.rate_of]
+    used += [(f"rates.{row}", row) for row in study.rates]
+    used += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
+    used += [("questions", row) for q in study.questions for pair in q.pairs for row in pair]
+    yield from (unknown(f"{where}, {key}", row, rows) for key, row in used if row not in rows)
     for part in study.parts:
-        lacking = [row for row in part.rows if study.source(row) not in study.rates]
-        problems += [Problem(f"{where}, rates", None, f"a rate for {row}") for row in lacking]
+        for key in ("holdout", "margin"):
+            if part.task not in getattr(study, key):
+                yield Problem(f"{where}, {key}", None, f"a value for {part.task}")
+        for row in part.rows:
+            if study.source(row) not in study.rates:
+                yield Problem(f"{where}, rates", None, f"a rate for {row}")
         if study.selection_seed in part.seeds:
             allowed = "other than the seeds of the final runs"
-            problems.append(Problem(f"{where}, selection_seed", study.selection_seed, allowed))
-    return problems
+            yield Problem(f"{where}, selection_seed", study.selection_seed, allowed)
+
+
+def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
+    """Read words such as ``study=small-cpu data.dir=DIR backbone.path=DIR workers=2``.
+
+    Raises:
+        ConfigError: every word that is wrong, and every run that cannot be.
+    """
+    problems = ProblemList()
+    given, _, extra = split_words(argv, Options, problems)
+    problems += _refused_words(extra)
+    study = None
+    if given.study is None:
+        names = ", ".join(options("study", configs))
+        problems.append(Problem("study", None, names, "study=NAME is missing"))
+    else:
+        with problems.collect():
+            study = load_study(given.study, configs)
+    if study is not None:
+        problems += _unknown_names(study, given)
+    problems.raise_if_any()
+    assert study is not None
+    parts = list(_narrowed(study, given))
+    if not parts:
+        raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
+    candidates = [
+        study.candidate(part, row, study.rates[study.source(row)], extra)
+        for part in parts
+        for row in part.rows
+    ]  # every configuration is checked before the first run
+    folder = Path(candidates[0].resolved.config.results.dir)
+    notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
+    return StudyRequest(study, given, parts, extra, folder, notes)
+
+
+def _refused_words(extra: Sequence[str]) -> Iterator[Problem]:
+    """Refuse what the study's file decides, and other settings without a folder of their own."""
+    typed = dict(word.split("=", 1) for word in extra)
+    for key, value in typed.items():
+        if key in DECIDED:
+            yield Problem(key, value, wrong=f"the study's file decides it ({DECIDED[key]})")
+        elif key not in PLACES and "results.dir" not in typed:
+            allowed = "results.dir=DIR beside it: other settings are another study"
+            yield Problem(key, value, allowed)
+
+
+def _unknown_names(study: Study, given: Options) -> Iterator[Problem]:
+    there: dict[str, set] = {
+        "parts": {part.name for part in study.parts},
+        "rows": {row for part in study.parts for row in part.rows},
+        "seeds": {seed for part in study.parts for seed in part.seeds},
+    }
+    for key, names in there.items():
+        asked = getattr(given, key)
+        for name in [""] if asked == [] else asked or []:
+            if name not in names:
+                yield unknown(key, name, map(str, names))
+
+
+def _narrowed(study: Study, given: Options) -> Iterator[Part]:
+    for part in study.parts:
+        rows = [row for row in part.rows if given.rows is None or row in given.rows]
+        seeds = [seed for seed in part.seeds if given.seeds is None or seed in given.seeds]
+        if (given.parts is None or part.name in given.parts) and rows and seeds:
+            yield dataclasses.replace(part, rows=rows, seeds=seeds)

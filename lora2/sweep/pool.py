@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lora2.config.problems import ConfigError
 from lora2.hub import HubUnavailable, check_available
 from lora2.records.files import DiskFull, explain_full_disk
@@ -34,39 +32,22 @@ FINISHED = ("finished",)
 
 
 class Progress:
-    """One bar on a terminal, a line per run elsewhere; time left is judged by optimiser steps."""
+    """Prints a line for every run that ends; the time left is judged by optimiser steps."""
 
     def __init__(self, jobs: Sequence[Job], already: int):
-        self.runs, self.done, self.failed = len(jobs) + already, already, 0
+        self.runs, self.ended = len(jobs) + already, already
         self.steps, self.steps_done = sum(job.resolved.steps or 1 for job in jobs), 0
         self.started = time.monotonic()
-        self.live = sys.stderr.isatty()
-        layout = "{desc} {bar} {percentage:3.0f}% [{elapsed}<{remaining}]"
-        self.bar = tqdm(total=self.steps, disable=not self.live, bar_format=layout, smoothing=0.0)
-        self.show(0)
 
-    def show(self, running: int) -> None:
-        """Refresh the bar."""
-        text = f"{self.done}/{self.runs} done, {running} running, {self.failed} failed"
-        self.bar.set_description_str(text)
-
-    def end_of(self, job: Job, outcome: Outcome, running: int) -> None:
-        """Count a run that has ended in any way."""
-        good, steps = outcome.state == "finished", job.resolved.steps or 1
-        self.done, self.failed = self.done + good, self.failed + (not good)
-        self.steps_done += steps
-        self.bar.update(steps)
-        self.show(running)
-        if not good or not self.live:
-            spent = time.monotonic() - self.started
-            left = spent * (self.steps - self.steps_done) / self.steps_done
-            place = f"[{self.done + self.failed}/{self.runs}, {duration(left)} left]"
-            reason = f": {outcome.message}" if outcome.message else ""
-            self.note(f"{place} {outcome.name} {outcome.state}{reason}")
-
-    def note(self, text: str) -> None:
-        """Print a line without breaking the bar."""
-        tqdm.write(text, file=sys.stderr)
+    def end_of(self, job: Job, outcome: Outcome) -> None:
+        """Print how a run ended, whichever way."""
+        self.ended += 1
+        self.steps_done += job.resolved.steps or 1
+        spent = time.monotonic() - self.started
+        left = duration(spent * (self.steps - self.steps_done) / self.steps_done)
+        reason = f": {outcome.message}" if outcome.message else ""
+        line = f"[{self.ended}/{self.runs}, {left} left] {outcome.name} {outcome.state}{reason}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
@@ -140,7 +121,7 @@ class Pool:
     def do(self, jobs: Sequence[Job], already: int = 0) -> list[Outcome]:
         """Do ``jobs``, each once even if other sweeps do some of them; return how each ended.
 
-        ``already`` runs were finished before and are counted in the bar. Ctrl-C ends the workers
+        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the workers
         and is passed on; what was finished stays, and the rest resumes from its checkpoints.
         """
         self.queue = deque(map(_Task, jobs))
@@ -152,15 +133,11 @@ class Pool:
                 self.workers.append(_Worker(environment, self.run, self.record))
             while self.queue or self._busy():
                 self.assign()
-                busy = self._busy()
-                self.progress.show(len(busy))
-                timeout = 1.0 if self.progress.live else None
-                answered = wait([one.pipe for one in busy], timeout)
-                for one in busy:
+                answered = wait([one.pipe for one in self._busy()])
+                for one in self.workers:
                     if one.pipe in answered:
                         self.receive(one)
         finally:
-            self.progress.bar.close()
             self._stop()
         return self.outcomes
 
@@ -187,7 +164,7 @@ class Pool:
         self.outcomes.append(outcome)
         if outcome.disk_full:
             self.queue.clear()  # the same command does them later, with room to write
-        self.progress.end_of(task.job, outcome, len(self._busy()))
+        self.progress.end_of(task.job, outcome)
 
     def retry_or_fail(self, task: _Task, how: str) -> Outcome | None:
         """Queue a run whose process died again, or to be recorded as failed, or give it up."""
@@ -195,7 +172,8 @@ class Pool:
             return Outcome(task.job.name, "failed", f"{task.died}; not recorded ({how})")
         task.deaths += 1
         if task.deaths < ATTEMPTS:
-            self.progress.note(f"{task.job.name}: its process died ({how}); trying once more")
+            line = f"{task.job.name}: its process died ({how}); trying once more"
+            print(line, file=sys.stderr, flush=True)
         else:
             task.died = f"its process died {task.deaths} times ({how}); out of memory?"
         self.queue.appendleft(task)

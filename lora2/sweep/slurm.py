@@ -84,18 +84,14 @@ def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Out
     """
     progress = Progress(jobs, already)
     waiting, outcomes = dict(zip(ids, jobs, strict=True)), list[Outcome]()
-    try:
-        while waiting:
-            queued = in_queue(list(waiting))
-            for number in [number for number in waiting if number not in queued]:
-                job = waiting.pop(number)
-                outcomes.append(_outcome(job))
-                progress.end_of(job, outcomes[-1], len(queued))
-            progress.show(len(queued))
-            if waiting:
-                time.sleep(POLL_SECONDS)
-    finally:
-        progress.bar.close()
+    while waiting:
+        queued = in_queue(list(waiting))
+        for number in [number for number in waiting if number not in queued]:
+            job = waiting.pop(number)
+            outcomes.append(_outcome(job))
+            progress.end_of(job, outcomes[-1])
+        if waiting:
+            time.sleep(POLL_SECONDS)
     return outcomes
 
 

@@ -68,6 +68,7 @@ class Job:
     row: str
     task: str
     resolved: Resolved
+    words: tuple[str, ...] = ()  # of run_glue.py, for the same run; later ones win
 
     @property
     def name(self) -> str:
@@ -171,7 +172,9 @@ def jobs(
             with problems.collect():
                 resolved = resolve([*words, f"seed={seeds[0]}"] if seeds else words)
                 cell = [with_seed(resolved, seed) for seed in seeds] if seeds else [resolved]
-                every += [Job(row.id, task, run) for run in cell]
+                every += [
+                    Job(row.id, task, run, (*words, f"seed={run.config.seed}")) for run in cell
+                ]
     problems.raise_if_any()
     return every
 

@@ -86,11 +86,11 @@ def find_results(
     for row in table.rows:
         wanted = [comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
         runs_of[row.id] = runs.loc[[settings in wanted for settings in tried]]
-    found = {int(seed) for row in runs_of.values() for seed in row["seed"]}
-    if not found:
+    run_seeds = {int(seed) for row in runs_of.values() for seed in row["seed"]}
+    if not run_seeds:
         raise store.StoreError(f"{folder} has no runs of table {table.name}")
     if seeds is None and profile.seeds is not None:
-        seeds = sorted(found | set(profile.seeds))
+        seeds = sorted(run_seeds | set(profile.seeds))
     config = cells[0].resolved.config
     conditions = {"protocol": config.protocol, "ranks": config.ranks}
     suffix = "".join(

@@ -145,7 +145,7 @@ def test_everything_wrong_is_said_at_once():
         (["task=rte", "method=lora2", "lr=1"], "lr", "unknown key"),
         (["task=rte", "method=lora2", "method.r=0"], "method.r", "greater than or equal to 1"),
         (["task=rte", "method=lora2", "method.r=1.5"], "method.r", "valid integer"),
-        (["task=rte", "method=lora2", "method.k=1,2"], "method.k", "one plain key=value"),
+        (["task=rte", "method=lora2", "method.k=1,2"], "method.k", "needs quotes"),
         (["task=rte", "method=lora2", "nonsense"], "command line", "key=value"),
         (["task=rte", "method=lora2", "method.tinit=5000"], "method.tinit + method.tfinal", "3900"),
         (["task=rte", "method=lora2", "data.source=folder"], "data.dir", "data.dir=DIR"),

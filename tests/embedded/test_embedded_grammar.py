@@ -7,7 +7,7 @@ import numpy
 import pandas
 import pytest
 
-from lora2.embedded import lexicon, make_split
+from lora2.embedded import grammar, lexicon, make_split
 from lora2.embedded.grammar import COLUMNS, ROWS, side_of, splits
 from tools.pretrain_embedded import passages
 
@@ -69,11 +69,19 @@ def test_every_word_is_known_and_sentences_are_short(data):
 
 def test_the_same_rows_whatever_the_global_random_state(data):
     numpy.random.seed(1)
+    grammar._split.cache_clear()
     pandas.testing.assert_frame_equal(make_split("rte", "train"), data["rte", "train"])
     digest = hashlib.sha256()
     for task, split in sorted(data):
         digest.update(data[task, split].to_csv(lineterminator="\n").encode())
     assert digest.hexdigest() == GOLDEN
+
+
+def test_a_split_that_was_changed_by_its_user_is_not_handed_to_the_next():
+    frame = make_split("rte", "train")
+    label = frame.loc[0, "label"]
+    frame.loc[0, "label"] = 1 - label
+    assert make_split("rte", "train").loc[0, "label"] == label
 
 
 def test_mismatched_mnli_speaks_of_other_things(data):

@@ -20,28 +20,50 @@ pytestmark = [
 ]
 
 
-def _start(results: Path, steps: int) -> subprocess.Popen[str]:
+STEPS = 60
+# Python runs this file at its start where PYTHONPATH names its folder, in the jobs too.
+HOLD = """
+import os, sys, time
+
+def hold(event, arguments):
+    '''Stop a run at its second checkpoint until the file GO is there.'''
+    while event == "open" and "checkpoint-20" in str(arguments[0]) and not os.path.exists({go!r}):
+        time.sleep(0.1)
+
+sys.addaudithook(hold)
+"""
+
+
+def start(results: Path, go: Path, *more: str) -> subprocess.Popen[str]:
+    """Start a small table whose runs wait for ``go`` after their first checkpoint."""
+    hooks = results / "hooks"
+    hooks.mkdir()
+    (hooks / "sitecustomize.py").write_text(HOLD.format(go=str(go)))
+    paths = [str(hooks), *filter(None, [os.environ.get("PYTHONPATH")])]
     words = [
         "table=3",
         "profile=embedded",
         "tasks=mrpc",
         "rows=uv,PQ",
-        f"train.max_steps={steps}",
-        f"train.eval_steps={steps // 2}",
+        f"train.max_steps={STEPS}",
+        "train.eval_steps=10",
         "train.save_steps=10",
         f"results.dir={results}",
-        "cluster=slurm",
         "workers=1",
-        "slurm.timeout_min=20",
-        "slurm.cpus_per_task=1",
+        *more,
     ]
     command = [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *words]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
-def _wait_for(what, seconds: float):
+def wait_for(what, seconds: float):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := what():
@@ -51,28 +73,30 @@ def _wait_for(what, seconds: float):
 
 
 # Slurm's warning before a time-out or a preemption, and an operator's kill: SIGTERM, which submitit
-# passes over, and SIGKILL five seconds later, at which the run must not have ended.
+# passes over, and SIGKILL five seconds later. The run waits for the test, so it has not ended.
 @pytest.mark.parametrize(
-    ("interrupt", "steps"),
-    [(("scancel", "--signal=USR2"), 60), (("scontrol", "requeue"), 400)],
+    "interrupt",
+    [("scancel", "--signal=USR2"), ("scontrol", "requeue")],
     ids=["warned", "killed"],
 )
-def test_an_interrupted_job_is_requeued_and_goes_on_from_its_checkpoint(tmp_path, interrupt, steps):
-    process = _start(tmp_path, steps)
+def test_an_interrupted_job_is_requeued_and_goes_on_from_its_checkpoint(tmp_path, interrupt):
+    words = ["cluster=slurm", "slurm.timeout_min=20", "slurm.cpus_per_task=1"]
+    process = start(tmp_path, go := tmp_path / "go", *words)
     whole = "work/*/checkpoint-*/recorder.npz"  # the last file of a checkpoint
-    checkpoint = _wait_for(lambda: list(tmp_path.glob(whole)), 300)[0].parent
+    checkpoint = wait_for(lambda: list(tmp_path.glob(whole)), 300)[0].parent
     queue = ["squeue", "--noheader", "--states=RUNNING", "--format=%A", "--array"]
     number = subprocess.run(queue, capture_output=True, text=True, check=True).stdout.split()[0]
     subprocess.run([*interrupt, number], check=True)
     shown = ["scontrol", "show", "job", number]
-    _wait_for(lambda: "Restarts=1" in subprocess.check_output(shown, text=True), 60)
-    assert checkpoint.parent.is_dir()
+    wait_for(lambda: "Restarts=1" in subprocess.check_output(shown, text=True), 60)
+    assert checkpoint.is_dir()
+    go.touch()
     output, _ = process.communicate(timeout=480)
     assert process.returncode == 0, output
     assert re.search(r"submitted 2 jobs", output)
     runs = pd.concat(pd.read_csv(path) for path in tmp_path.glob("runs/*/metrics.csv"))
     assert runs["status"].tolist() == ["finished"] * 2
-    assert runs["steps"].tolist() == [steps, steps]
+    assert runs["steps"].tolist() == [STEPS, STEPS]
     log = next((tmp_path / "logs").glob(f"{checkpoint.parent.name}.log")).read_text()
     assert "goes on from" in log, log
     assert not list(tmp_path.glob("work/*"))

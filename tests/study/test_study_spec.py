@@ -5,8 +5,7 @@ import yaml
 
 from lora2.config.parse import CONFIGS, options
 from lora2.config.problems import ConfigError
-from lora2.study.request import parse_study
-from lora2.study.spec import load_study
+from lora2.study.spec import load_study, parse_study
 
 
 @pytest.mark.parametrize("name", options("study"))

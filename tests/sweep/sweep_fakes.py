@@ -44,6 +44,7 @@ def publish(config: RunConfig, status: str = "finished") -> None:
         "schema": 1,
         "status": status,
         "error": "",
+        "profile": config.backbone.profile,
         "backbone": config.backbone.name,
         "task": config.task,
         "method": config.method.name,

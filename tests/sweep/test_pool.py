@@ -75,8 +75,8 @@ def test_stopped_and_resumed_sweep_gives_the_same_runs_csv(tmp_path, monkeypatch
     halted = [job(tmp_path / "b", seed) for seed in (1, 2, 3)]
     count = Progress.end_of
 
-    def interrupt(self, job, outcome, running):
-        count(self, job, outcome, running)
+    def interrupt(self, job, outcome):
+        count(self, job, outcome)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

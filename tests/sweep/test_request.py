@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
 from lora2.sweep import presets as profile
 from lora2.sweep.request import parse
+from lora2.sweep.table import distinct
+from tests.sweep import sweep_fakes as fakes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +77,24 @@ def test_words_are_sorted_into_ours_and_the_runs():
     assert request.extra == ["train.max_steps=9", "protocol=equal"]
     rows = {plan.name: [row.id for row in plan.rows] for plan in request.plans}
     assert rows == {"1": ["lora2-k8"], "2": ["lora2-k8"], "3": ["uv"], "figure3": ["lora2-k8"]}
+
+
+def test_commands_are_the_runs_that_are_left_one_a_line(tmp_path, capsys):
+    words = ["table=1,2,3", "profile=small", "tasks=mrpc", "rows=lora2-k1,full,all", "seeds=1,2"]
+    # The later word cuts the profile's plan short: its intervals are longer than the run.
+    words += ["train.max_steps=20", f"results.dir={tmp_path / 'a b'}", "data.source=hub"]
+    request = parse(words)
+    jobs = distinct([job for plan in request.plans[::2] for job in request.jobs_of(plan)])
+    assert script("reproduce").main([*words, "commands=true", "plan=true"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("profile small: ")
+    lines = [shlex.split(line) for line in shown.out.splitlines()]
+    assert {tuple(line[:2]) for line in lines} == {("python", "scripts/run_glue.py")}
+    configs = [resolve(line[2:]).config for line in lines]
+    assert configs == [job.resolved.config for job in jobs] and len(configs) == 4
+    fakes.publish(configs[0])
+    assert script("reproduce").main([*words, "commands=true"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_seeds_of_profile_or_command_line_and_times_need_only_one():
