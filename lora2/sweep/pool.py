@@ -121,8 +121,8 @@ class Pool:
     def do(self, jobs: Sequence[Job], already: int = 0) -> list[Outcome]:
         """Do ``jobs``, each once even if other sweeps do some of them; return how each ended.
 
-        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the workers
-        and is passed on; what was finished stays, and the rest resumes from its checkpoints.
+        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the
+        workers and is passed on; what was finished stays, the rest resumes from its checkpoints.
         """
         self.queue = deque(map(_Task, jobs))
         self.began, self.outcomes = time.time(), list[Outcome]()
