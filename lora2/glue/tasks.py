@@ -39,6 +39,11 @@ class Task:
         return not self.label_names
 
     @property
+    def problem_type(self) -> str:
+        """What transformers calls the kind of task: decides what its pipelines answer."""
+        return "regression" if self.is_regression else "single_label_classification"
+
+    @property
     def num_labels(self) -> int:
         """Return the width of the classification head; 1 for regression."""
         return len(self.label_names) or 1

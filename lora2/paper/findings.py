@@ -290,10 +290,8 @@ def kinds_of_rows() -> Iterator[Finding]:
     how = "the granularity test below on the two smallest sets, which tell most"
     yield finding("grim/kinds", where, printed, shown, how)
     ours, theirs = _row("lora2", 8)["qnli_acc"], _row("sora", 8)["qnli_acc"]
-    printed, shown = (
-        f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}",
-        "equal" if ours == theirs else "not equal",
-    )
+    printed = f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}"
+    shown = "equal" if ours == theirs else "not equal"
     how = "compared; this value is also one that no single run rounds to (see the last section)"
     yield finding("repeated/qnli", "Table 1, QNLI", printed, shown, how)
 
