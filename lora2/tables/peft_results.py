@@ -17,6 +17,7 @@ from lora2.records import store
 Line = dict[str, Any]
 NO_SETTING = ("compile", "use_gc", "query_template", "autocast_adapter_dtype",
               "generation_kwargs", "init_kv_cache_prefix")  # fmt: skip
+ADAMW = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
@@ -88,10 +89,7 @@ def _train_config(line: Line, config: Line) -> Line:
         "seed": line["seed"],
         "grad_norm_clip": train.get("max_grad_norm") or 0,
         "optimizer_type": "AdamW",
-        "optimizer_kwargs": {
-            "lr": train.get("learning_rate"),
-            "weight_decay": train.get("weight_decay"),
-        },
+        "optimizer_kwargs": {key: train.get(name) for key, name in ADAMW.items()},
         "lr_scheduler": train.get("lr_scheduler"),
         "use_amp": line.get("precision") != "fp32",
         "attn_implementation": line.get("attention") or None,
