@@ -183,7 +183,8 @@ def build_trainer(
     The learning rate, the schedule and the batch are the same code for every method; ``driver``
     (an object with the hooks of ``lora2.callbacks``, or None) is called around optimiser steps.
     """
-    arguments = training_arguments(config, steps, work, progress)
+    resumable = driver is None or hasattr(driver, "training_state")
+    arguments = training_arguments(config, steps, work, progress, resumable)
     if arguments.world_size != world_size():  # else every process would train on its own
         raise RuntimeError(
             f"{world_size()} processes were launched, but transformers joined "
@@ -212,7 +213,7 @@ def build_trainer(
 
 
 def training_arguments(
-    config: RunConfig, steps: int, work: Path, progress: bool
+    config: RunConfig, steps: int, work: Path, progress: bool, resumable: bool = True
 ) -> TrainingArguments:
     """Translate our keys into transformers' arguments for this machine and process count."""
     train = config.train
@@ -236,7 +237,7 @@ def training_arguments(
         eval_steps=train.eval_steps,
         logging_steps=train.eval_steps,
         logging_nan_inf_filter=False,
-        save_strategy="no" if train.save_steps is None else "steps",
+        save_strategy="steps" if train.save_steps and resumable else "no",
         save_steps=save_steps,
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
