@@ -187,7 +187,9 @@ def overlay(files: Tree, facts: Tree, groups: Sequence[str]) -> Tree:
         if all(held[key] in _as_list(value) for key, value in patch["for"].items()):
             tree["seed"] = patch.get("seed", tree["seed"])
             for section in ("method", "train"):
-                tree[section].update(copy.deepcopy(patch.get(section, {})))
+                for key, value in copy.deepcopy(patch.get(section, {})).items():
+                    both = isinstance(value, dict) and isinstance(tree[section].get(key), dict)
+                    tree[section][key] = {**tree[section][key], **value} if both else value
     for group in ("method", "backbone"):
         tree[group].pop("settings", None)
     tree["backbone"].pop("protocol", None)  # one of the facts; typed, it is an unknown key
