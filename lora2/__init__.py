@@ -14,8 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora2.callbacks import Lora2Callback
-    from lora2.tuners.base import kept_ranks
+    from lora2.callbacks import Lora2Callback, kept_ranks
     from lora2.tuners.export import export_lora, to_lora
     from lora2.tuners.lora2 import Lora2Config, Lora2Model
     from lora2.tuners.lora2.optimizer import create_lora2_optimizer
@@ -43,7 +42,7 @@ _HOMES = {
     "SoraConfig": "lora2.tuners.sora",
     "create_lora2_optimizer": "lora2.tuners.lora2.optimizer",
     "export_lora": "lora2.tuners.export",
-    "kept_ranks": "lora2.tuners.base",
+    "kept_ranks": "lora2.callbacks",
     "to_lora": "lora2.tuners.export",
 }
 

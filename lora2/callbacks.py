@@ -10,12 +10,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from accelerate.utils import extract_model_from_parallel
 from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerState
-
-from lora2.tuners.base import find_tuner
 
 TUNER_STATE_NAME = "tuner_state.safetensors"
 _HOOKS = ("prepare_training", "before_optimizer_step", "after_optimizer_step", "finish_training")
@@ -56,7 +55,7 @@ class Lora2Callback(TrainerCallback):
         if self._driver is not None:
             return self._driver
         if self._tuner is None or self._tuner[0] is not model:
-            self._tuner = model, find_tuner(model)
+            self._tuner = model, _find_tuner(model)
         return self._tuner[1]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -99,6 +98,34 @@ class Lora2Callback(TrainerCallback):
             f"of a pruning schedule were not reached",
             stacklevel=2,
         )
+
+
+def _find_tuner(model: nn.Module) -> Any:
+    """Return a PeftModel's tuner, or that of a model inside with an adapter by ``add_adapter``.
+
+    The model may be wrapped for data parallelism or compiled.
+
+    Raises:
+        TypeError: there is none, or more than one.
+    """
+    inner = extract_model_from_parallel(model)
+    tuner = getattr(inner, "base_model", None)
+    if isinstance(tuner, BaseTuner):
+        return tuner
+    tuners = [vars(m)["_lora2_tuner"] for m in inner.modules() if "_lora2_tuner" in vars(m)]
+    if len(tuners) == 1:
+        return tuners[0]
+    raise TypeError(
+        f"a model with one adapted part is needed, but this {type(model).__name__} has "
+        f"{len(tuners)}: pass get_peft_model(model, Lora2Config(...)), or call "
+        f"model.add_adapter(Lora2Config(...)) first"
+    )
+
+
+def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
+    """Return module name -> which of its r ranks survive, for the active LoRA2 or SoRA adapter."""
+    kept: dict[str, list[bool]] = _find_tuner(model).kept_ranks()
+    return kept
 
 
 def _unscale(optimizer: Any) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lora2.config.parse import options
 from lora2.config.problems import ConfigError, Problem, ProblemList
-from lora2.records.files import DiskFull, explain_full_disk
+from lora2.records.files import explain_full_disk
+from lora2.sweep.pool import command
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
 
@@ -24,21 +25,7 @@ USAGE = (
 
 def main(argv: Sequence[str]) -> int:
     """Collect the runs and write what they allow; return the exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\n{USAGE}")
-        return 0 if argv else 2
-    folder = Path(argv[0])
-    from lora2.records.store import StoreError
-
-    try:
-        with explain_full_disk(folder):
-            return report(folder, argv[1:])
-    except (ConfigError, StoreError) as error:
-        print(f"{error}\n{USAGE}", file=sys.stderr)
-        return 2
-    except DiskFull as error:
-        print(error, file=sys.stderr)
-        return 1
+    return command(argv, f"{__doc__}\n{USAGE}", lambda words: report(Path(words[0]), words[1:]))
 
 
 def report(folder: Path, words: Sequence[str]) -> int:
@@ -49,31 +36,34 @@ def report(folder: Path, words: Sequence[str]) -> int:
     if not any(word.startswith("profile=") for word in words):
         words = [*words, f"profile={profile_of(folder)}"]
     request = parse(words, default_tables=options("table"))
-    plans = known_plans(request, asked)
+    tables = possible_tables(request, asked)
     from lora2.records import store
-    from lora2.tables import make as reporting
-    from lora2.tables import peft_results
-    from lora2.tables import times as timetable  # with torch, so not before all is checked
+    from lora2.tables import make, peft_results, times  # with torch, so not before all is checked
 
-    runs = store.collect(folder)
-    print(f"wrote {folder / 'runs.csv'} and {peft_results.write(runs, folder)}: {len(runs)} runs")
     code = 0
-    for plan in plans:
-        asked_for = (plan, request.profile, folder, request.options.seeds, request.extra)
+    with explain_full_disk(folder):
         try:
-            if plan.kind == "times":  # measured by scripts/reproduce.py, not made of runs
-                written = timetable.rewrite(load_table(plan.name), request.profile, folder)
-            elif not reporting.is_official(plan, request.extra):
-                print(reporting.print_table(*asked_for))
-                continue
-            else:
-                written = reporting.report_table(*asked_for, runs)
-        except (store.StoreError, FileNotFoundError) as error:
-            if asked:
-                print(f"{plan.name}: {error}", file=sys.stderr)
-                code = 1
-            continue
-        print("\n".join(f"wrote {path}" for path in written))
+            runs = store.collect(folder)
+        except store.StoreError as error:
+            print(error, file=sys.stderr)
+            return 2
+        target = peft_results.write(runs, folder)
+        print(f"wrote {folder / 'runs.csv'} and {target}: {len(runs)} runs")
+        for table in tables:
+            wanted = (table, request.profile, folder, request.options.seeds, request.extra)
+            try:
+                if table.kind == "times":  # measured by scripts/reproduce.py, not made of runs
+                    written = times.rewrite(load_table(table.name), request.profile, folder)
+                elif make.is_official(table, request.extra):
+                    written = make.report_table(*wanted, runs)
+                else:
+                    print(make.print_table(*wanted))
+                    continue
+                print("\n".join(f"wrote {path}" for path in written))
+            except (store.StoreError, FileNotFoundError) as error:
+                if asked:
+                    print(f"{table.name}: {error}", file=sys.stderr)
+                    code = 1
     return code
 
 
@@ -81,33 +71,36 @@ def profile_of(folder: Path) -> str:
     """Return the profile that a results folder is named after, or that of all its runs.
 
     Raises:
-        ConfigError: it is not named after one, and its runs are of several.
+        ConfigError: it is not named after one, and has runs of several or none.
     """
     if folder.name in options("profile"):
         return folder.name
-    from lora2.records.store import read
+    from lora2.records.store import StoreError, read
 
-    profiles = sorted(set(read(folder)["profile"]))
+    try:
+        profiles = sorted(set(read(folder)["profile"]))
+    except StoreError as error:
+        raise ConfigError([Problem("results folder", str(folder), wrong=str(error))]) from error
     if len(profiles) > 1:
         wrong = f"{folder} has runs of several profiles: choose one with profile=NAME"
         raise ConfigError([Problem("profile", None, ", ".join(profiles), wrong)])
     return profiles[0]
 
 
-def known_plans(request: Request, asked: bool) -> list[Table]:
+def possible_tables(request: Request, asked: bool) -> list[Table]:
     """Return the tables that the words fit: all of those asked for by name, else at least one.
 
     Raises:
         ConfigError: every problem of every run of those that they do not fit.
     """
-    plans, problems = list[Table](), ProblemList()
-    for plan in request.plans:
+    tables, problems = [], ProblemList()
+    for table in request.plans:
         with problems.collect():
-            request.jobs_of(plan)
-            plans.append(plan)
-    if asked or not plans:
+            request.jobs_of(table)
+            tables.append(table)
+    if asked or not tables:
         problems.raise_if_any()
-    return plans
+    return tables
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python scripts/reproduce.py table=1 tasks=rte,mrpc rows=lora2-k8,lora-r8 train.m
 python scripts/reproduce.py table=1,3,4 profile=paper cluster=slurm slurm.timeout_min=600
 python scripts/reproduce.py table=1 plan=true
 python scripts/reproduce.py table=1 commands=true
+python scripts/reproduce.py table=1 rows=lora2-k8 seeds=1 submission=true
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
 from lora2.sweep.pool import (
     INTERRUPTED,
@@ -33,7 +35,7 @@ USAGE = (
     "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
     "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
     "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] "
-    "[commands=true] [key=value of run_glue.py]"
+    "[commands=true] [submission=true] [key=value of run_glue.py]"
 )
 
 
@@ -55,11 +57,43 @@ def reproduce(request: Request) -> int:
         for job in unfinished(jobs):
             print(command_line(job))
         return 0
+    if request.options.submission:
+        return submit(jobs)
     outcomes = sweep(request, jobs)
     if outcomes is None:
         return 0
     complete = write_tables(request, found)
     return max(summary(jobs, outcomes), 0 if complete else 1)
+
+
+def submit(jobs: Sequence[Job]) -> int:
+    """Zip the answers of one finished run of each task for the GLUE server."""
+    rows = {(job.row, job.resolved.config.seed) for job in jobs}
+    if len(rows) != 1:
+        found = " ".join(dict.fromkeys(job.row for job in jobs))
+        wrong = f"a submission is one row with one seed: name one of {found} and one of seeds"
+        raise ConfigError([Problem("rows", sorted(row for row, _ in rows), wrong=wrong)])
+    if left := unfinished(jobs):
+        print(f"not finished: {' '.join(job.name for job in left)}\n"
+              "type the same command without submission=true first", file=sys.stderr)  # fmt: skip
+        return 1
+    from transformers.utils import logging as transformers_logging
+
+    from lora2.run.submission import write_zip
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    ((row, seed),) = rows
+    configs = [job.resolved.config for job in jobs]
+    try:
+        path = write_zip(configs, Path(configs[0].results.dir) / f"glue-{row}-s{seed}.zip")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"wrote {path}: the last checkpoint of each run; WNLI by its majority class")
+    if configs[0].data.source == "embedded":
+        print("synthetic sentences: to look at, not to submit")
+    return 0
 
 
 def command_line(job: Job) -> str:
@@ -107,11 +141,12 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
 def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path) -> None:
     """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
     from lora2.tables import make as reporting
-    from lora2.tables import times as timetable
 
     official = reporting.is_official(plan, request.extra)
     asked = (plan, request.profile, folder, request.options.seeds, request.extra)
     if plan.kind == "times":
+        from lora2.tables import times as timetable  # with torch, which no other table needs
+
         frame = timetable.measure(plan, jobs)
         if official:
             show_written(timetable.write(plan, frame, request.profile, folder))

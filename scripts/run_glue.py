@@ -1,6 +1,7 @@
 """One run from the command line.
 
 python scripts/run_glue.py task=rte method=lora2 backbone=deberta-v3-base seed=6 method.k=8
+python scripts/run_glue.py task=rte method=lora2 predict=true  # and RTE.tsv for the GLUE server
 accelerate launch --multi_gpu --num_processes=2 scripts/run_glue.py task=mnli method=lora2
 """
 
@@ -19,7 +20,11 @@ from lora2.hub import HubUnavailable, check_available
 from lora2.records.paths import lock_file, status_of
 from lora2.records.run_folder import hold_run
 
-USAGE = "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [key=value ...]"
+USAGE = (
+    "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [predict=true] "
+    "[key=value ...]"
+)
+PREDICT = ("predict=true", "predict=false")  # write the answers for the GLUE server after the run
 
 
 def main(argv: list[str]) -> int:
@@ -27,6 +32,7 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(f"{__doc__}\n{USAGE}\nEvery key, its unit and its source: configs/config.yaml")
         return 0 if argv else 2
+    predict, argv = "predict=true" in argv, [word for word in argv if word not in PREDICT]
     try:
         resolved = resolve(argv)
     except ConfigError as error:
@@ -35,7 +41,7 @@ def main(argv: list[str]) -> int:
     main_process = os.environ.get("RANK", "0") == "0"
     if main_process:
         announce(resolved, overridden(argv))
-    return execute(resolved, progress=main_process and sys.stderr.isatty())
+    return execute(resolved, progress=main_process and sys.stderr.isatty(), predict=predict)
 
 
 def announce(resolved: Resolved, overridden: list[str]) -> None:
@@ -51,10 +57,10 @@ def announce(resolved: Resolved, overridden: list[str]) -> None:
         print(f"  {note}")
 
 
-def execute(resolved: Resolved, progress: bool) -> int:
+def execute(resolved: Resolved, progress: bool, predict: bool = False) -> int:
     """Do the run; a known failure is one message, not a traceback (that is in the run folder)."""
     try:
-        if status_of(resolved.config) != "finished":
+        if predict or status_of(resolved.config) != "finished":
             check_available(resolved.config.hub_needs())
     except HubUnavailable as error:
         print(error, file=sys.stderr)
@@ -76,6 +82,11 @@ def execute(resolved: Resolved, progress: bool) -> int:
             folder = run(config, progress=progress)
         if main_process:
             print_result(folder)
+        if main_process and predict:
+            from lora2.run.submission import write_predictions
+
+            print("predictions of the last checkpoint on the test split:")
+            print("\n".join(map(str, write_predictions(config))))
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

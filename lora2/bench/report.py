@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from lora2.bench.cli import PARTS, RESULTS
-from lora2.markup import markdown
+from lora2.markup import grid
 from lora2.records.store import write_atomically
 
 JUDGED = "deberta-v3-base"  # the targets of a step are stated at its width
@@ -50,8 +50,7 @@ def targets(benches: list[Parts]) -> str:
     """Return a page with a row for each target and a column for each device."""
     benches = sorted(benches, key=_device)
     devices = [_device(parts) for parts in benches]
-    lines = [["Target", "At most", *map(markdown, devices)]]
-    lines.append(["---"] * len(lines[0]))
+    lines = [["Target", "At most", *devices]]
     for text, part, row, column, cpu, gpu in TARGETS:
         line = [text, f"{cpu:g}" if cpu == gpu else f"{cpu:g} (GPU {gpu:g})"]
         for parts, device in zip(benches, devices, strict=True):
@@ -64,8 +63,7 @@ def targets(benches: list[Parts]) -> str:
     about = f"Steps and inference of {JUDGED}. Made by `make bench` from the CSVs beside it."
     if all(device.startswith("cpu") for device in devices):
         about += " **Not measured on a GPU: none was available.**"
-    table = [f"| {' | '.join(line)} |" for line in lines]
-    return "\n".join(["# What should be reached, and what was", "", about, "", *table, ""])
+    return "\n".join(["# What should be reached, and what was", "", about, "", *grid(lines), ""])
 
 
 def reached(parts: Parts, part: str, row: str | tuple[str, str], column: str) -> float:

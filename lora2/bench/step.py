@@ -152,7 +152,7 @@ def own_trained(model: nn.Module, shared: nn.Module) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One configuration's steps: seconds each, and what a step needs."""
+    """Hold one configuration's steps: seconds each, and what a step needs."""
 
     seconds: list[float]
     tokens: float  # per example, padding included; mean over the batches
@@ -196,10 +196,10 @@ def measure(
     lengths = [batch["input_ids"].shape[1] for batch in moved]
     widest = moved[lengths.index(max(lengths))]
     tokens = statistics.mean(lengths)
-    measured = {row: _measured(own, seconds[row], tokens, widest) for row, own in steppers.items()}
+    results = {row: _measured(s, seconds[row], tokens, widest) for row, s in steppers.items()}
     del steppers, base
     release()
-    return measured
+    return results
 
 
 def _measured(stepper: Stepper, seconds: list[float], tokens: float, batch: Batch) -> Measured:
@@ -220,9 +220,8 @@ def _measured(stepper: Stepper, seconds: list[float], tokens: float, batch: Batc
 def own_clock(device: str) -> Callable[[], float]:
     """Return the clock of work done on ``device``, cpu or cuda, by this process, in seconds.
 
-    Where one thread of a processor does all of it, that is the process's own time: waiting for
-    other programs is not in it. What these do to shared caches, to the memory's bandwidth and to
-    the processor's speed still is.
+    With one thread on a processor it is the process's own time, without waiting for other
+    programs; what they do to caches, memory bandwidth and clock speed is still in it.
     """
     alone = device == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
@@ -233,9 +232,9 @@ def interleave(
 ) -> Seconds:
     """Time several actions on ``device``, one of each in turn (A B C A B C), ``rounds`` times.
 
-    In turn, so that a machine that slows down or speeds up does it to all of them alike. An action
-    gets the number of its round, from 0; the first ``warm_up`` rounds are not counted. The device
-    is idle when the clock starts and again when it stops.
+    In turn, so that a machine that slows down slows all of them alike. An action gets the number
+    of its round, from 0; the first ``warm_up`` rounds are not counted. The device is idle when the
+    clock starts and again when it stops.
     """
     clock = own_clock(device)
     seconds: Seconds = {name: [] for name in actions}
@@ -265,7 +264,7 @@ def take_turns(
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
     """Return the median over rounds of a time against another of the same round."""
-    return statistics.median(own / other for own, other in zip(seconds, base, strict=True))
+    return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:

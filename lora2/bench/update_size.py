@@ -1,4 +1,4 @@
-"""How far a method's first steps move the weights of a model, beside LoRA's."""
+"""Measure how far a method's first steps move a model's weights, beside LoRA's."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Weights = dict[str, tuple[Tensor, int]]  # and d_out, 0 where it is no linear ma
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """||dW||_F of one weight."""
+    """Hold ||dW||_F of one weight."""
 
     name: str
     first: float  # after the first step
@@ -41,13 +41,13 @@ class Update:
 
     @property
     def factor(self) -> float:
-        """How many times larger lr, or alpha, makes the first step LoRA's, to first order."""
+        """Return the factor of lr, or alpha, that makes the first step as large as LoRA's."""
         return self.lora / self.first if self.first else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateSizes:
-    """What ``update_sizes`` found."""
+    """Hold what ``update_sizes`` measured."""
 
     updates: list[Update]
     gradients: dict[str, float]  # parameter -> rms of the first gradient that the optimiser gets
@@ -56,14 +56,15 @@ class UpdateSizes:
 
     @property
     def total(self) -> Update:
-        """All weights as one; linear maps alone where there are any, as LoRA's are."""
-        linear = [one for one in self.updates if not math.isnan(one.lora)] or self.updates
-        columns = zip(*[(one.first, one.last, one.lora) for one in linear], strict=True)
+        """Return all weights as one; only linear maps where there are any, as LoRA's are."""
+        linear = [update for update in self.updates if not math.isnan(update.lora)]
+        rows = [(update.first, update.last, update.lora) for update in linear or self.updates]
+        columns = zip(*rows, strict=True)
         return Update("in all", *(math.hypot(*column) for column in columns))
 
     @property
     def near_eps(self) -> list[str]:
-        """Parameters whose first gradient is not zero, but so small that eps shortens the step."""
+        """Return parameters whose first gradient is so small, not zero, that eps shortens it."""
         return [name for name, rms in self.gradients.items() if 0 < rms < _NEAR_EPS * self.eps]
 
 
@@ -102,17 +103,17 @@ def update_sizes(
     config = getattr(model, "active_peft_config", None)
     if getattr(config, "is_prompt_learning", False):
         raise TypeError(f"{config.peft_type.value} changes no weight: it has no update to measure")
-    found, skipped = dict[str, float](), ("modules_to_save", *head)
+    gradients, skipped = dict[str, float](), ("modules_to_save", *head)
 
-    def look(*_: Any) -> None:
+    def record(*_: Any) -> None:
         for name, p in model.named_parameters():
             if p.grad is not None and not in_head(name, skipped):
-                found.setdefault(name, float(p.grad.square().mean().sqrt()))
+                gradients.setdefault(name, float(p.grad.square().mean().sqrt()))
 
     with _undone(model, optimizer):
         start, total = _weights(model, skipped), total_step or steps
         stepper = Stepper(model, driver, optimizer, total, max_grad_norm=max_grad_norm)
-        with optimizer.register_step_pre_hook(look):
+        with optimizer.register_step_pre_hook(record):
             stepper.step(batches[0])
         first = _distances(start, _weights(model, skipped))
         for number in range(1, steps):
@@ -120,11 +121,12 @@ def update_sizes(
         last = _distances(start, _weights(model, skipped))
     lr, eps = optimizer.defaults["lr"], optimizer.defaults.get("eps", 0.0)
     lora = {name: lr * _lora_step(config, d_out) for name, (_, d_out) in start.items()}
-    return UpdateSizes([Update(n, first[n], last[n], lora[n]) for n in start], found, lr, eps)
+    updates = [Update(name, first[name], last[name], lora[name]) for name in start]
+    return UpdateSizes(updates, gradients, lr, eps)
 
 
 def _lora_step(config: Any, d_out: int) -> float:
-    """||dW||_F / lr of LoRA's first step on a linear map with ``d_out`` outputs."""
+    """Return ||dW||_F / lr of LoRA's first step on a linear map with ``d_out`` outputs."""
     alpha, r = getattr(config, "lora_alpha", None), getattr(config, "r", None)
     r = getattr(config, "init_r", r)  # AdaLoRA's own
     alpha, r = (alpha, r) if alpha and r else (16, 8)
@@ -134,7 +136,7 @@ def _lora_step(config: Any, d_out: int) -> float:
 
 @contextlib.contextmanager
 def _undone(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
-    """Put back what training steps change: weights, buffers, modes, optimiser, random numbers."""
+    """Restore what training steps change: weights, buffers, modes, optimiser, random numbers."""
     tensors = [*(p for p in model.parameters() if p.requires_grad), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     modes = {module: module.training for module in model.modules()}
@@ -155,30 +157,30 @@ def _undone(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
 
 @torch.no_grad()
 def _weights(model: nn.Module, skipped: Sequence[str]) -> Weights:
-    """Name -> each weight that is trained, or what an adapter makes of it."""
+    """Return name -> each trained weight, or the weight change that an adapter makes."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    found = {name: _adapted(name, layer) for name, layer in layers.items()}
+    weights = {name: _adapted(name, layer) for name, layer in layers.items()}
     within = {p for layer in layers.values() for p in layer.parameters()}
     for name, p in model.named_parameters():
         if p.requires_grad and p not in within and not in_head(name, skipped):
             module = model.get_submodule(name.rpartition(".")[0])
             linear = isinstance(module, nn.Linear | Conv1D) and p.ndim == 2
-            found[name] = p.detach().clone(), p.shape[isinstance(module, Conv1D)] if linear else 0
-    return found
+            weights[name] = p.detach().clone(), p.shape[isinstance(module, Conv1D)] if linear else 0
+    return weights
 
 
 def _adapted(name: str, layer: Any) -> tuple[Tensor, int]:
-    """The update that a tuner's layer adds, else its whole map with the bias, (d_in + 1, d_out)."""
+    """Return the change a tuner's layer adds, else its map with the bias, (d_in + 1, d_out)."""
     base = layer.get_base_layer()
     what = f"{name}: {type(layer).__module__}.{type(layer).__name__} on {type(base).__name__}"
     if not isinstance(base, nn.Linear | Conv1D):
         raise TypeError(f"{what}: only what is done to linear maps is measured")
     d_out, d_in = base.weight.T.shape if isinstance(base, Conv1D) else base.weight.shape
-    own = [key for key, p in layer.named_parameters() if p.requires_grad]
-    plain = not getattr(layer, "lora_variant", None) and not any("bias" in key for key in own)
+    trained = [key for key, p in layer.named_parameters() if p.requires_grad]
+    plain = not getattr(layer, "lora_variant", None) and not any("bias" in k for k in trained)
     if isinstance(layer, _ADDING) and plain:
-        names = [one for one in layer.active_adapters if one in layer.r]
-        return sum((layer.get_delta_weight(one) for one in names), torch.zeros(())), d_out
+        names = [name for name in layer.active_adapters if name in layer.r]
+        return sum((layer.get_delta_weight(name) for name in names), torch.zeros(())), d_out
     # In double precision: an update may be far below a weight's rounding in single precision.
     layer = copy.deepcopy(layer).double().eval()
     rows = torch.eye(d_in + 1, d_in, dtype=torch.float64, device=base.weight.device)

@@ -167,12 +167,12 @@ def _data(run: Checked) -> Found:
 
 
 def _files(folder: Path, names: list[tuple[str, str | None]]) -> Found:
-    there = sorted(path.stem for path in folder.glob("*.parquet"))
+    present = sorted(path.stem for path in folder.glob("*.parquet"))
     for key, name in names:
-        shards = any(stem.startswith(f"{name}-0") for stem in there)  # a clone of nyu-mll/glue
-        if name is not None and name not in there and not shards:
+        shards = any(stem.startswith(f"{name}-0") for stem in present)  # a clone of nyu-mll/glue
+        if name is not None and name not in present and not shards:
             wrong = f"{folder} has no {name}.parquet"
-            yield Problem(f"data.{key}", name, f"one of {', '.join(there)}" * bool(there), wrong)
+            yield Problem(f"data.{key}", name, ", ".join(present), wrong)
 
 
 def _holdout(run: Checked) -> Found:
@@ -282,7 +282,7 @@ def check_encoder(task: str, method: Section, length: int | None, sizes: Encoder
         yield Problem("train.max_seq_length", length, allowed)
     special = 4 if sizes.model_type in ("roberta", "xlm-roberta") else 3
     if task in TASKS and len(TASKS[task].text_columns) == 2 and length < special + 2:
-        allowed = f"at least {special + 2}: {special} special tokens and one of either text"
+        allowed = f"at least {special + 2}: {special} special tokens and one token of each text"
         yield Problem("train.max_seq_length", length, allowed)
 
 

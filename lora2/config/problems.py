@@ -62,7 +62,7 @@ def unknown(key: str, value: Any, known: Iterable[str], wrong: str = "", name: s
     """Return the problem of a ``name`` (or value) outside ``known``, with the closest spelling."""
     known = sorted(known)
     close = difflib.get_close_matches(name or str(value), known, n=1)
-    hints = [wrong] * bool(wrong) + [f"did you mean {one}?" for one in close]
+    hints = filter(None, [wrong, *(f"did you mean {spelling}?" for spelling in close)])
     return Problem(key, value, ", ".join(known) or "no key here", "; ".join(hints))
 
 
@@ -87,7 +87,7 @@ def check_section(name: str, kind: type, values: Any, *, whole: bool = True) -> 
         kind(**values)
         return []
     except ValidationError as error:
-        details = [one for one in error.errors() if whole or one["type"] not in MISSING]
+        details = [detail for detail in error.errors() if whole or detail["type"] not in MISSING]
     problems: dict[tuple[str, str], Problem] = {}
     for problem in (_explain(name, kind, detail) for detail in details):
         place = (problem.key, repr(problem.value))
@@ -109,6 +109,7 @@ def _explain(section: str, kind: type, detail: Any) -> Problem:
         return Problem(key, None, wrong="this key is required and no file sets it")
     allowed = detail["msg"].removeprefix("Input should be ")
     allowed = allowed.replace("a valid boolean", "a boolean, true or false")
+    allowed = re.sub(r" after validation, not \d+", "", allowed)
     names = re.findall(r"'([^']+)'", allowed) if detail["type"] == "literal_error" else []
     hint = unknown(key, detail["input"], names).wrong
     return Problem(key, detail["input"], allowed[0].lower() + allowed[1:], hint)

@@ -1,7 +1,7 @@
 """The typed schema of a run: every key, its type, its range and its unit.
 
-Values live in configs/; a key is declared here and nowhere else. All classes refuse unknown keys
-and convert nothing silently (``"8"`` is not an integer).
+Values stand in configs/, keys only here. All classes refuse unknown keys and convert nothing
+silently (``"8"`` is not an integer).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Target = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 Targets = Annotated[list[Target], Field(min_length=1)]
-# Room for any run, and for no slip of the finger.
+# Far above any real run, so that a slip in typing is refused.
 Epochs = Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]
 RunSteps = Annotated[int, Field(ge=1, le=100_000_000)]
 # Part of a folder's name, so it cannot lead out of it.
@@ -58,6 +58,7 @@ class Train:
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool | None = None  # fp32 matrix products on tensor cores, 10 bits of mantissa
     group_by_length: bool | None = None  # training batches of rows of similar length
+    report_to: list[str] | None = None  # trackers that transformers knows; names no run
 
 
 @checked
@@ -84,6 +85,7 @@ class Backbone:
     head_modules: Annotated[list[Head], Field(min_length=1)]
     targets: dict[Target, Module]  # our name of a matrix -> its path inside one layer
     attention: Literal["eager", "sdpa"] | None = None  # None: the encoder's default
+    warm_start: str | None = None  # a finished run's folder, whose encoder is started from
     overlap: list[TaskName] | None = None  # tasks whose data, or data like it, it was trained on
 
 

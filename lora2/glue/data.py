@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lora2 import hub
 from lora2.glue.checks import GlueDataError, check_row_count, check_table
-from lora2.glue.tasks import REPOSITORY, Task, get_task
+from lora2.glue.tasks import REPOSITORY, TEST_ROWS, Task, get_task
 
 Source = Literal["hub", "folder", "embedded"]
 LAYOUT = "DIR/<task>/<split>.parquet"
@@ -99,6 +99,29 @@ def load_task(
         fingerprint=fingerprint(task, [train_frame, *validation_frames.values()]),
         revision=revision,
     )
+
+
+def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[str, pd.DataFrame]:
+    """Load the splits that the GLUE server scores; their labels are hidden (-1) and not checked.
+
+    The embedded ones have 400 rows (300 for RTE) of sentences that are in no other split.
+
+    Raises:
+        GlueDataError: data that is not available, or not what it is named.
+    """
+    task, frames = get_task(task_name), {}
+    for split, rows in TEST_ROWS[task_name].items():
+        asked, name = (replace(task, name="ax"), "test") if split == "ax" else (task, split)
+        if source == "embedded":
+            asked, name = task, split
+        (table,), (where,), _ = _read(asked, source, dir, (name,))
+        table = check_table(table, task, where, hidden=True)
+        if source != "embedded" and table.num_rows != rows:
+            raise GlueDataError(
+                f"{where} has {table.num_rows:,} rows, but the GLUE server expects {rows:,}"
+            )
+        frames[split] = table.replace_schema_metadata(None).to_pandas()
+    return frames
 
 
 def fingerprint(task: Task, frames: list[pd.DataFrame]) -> str:

@@ -39,6 +39,11 @@ class Task:
         return not self.label_names
 
     @property
+    def problem_type(self) -> str:
+        """What transformers calls the kind of task: decides what its pipelines answer."""
+        return "regression" if self.is_regression else "single_label_classification"
+
+    @property
     def num_labels(self) -> int:
         """Return the width of the classification head; 1 for regression."""
         return len(self.label_names) or 1
@@ -123,6 +128,18 @@ _TASKS = (
     Task("rte", _SENTENCES, _ENTAILMENT, ("accuracy",), {"train": 2490, "validation": 277}),
 )  # fmt: skip
 TASKS = {task.name: task for task in _TASKS}
+
+# Rows of the splits without labels, which the GLUE server scores. MNLI's model answers AX too.
+TEST_ROWS: dict[str, dict[str, int]] = {
+    "cola": {"test": 1063},
+    "sst2": {"test": 1821},
+    "mrpc": {"test": 1725},
+    "qqp": {"test": 390965},
+    "stsb": {"test": 1379},
+    "mnli": {"test_matched": 9796, "test_mismatched": 9847, "ax": 1104},
+    "qnli": {"test": 5463},
+    "rte": {"test": 3000},
+}
 
 
 def get_task(name: str) -> Task:

@@ -13,18 +13,8 @@ from statistics import mean
 from typing import Literal, NamedTuple
 
 from lora2.glue.tasks import TASKS
-from lora2.paper.numbers import (
-    PAPER_COLUMNS,
-    TASK_METRICS,
-    Line,
-    claims,
-    exact,
-    glue_average,
-    hyperparameters,
-    printed_row,
-    rounded,
-    table,
-)
+from lora2.paper import numbers
+from lora2.paper.numbers import PAPER_COLUMNS, TASK_METRICS, Line, claims, exact, rounded, table
 
 Verdict = Literal["agrees", "differs", "not one run", "note"]
 ARXIV = "arXiv v1"
@@ -53,17 +43,11 @@ def agrees(printed: Decimal, value: Decimal) -> bool:
 
 
 def finding(
-    id: str,
-    where: str,
-    printed: str,
-    recomputed: str,
-    how: str,
-    right: bool | None = None,
-    version: str = ARXIV,
+    id: str, where: str, printed: str, recomputed: str, how: str, right: bool | None = None
 ) -> Finding:
-    """Return a finding; ``right`` None where there is nothing to judge."""
+    """Return a finding about arXiv v1; ``right`` None where there is nothing to judge."""
     verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
-    return Finding(id, version, where, printed, recomputed, verdict, how)
+    return Finding(id, ARXIV, where, printed, recomputed, verdict, how)
 
 
 def of_claim(
@@ -76,9 +60,10 @@ def of_claim(
     line = claims()[claim]
     if isinstance(right, Decimal):
         right = agrees(exact(line["value"]), right)
-    version = f"{ARXIV}; the journal's abstract {line['journal']}" if line["journal"] else ARXIV
     printed = f"{line['quote']} {line['value']}".strip()
-    return finding(id, line["where"], printed, recomputed, how, right, version)
+    result = finding(id, line["where"], printed, recomputed, how, right)
+    journal = f"; the journal's abstract {line['journal']}" if line["journal"] else ""
+    return result._replace(version=ARXIV + journal)
 
 
 # Averages, leads and sentences about the tables.
@@ -95,11 +80,11 @@ def row_name(line: Line) -> str:
 def row_average(line: Line) -> Decimal:
     """Return the paper's average of one printed row of Table 1, 3 or 4, unrounded."""
     cells = {key: exact(line[column]) for key, column in PAPER_COLUMNS.items() if column in line}
-    return glue_average(cells, list(dict.fromkeys(task for task, _ in cells)))
+    return numbers.glue_average(cells, list(dict.fromkeys(task for task, _ in cells)))
 
 
 def _row(method: str, rank: int) -> Line:
-    return printed_row(1, {"method": method, "rank": rank})
+    return numbers.printed_row(1, {"method": method, "rank": rank})
 
 
 def averages() -> Iterator[Finding]:
@@ -175,14 +160,14 @@ def ablations() -> Iterator[Finding]:
 def method_section() -> Iterator[Finding]:
     """Check where the settings are, and from how many evaluations a result was picked."""
     no_settings = ("source", "backbone", "method", "task")
-    settings = [column for column in hyperparameters()[0] if column not in no_settings]
+    settings = [column for column in numbers.hyperparameters()[0] if column not in no_settings]
     columns = [column for column in table(5)[0] if column not in ("task", "metric")]
     printed = [name for name in settings if name in columns]
     shown = f"{len(printed)} of {len(settings)} settings; its columns: {', '.join(columns)}"
     how = "Appendix A is Table 5; compared with the settings that the public scripts give"
     yield of_claim("text/appendix", "hyperparameters", shown, how, len(printed) == len(settings))
     counts = {}
-    for line in hyperparameters():
+    for line in numbers.hyperparameters():
         if line["source"] == "LoRA2 public scripts":
             # MRPC: 3,668 pairs are 115 batches of 32; 30 epochs, evaluated every 300 steps: 11.
             batches = math.ceil(TASKS[line["task"]].rows["train"] / int(line["batch_size"]))
@@ -290,10 +275,8 @@ def kinds_of_rows() -> Iterator[Finding]:
     how = "the granularity test below on the two smallest sets, which tell most"
     yield finding("grim/kinds", where, printed, shown, how)
     ours, theirs = _row("lora2", 8)["qnli_acc"], _row("sora", 8)["qnli_acc"]
-    printed, shown = (
-        f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}",
-        "equal" if ours == theirs else "not equal",
-    )
+    printed = f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}"
+    shown = "equal" if ours == theirs else "not equal"
     how = "compared; this value is also one that no single run rounds to (see the last section)"
     yield finding("repeated/qnli", "Table 1, QNLI", printed, shown, how)
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from peft import AdaLoraModel, PeftModel
 from peft.tuners.adalora import AdaLoraLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
 
 from lora2.tuners.loss_term import OTHER_WEIGHTS
@@ -117,6 +118,14 @@ class AdaloraDriver:
             )
         self.config.rank_pattern = self.pattern
 
+    def kept_parameters(self) -> int:
+        """Return how many numbers survive: d_in + d_out + 1 for each triplet."""
+        layers = {name: self.tuner.model.get_submodule(name) for name in self.kept_ranks()}
+        return sum(
+            sum(kept) * (layers[name].in_features + layers[name].out_features + 1)
+            for name, kept in self.kept_ranks().items()
+        )
+
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Return module name -> which of its init_r triplets survive."""
         suffix = f".lora_E.{self.tuner.trainable_adapter_name}"
@@ -127,6 +136,20 @@ class AdaloraDriver:
             name.split(".lora_E")[0]: [bool(kept) for kept in pattern.get(name, everything)]
             for name in names
         }
+
+
+class AllocationDriver:
+    """Call ``update_and_allocate`` of any other PEFT tuner, such as AdaMSS, after each step.
+
+    What such a tuner knows between steps cannot be saved: its runs write no checkpoints.
+    """
+
+    def __init__(self, tuner: BaseTuner):
+        self.tuner = tuner
+
+    def after_optimizer_step(self, step: int) -> None:
+        """Score and allocate after optimiser step ``step`` (from 1), gradients still there."""
+        self.tuner.update_and_allocate(step)
 
 
 def keep_regularizer_out_of_evaluation(tuner: AdaLoraModel) -> None:

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    AdaLoraModel,
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    PeftType,
+    get_peft_model,
+)
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
@@ -33,7 +41,7 @@ from lora2.config.schema import (
     Sora,
     Train,
 )
-from lora2.run.adalora import AdaloraDriver
+from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
 from lora2.tuners.lora2 import Lora2Config
 from lora2.tuners.lora_xs import LoraXsConfig
@@ -45,7 +53,19 @@ SET_BY_US = {
     "inference_mode": "every run sets it",
     "peft_type": "method.type says it",
     "modules_to_save": "backbone.head_modules says it",
+    "total_step": "it is set automatically to the run's optimiser steps",
 }
+# Arguments that need more than optimiser steps: without it another method would train silently.
+UNSERVED = {
+    "eva_config": "EVA starts from data, which a run does not pass to it",
+    "corda_config": "CorDA starts from data, which a run does not pass to it",
+    "lora_ga_config": "LoRA-GA starts from gradients, which a run does not pass to it",
+    "kasa_config": "KaSA's loss term would not be added",
+    "monteclora_config": "MonteCLoRA's loss term would not be added",
+    "arrow_config": "Arrow routes between trained adapters, and a run trains one",
+}
+DATA_STARTS = ("eva", "corda", "lora_ga")  # of init_lora_weights
+LONGEST = 100_000_000  # steps of a run, as the schema allows
 RANKS = ("r", "init_r", "target_r", "rank")
 
 
@@ -70,10 +90,13 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
         peft_model = _try_peft(model, adapter, method)
     else:
         peft_model = get_peft_model(model, adapter)
-    if isinstance(method, Adalora):
-        return peft_model, AdaloraDriver(peft_model)
     tuner = peft_model.base_model
-    return peft_model, tuner if hasattr(type(tuner), "training_state") else None
+    if isinstance(tuner, AdaLoraModel):
+        return peft_model, AdaloraDriver(peft_model)
+    if hasattr(type(tuner), "training_state"):
+        return peft_model, tuner
+    allocates = hasattr(type(tuner), "update_and_allocate")
+    return peft_model, AllocationDriver(tuner) if allocates else None
 
 
 def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> PeftModel:
@@ -153,11 +176,15 @@ def target_pattern(targets: list[str], backbone: Backbone) -> str:
     return rf".*\.layer\.\d+\.(?:{paths})"
 
 
-def peft_config(config: RunConfig, steps: int) -> PeftConfig:
-    """Return the PEFT configuration of any method but ``full`` and ``bitfit``."""
+def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
+    """Return the PEFT configuration of any method but ``full`` and ``bitfit``.
+
+    ``steps`` is the run's number of optimiser steps, None before it is known (``Peft`` only).
+    """
     method, backbone = config.method, config.backbone
     if isinstance(method, Peft):
-        return _any_peft_config(method, backbone)
+        return _any_peft_config(method, backbone, steps)
+    assert steps is not None
     values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
     del values["name"]
     values |= {
@@ -188,7 +215,7 @@ def warmup_share(train: Train, steps: int) -> float:
     return min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
 
 
-def _any_peft_config(method: Peft, backbone: Backbone) -> PeftConfig:
+def _any_peft_config(method: Peft, backbone: Backbone, steps: int | None) -> PeftConfig:
     kind = method.type.upper()
     lora2.register()
     known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
@@ -204,10 +231,29 @@ def _any_peft_config(method: Peft, backbone: Backbone) -> PeftConfig:
         values["modules_to_save"] = list(backbone.head_modules)
     if "target_modules" in fields and method.target_modules is not None:
         values["target_modules"] = target_pattern(list(method.target_modules), backbone)
+    if "total_step" in fields:
+        values["total_step"] = LONGEST if steps is None else steps
     try:
-        return config_class(**{**values, **method.args})
+        adapter = config_class(**{**values, **method.args})
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("method.args", method.args, str(error))]) from error
+    problems = list(_wrong_schedule(adapter, steps))
+    if problems:
+        raise ConfigError(problems)
+    return adapter
+
+
+def _wrong_schedule(adapter: PeftConfig, steps: int | None) -> Iterator[Problem]:
+    """Yield what keeps an allocator from reaching its target in a run of ``steps`` steps."""
+    if isinstance(adapter, AdaLoraConfig) and adapter.target_r > adapter.init_r:
+        allowed = f"at most init_r, which is {adapter.init_r}"
+        yield Problem("method.args.target_r", adapter.target_r, allowed)
+    if getattr(adapter, "use_asa", False):
+        last, interval = adapter.final_warmup, adapter.mask_interval
+        if last % interval or last > (steps or LONGEST):
+            allowed = f"a multiple of mask_interval ({interval})"
+            allowed += f" of at most the run's {steps} steps" if steps else ""
+            yield Problem("method.args.final_warmup", last, allowed)
 
 
 def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) -> Iterator[Problem]:
@@ -221,6 +267,12 @@ def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) ->
         allowed = None
         if key in SET_BY_US:
             yield Problem(f"method.args.{key}", value, wrong=SET_BY_US[key])
+        elif kind == "ADALORA" and key in ("r", "rank_pattern"):
+            yield Problem(f"method.args.{key}", value, wrong="use init_r and target_r")
+        elif key in UNSERVED and value:
+            yield Problem(f"method.args.{key}", value, wrong=UNSERVED[key])
+        elif key == "init_lora_weights" and value in DATA_STARTS:
+            yield Problem(f"method.args.{key}", value, wrong=UNSERVED[f"{value}_config"])
         elif key not in fields:
             names = fields - SET_BY_US.keys()
             yield unknown(f"method.args.{key}", value, names, f"unknown to {kind}", str(key))

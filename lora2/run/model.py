@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -25,7 +26,8 @@ from transformers import (
 import lora2
 from lora2.config.load import build
 from lora2.config.parse import parse_yaml
-from lora2.config.schema import Adalora, Backbone, Lora2, Method, Peft, RunConfig, Sora
+from lora2.config.problems import ConfigError, Problem
+from lora2.config.schema import Backbone, Method, Peft, RunConfig
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
 from lora2.hub import offline_reason, ways_out
@@ -45,9 +47,10 @@ def load_backbone(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load the tokenizer and a float32 sequence classifier with ``task.num_labels`` outputs.
 
-    The head is new (drawn from torch's generator); ``cls_dropout`` is the head's dropout, None
-    for the encoder's own. ``random_init`` draws the encoder's weights as well. Pickled weights are
-    read with ``weights_only``; code from a model repository is never run.
+    The head is always new (drawn from torch's generator), and the labels are the task's, whatever
+    the checkpoint was trained for; ``model.marks`` says so where it had a head. ``cls_dropout`` is
+    the head's dropout, None for the encoder's own. ``random_init`` draws the encoder's weights as
+    well. Pickled weights are read with ``weights_only``; code from a model repository is never run.
 
     Raises:
         BackboneError: folder or hub repository not found or unreadable, or no network.
@@ -61,17 +64,23 @@ def load_backbone(
     }  # fmt: skip
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
-        config = AutoConfig.from_pretrained(path, num_labels=task.num_labels, **options)
+        config = AutoConfig.from_pretrained(path, **options)
+        set_labels(config, task)
         if cls_dropout is not None:
             deberta = config.model_type.startswith("deberta")
             setattr(config, "cls_dropout" if deberta else "classifier_dropout", cls_dropout)
         kinds = {"dtype": torch.float32, "attn_implementation": backbone.attention}
         if backbone.random_init:
             model = AutoModelForSequenceClassification.from_config(config, **kinds)
+            model.marks = ()
         else:
-            model = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, **kinds, **options
-            )
+            if (Path(path) / "adapter_config.json").is_file():
+                raise ValueError("it holds an adapter, which its encoder would be loaded with")
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, output_loading_info=True, ignore_mismatched_sizes=True,
+                **kinds, **options,
+            )  # fmt: skip
+            model.marks = _replace_head(model, report, kinds)
     # transformers and safetensors raise many unrelated kinds for a missing or broken file.
     except Exception as error:
         why = f"{reason}; {error}" if reason else str(error)
@@ -79,6 +88,34 @@ def load_backbone(
         raise BackboneError(f"the encoder {path} could not be loaded: {why}\n{hint}") from error
     _check_tokenizer(path, tokenizer, config)
     return tokenizer, model
+
+
+def set_labels(config: PreTrainedConfig, task: Task, problem_type: str | None = None) -> None:
+    """Give an encoder's configuration the task's labels in place of its own.
+
+    Without ``problem_type`` the model takes it from the number of labels and their type.
+    """
+    names = task.label_names or ("similarity",)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+    config.problem_type = problem_type
+
+
+def _replace_head(
+    model: PreTrainedModel, report: Mapping[str, Any], kinds: dict[str, Any]
+) -> tuple[str, ...]:
+    """Draw a new head in place of one that came with the encoder; return the mark of that."""
+    encoder = f"{model.base_model_prefix}."
+    misfits = [name for name, *_ in report["mismatched_keys"] if name.startswith(encoder)]
+    if misfits:
+        raise ValueError(f"its weights do not fit its config.json: {', '.join(misfits)}")
+    head = [name for name, _ in model.named_parameters() if not name.startswith(encoder)]
+    if set(head) <= set(report["missing_keys"]):
+        return ()
+    fresh = AutoModelForSequenceClassification.from_config(model.config, **kinds)
+    for name in {name.partition(".")[0] for name in head}:
+        setattr(model, name, getattr(fresh, name))
+    return ("the encoder was a classifier before; its head was replaced by a new one",)
 
 
 def _check_tokenizer(
@@ -103,6 +140,42 @@ def _check_tokenizer(
     raise BackboneError(f"the encoder {path} cannot be used: {why}\n{hint}")
 
 
+def load_start(
+    config: RunConfig,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load what a run starts from: its encoder, or that of the run in ``backbone.warm_start``.
+
+    The head is drawn from ``config.seed`` in both cases.
+
+    Raises:
+        BackboneError: see ``load_backbone``.
+        ConfigError: the run of the warm start is not finished, or cannot be started from.
+    """
+    set_seed(config.seed)
+    backbone, task = config.backbone, TASKS[config.task]
+    tokenizer, base = load_backbone(backbone, task, config.train.cls_dropout)
+    if backbone.warm_start is None:
+        return tokenizer, base
+    folder = Path(backbone.warm_start)
+    try:
+        source = read_config(folder).backbone.name
+        if source != backbone.name:
+            raise ValueError(f"a run on {source}, and this one is on {backbone.name}")
+        _, trained = load_run(folder)
+        if isinstance(trained, PeftModel):
+            trained = trained.merge_and_unload()
+    except (ValueError, AttributeError) as error:
+        wrong = f"cannot be started from: {error}"
+        allowed = "the folder of a finished run of full, bitfit or a method that merges"
+        raise ConfigError([Problem("backbone.warm_start", str(folder), allowed, wrong)]) from error
+    encoder = trained.base_model.state_dict()
+    kept = {name: t for name, t in encoder.items() if not in_head(name, backbone.head_modules)}
+    base.base_model.load_state_dict(kept, strict=False)
+    base.marks = (*base.marks, f"warm start from {folder.name}")
+    set_seed(config.seed)  # as if no other run had been loaded in between
+    return tokenizer, base
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Numbers of parameters (scalars, not bytes)."""
@@ -125,27 +198,6 @@ def count_start(model: nn.Module, backbone: Backbone, encoder: int) -> Counts:
         if parameter.requires_grad:
             sizes[in_head(name, backbone.head_modules)] += parameter.numel()
     return Counts(adapter=sizes[False], head=sizes[True], encoder=encoder)
-
-
-def count_kept(start: int, method: Method, kept: Mapping[str, list[bool]], model: nn.Module) -> int:
-    """Return the adapter parameters that survive.
-
-    ``kept`` maps a matrix's module name to which of its singular values (or gates) survive. Each
-    matrix counts with its true sizes:
-    AdaLoRA n (d_in + d_out + 1); SoRA n (d_in + d_out + 1); LoRA2 k (d_in + d_out) + n (2 k + 1),
-    and nothing where no singular value is left.
-    """
-    if not isinstance(method, Lora2 | Adalora | Sora) or not kept:
-        return start
-    total = 0
-    for name, row in kept.items():
-        layer = model.get_submodule(name)
-        width, n = layer.in_features + layer.out_features, sum(row)
-        if isinstance(method, Lora2):
-            total += method.k * width + n * (2 * method.k + 1) if n else 0
-        else:
-            total += n * (width + 1)
-    return total
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -187,8 +239,8 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}; repeat the run") from error
-    set_seed(config.seed)  # backbone.random_init draws the same encoder again
-    tokenizer, base = load_backbone(config.backbone, TASKS[config.task], config.train.cls_dropout)
+    tokenizer, base = load_start(config)  # backbone.random_init draws the same encoder again
+    set_labels(base.config, TASKS[config.task], TASKS[config.task].problem_type)
     if not is_peft:
         _check_shapes(adapter, saved, {name: base.state_dict().get(name) for name in saved})
         base.load_state_dict(saved, strict=False)

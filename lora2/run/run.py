@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ import torch
 from datasets import concatenate_datasets
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Trainer, set_seed
+from transformers import Trainer
 
 from lora2.config.load import config_hash, run_name
 from lora2.config.problems import ConfigError
 from lora2.config.schedule import total_steps
 from lora2.config.schema import Peft, RunConfig
 from lora2.glue.data import GlueData, load_task
+from lora2.glue.tasks import Task
 from lora2.records import store
 from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.records.paths import run_dir, status_of, tokens_dir, work_dir
@@ -34,7 +35,7 @@ from lora2.records.run_folder import (
 )
 from lora2.run.device import check_device, use_matmul_precision, within_memory
 from lora2.run.methods import check_model, peft_config, prepare
-from lora2.run.model import Counts, count_encoder, count_kept, count_start, load_backbone
+from lora2.run.model import Counts, count_encoder, count_start, load_start, set_labels
 from lora2.run.provenance import (
     forget_peak_memory,
     is_main_process,
@@ -59,7 +60,7 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
         Exception: the error of a failed run, after it was recorded.
     """
     if isinstance(requested.method, Peft):
-        peft_config(requested, 1)  # only PEFT can check its arguments: before anything is loaded
+        peft_config(requested, None)  # only PEFT can check its arguments: before loading anything
     if status_of(requested) == "finished":
         logger.info("%s is finished already", run_dir(requested))
         return run_dir(requested)
@@ -103,13 +104,12 @@ def _train_and_record(
     config, work = effective, work_dir(requested)
     _keep_newest_checkpoint(requested)
     forget_peak_memory()
-    set_seed(config.seed)
     use_matmul_precision(config)
 
     data = load_data(config)
     steps = total_steps(vars(config.train), len(data.train))
     assert steps is not None
-    tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
+    tokenizer, base = load_start(config)
     check_model(base, config, tokenizer.model_max_length)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
@@ -129,10 +129,11 @@ def _train_and_record(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     if trainer.is_world_process_zero():
-        kept = driver.kept_ranks() if driver is not None else {}
-        kept_count = count_kept(counts.adapter, config.method, kept, base)
+        prunes = hasattr(driver, "kept_ranks")
+        kept = driver.kept_ranks() if prunes else {}
+        kept_count = driver.kept_parameters() if prunes else counts.adapter
         row = {
-            **_identity(requested, data),
+            **_identity(requested, data, base.marks),
             **_scores(recorder),
             **_cost(config, trainer, recorder, counts, kept_count),
             **provenance(),
@@ -176,16 +177,20 @@ def _write(
     predictions["best"], predictions["last"] = recorder.best, recorder.last  # (n,) each
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     store.write_ranks(folder, kept, config.backbone.targets)
-    _save_weights(folder / "adapter", model)
+    _save_weights(folder / "adapter", model, data.task)
     store.write_run(folder, config, row)
 
 
-def _save_weights(adapter: Path, model: nn.Module) -> None:
-    """Save what was trained as safetensors: a PEFT adapter, or the trainable parameters."""
+def _save_weights(adapter: Path, model: nn.Module, task: Task) -> None:
+    """Save what was trained as safetensors: a PEFT adapter, or the trainable parameters.
+
+    Beside it goes the encoder's configuration, which names the task's labels.
+    """
+    set_labels(model.config, task, task.problem_type)
+    model.config.save_pretrained(str(adapter))
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(adapter))
         return
-    adapter.mkdir()
     trained = {
         name: parameter.detach().cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -208,8 +213,10 @@ def record_failure(config: RunConfig, status: str, error: Exception) -> None:
     publish(run_dir(config), write)
 
 
-def _identity(config: RunConfig, data: GlueData | None) -> dict[str, Any]:
-    marks = list(data.marks) if data is not None else []
+def _identity(
+    config: RunConfig, data: GlueData | None, marks: Sequence[str] = ()
+) -> dict[str, Any]:
+    marks = [*(data.marks if data is not None else ()), *marks]
     if config.backbone.random_init:
         marks.append("encoder with random weights")
     if config.task in (config.backbone.overlap or ()):

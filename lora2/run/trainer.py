@@ -31,11 +31,13 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lora2.callbacks import Lora2Callback
+from lora2.config.load import run_name
 from lora2.config.schema import Lora2, RunConfig, Train
 from lora2.glue.data import fingerprint
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
+from lora2.records.paths import tracking_dir
 from lora2.run.provenance import world_size
 from lora2.run.recorder import Recorder
 from lora2.tuners.base import in_head
@@ -183,7 +185,8 @@ def build_trainer(
     The learning rate, the schedule and the batch are the same code for every method; ``driver``
     (an object with the hooks of ``lora2.callbacks``, or None) is called around optimiser steps.
     """
-    arguments = training_arguments(config, steps, work, progress)
+    resumable = driver is None or hasattr(driver, "training_state")
+    arguments = training_arguments(config, steps, work, progress, resumable)
     if arguments.world_size != world_size():  # else every process would train on its own
         raise RuntimeError(
             f"{world_size()} processes were launched, but transformers joined "
@@ -212,7 +215,7 @@ def build_trainer(
 
 
 def training_arguments(
-    config: RunConfig, steps: int, work: Path, progress: bool
+    config: RunConfig, steps: int, work: Path, progress: bool, resumable: bool = True
 ) -> TrainingArguments:
     """Translate our keys into transformers' arguments for this machine and process count."""
     train = config.train
@@ -222,6 +225,8 @@ def training_arguments(
     # resumed run logs the same one.
     save_steps = math.ceil((train.save_steps or steps) / train.eval_steps) * train.eval_steps
     micro = train.micro_batch_size or per_process
+    if "tensorboard" in (train.report_to or ()):  # else it would write into the work folder
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tracking_dir(config))
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
@@ -236,13 +241,14 @@ def training_arguments(
         eval_steps=train.eval_steps,
         logging_steps=train.eval_steps,
         logging_nan_inf_filter=False,
-        save_strategy="no" if train.save_steps is None else "steps",
+        save_strategy="steps" if train.save_steps and resumable else "no",
         save_steps=save_steps,
         bf16=train.precision == "bf16",
         fp16=train.precision == "fp16",
         seed=config.seed,
         data_seed=config.seed,
-        report_to="none",
+        report_to=train.report_to or "none",
+        run_name=run_name(config),
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -14,8 +14,7 @@ from lora2.config.problems import ConfigError, Problem, ProblemList, check_secti
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
 from lora2.sweep.presets import load_profile
 from lora2.sweep.request import Seeds, split_words
-from lora2.sweep.table import Job, Row, Table, jobs, load_table, narrow
-from lora2.tables.make import PLACES
+from lora2.sweep.table import PLACES, Job, Row, Table, jobs, load_table, narrow
 
 Words = list[str]  # of run_glue.py
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # ids of rows

@@ -196,23 +196,23 @@ def render(lines: Sequence[Line], workers: int = 1) -> str:
         f"{'memory MiB':>12}{'disk MiB':>10}"
     )
     body = [
-        f"{one.row:<12}{one.runs:>6}{one.done:>6}{one.steps:>12,}"
-        f"{one.step_seconds / max(1, one.steps):>9.3f}{duration(one.seconds):>11}"
-        f"{one.memory_mb:>12,.0f}{one.disk_mb:>10,.1f}{'' if one.measured else '  ~'}"
-        for one in lines
+        f"{line.row:<12}{line.runs:>6}{line.done:>6}{line.steps:>12,}"
+        f"{line.step_seconds / max(1, line.steps):>9.3f}{duration(line.seconds):>11}"
+        f"{line.memory_mb:>12,.0f}{line.disk_mb:>10,.1f}{'' if line.measured else '  ~'}"
+        for line in lines
     ]
-    runs, left = sum(one.runs for one in lines), sum(one.runs - one.done for one in lines)
-    seconds, disk = sum(one.seconds for one in lines), sum(one.disk_mb for one in lines)
-    checkpoint = max((one.checkpoint_mb for one in lines), default=0.0)
+    runs, left = sum(line.runs for line in lines), sum(line.runs - line.done for line in lines)
+    seconds, disk = sum(line.seconds for line in lines), sum(line.disk_mb for line in lines)
+    checkpoint = max((line.checkpoint_mb for line in lines), default=0.0)
     at_once = f", {duration(seconds / workers)} with {workers} at once" if workers > 1 else ""
     notes = [
-        f"{left} of {runs} runs to do, {sum(one.steps for one in lines):,} steps: "
+        f"{left} of {runs} runs to do, {sum(line.steps for line in lines):,} steps: "
         f"{duration(seconds)} one after another{at_once}, evaluations included",
         f"disk: {disk:,.0f} MiB of results, and up to {checkpoint:,.0f} MiB of checkpoints "
         "for each run in progress",
         f"memory: weights, optimiser state and the most allocated in a step, on the "
         f"{'GPU' if gpu_count() else 'processor'}",
     ]
-    if not all(one.measured for one in lines):
+    if not all(line.measured for line in lines):
         notes.append("~ not all measured at this size: scaled by tokens from what was")
     return "\n".join([head, *body, *notes])

@@ -20,10 +20,9 @@ from lora2.hub import HubUnavailable, check_available
 from lora2.records.files import DiskFull, explain_full_disk
 from lora2.records.paths import log_file, status_of
 from lora2.records.run_folder import tidy
-from lora2.sweep import worker
 from lora2.sweep.presets import gpu_count, gpu_names
 from lora2.sweep.table import Job
-from lora2.sweep.worker import Order, Outcome
+from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 
 ATTEMPTS = 2  # a run whose process dies is tried once more: the cause may have been a neighbour
 PER_GPU = 4  # of the tiny embedded encoder; larger ones have a GPU each
@@ -73,7 +72,7 @@ class _Task:
 class _Worker:
     """A process, our end of its pipe, and the run it is at."""
 
-    def __init__(self, environment: dict[str, str], run: worker.Run, record: worker.Record):
+    def __init__(self, environment: dict[str, str], run: Run, record: Record):
         self.arguments = (environment, run, record)
         self.task: _Task | None = None
         self.start()
@@ -81,7 +80,7 @@ class _Worker:
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=worker.serve, args=(theirs, *self.arguments))
+        self.process = context.Process(target=serve, args=(theirs, *self.arguments))
         # Ctrl-C reaches the whole process group: ignored from birth, it is the parent's to handle.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
@@ -99,7 +98,7 @@ class _Worker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def send(self, order: Order | None) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead: read next
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive finds out
             self.pipe.send(order)
 
 
@@ -113,16 +112,16 @@ class Pool:
     def __init__(
         self,
         environments: Sequence[dict[str, str]],
-        run: worker.Run = worker.train,
-        record: worker.Record = worker.record_death,
+        run: Run = train,
+        record: Record = record_death,
     ):
         self.environments, self.run, self.record = environments, run, record
 
     def do(self, jobs: Sequence[Job], already: int = 0) -> list[Outcome]:
         """Do ``jobs``, each once even if other sweeps do some of them; return how each ended.
 
-        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the workers
-        and is passed on; what was finished stays, and the rest resumes from its checkpoints.
+        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the
+        workers and is passed on; what was finished stays, the rest resumes from its checkpoints.
         """
         self.queue = deque(map(_Task, jobs))
         self.began, self.outcomes = time.time(), list[Outcome]()
@@ -133,29 +132,29 @@ class Pool:
                 self.workers.append(_Worker(environment, self.run, self.record))
             while self.queue or self._busy():
                 self.assign()
-                answered = wait([one.pipe for one in self._busy()])
-                for one in self.workers:
-                    if one.pipe in answered:
-                        self.receive(one)
+                answered = wait([worker.pipe for worker in self._busy()])
+                for worker in self.workers:
+                    if worker.pipe in answered:
+                        self.receive(worker)
         finally:
             self._stop()
         return self.outcomes
 
     def assign(self) -> None:
         """Give every idle worker the next run."""
-        for one in self.workers:
-            if one.task is None and self.queue:
-                one.task = task = self.queue.popleft()
-                one.send(Order(task.job.resolved.config, task.wait, task.died, self.began))
+        for worker in self.workers:
+            if worker.task is None and self.queue:
+                worker.task = task = self.queue.popleft()
+                worker.send(Order(task.job.resolved.config, task.wait, task.died, self.began))
 
-    def receive(self, one: _Worker) -> None:
+    def receive(self, worker: _Worker) -> None:
         """Take a worker's answer, or find that its process died."""
-        task, one.task = one.task, None
+        task, worker.task = worker.task, None
         assert task is not None
         try:
-            outcome = one.pipe.recv()
+            outcome = worker.pipe.recv()
         except (EOFError, OSError):  # OSError: in the middle of its answer
-            outcome = self.retry_or_fail(task, one.restart())
+            outcome = self.retry_or_fail(task, worker.restart())
         if outcome is None:
             return
         if outcome.state == "busy":  # another sweep is at it: ask again when ours are done
@@ -167,7 +166,7 @@ class Pool:
         self.progress.end_of(task.job, outcome)
 
     def retry_or_fail(self, task: _Task, how: str) -> Outcome | None:
-        """Queue a run whose process died again, or to be recorded as failed, or give it up."""
+        """Let a run whose process died be tried again, or be recorded as failed, or give it up."""
         if task.died is not None:
             return Outcome(task.job.name, "failed", f"{task.died}; not recorded ({how})")
         task.deaths += 1
@@ -180,21 +179,21 @@ class Pool:
         return None
 
     def _busy(self) -> list[_Worker]:
-        return [one for one in self.workers if one.task]
+        return [worker for worker in self.workers if worker.task]
 
     def _stop(self) -> None:
         """End idle workers politely and busy ones by force."""
-        for one in self.workers:
-            if one.task is None:
-                one.send(None)
+        for worker in self.workers:
+            if worker.task is None:
+                worker.send(None)
             else:
-                one.process.terminate()
-        for one in self.workers:
-            one.process.join(timeout=10)
-            if one.process.is_alive():
-                one.process.kill()
-                one.process.join()
-            one.pipe.close()
+                worker.process.terminate()
+        for worker in self.workers:
+            worker.process.join(timeout=10)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+            worker.pipe.close()
 
 
 def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[str, str]]:
@@ -213,7 +212,7 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
     base = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     names = gpu_names(gpus)
     device = [{"CUDA_VISIBLE_DEVICES": names[i % gpus]} if gpus else {} for i in range(count)]
-    return [base | one for one in device]
+    return [base | variables for variables in device]
 
 
 def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
@@ -281,8 +280,9 @@ def summary(
     """Print every run that ended otherwise than ``settled``, with its log; 1 if there is one."""
     failures = [outcome for outcome in outcomes if outcome.state not in settled]
     logs = {job.name: log_file(job.resolved.config) for job in jobs}
-    for one in failures:
-        print(f"{one.state}: {one.name}: {one.message} ({logs[one.name]})", file=sys.stderr)
+    for outcome in failures:
+        log = logs[outcome.name]
+        print(f"{outcome.state}: {outcome.name}: {outcome.message} ({log})", file=sys.stderr)
     if failures:
         print(f"{len(failures)} runs failed; the same command tries them again", file=sys.stderr)
     return 1 if failures else 0

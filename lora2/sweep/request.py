@@ -55,6 +55,7 @@ class Options(ReportOptions):
     cluster: Literal["local", "slurm"] = "local"
     workers: Count | None = None
     plan: bool = False
+    submission: bool = False  # zip the predictions of one row's finished runs for the GLUE server
     commands: bool = False  # print one command a run, and do nothing
     wait: bool = True
 

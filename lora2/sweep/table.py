@@ -18,6 +18,10 @@ from lora2.paper.numbers import printed_values
 from lora2.sweep.presets import Profile, encoder_for
 
 ALL = ("1", "2", "3", "4", "figure3")
+# Keys that do not tell one cell's runs apart: the seed, where things lie, how a batch is split.
+PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
+          "train.micro_batch_size", "train.eval_batch_size", "train.save_steps",
+          "train.report_to")  # fmt: skip
 
 
 @checked

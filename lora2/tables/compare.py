@@ -16,7 +16,7 @@ from lora2.tables.build import TableResults
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
 # Predictions are not committed, so the p-values computed from them are kept here: two runs, the
-# metric, the difference of their scores (another one is another pair of models), p.
+# metric, the difference of their scores (a different one: other models), p.
 SAVED = "example_tests.csv"
 KEY = ["first", "second", "metric", "difference"]
 Saved = dict[tuple[str, str, str, float], float]

@@ -33,8 +33,8 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
     """Read ranks.csv of these runs, for ``draw``.
 
     Raises:
-        FileNotFoundError: one is not there: runs.csv alone does not hold the ranks.
-        StoreError: one is damaged.
+        FileNotFoundError: a file is missing; runs.csv does not hold the ranks.
+        StoreError: a file is damaged.
     """
     frames = []
     for run in runs:

@@ -10,13 +10,10 @@ import pandas as pd
 from lora2.config.load import Resolved, as_tree
 from lora2.records import store
 from lora2.sweep.presets import Profile
-from lora2.sweep.table import Job, Table, jobs, load_table
+from lora2.sweep.table import PLACES, Job, Table, jobs, load_table
 from lora2.tables import figure3, render
 from lora2.tables.build import TableResults, fill
 
-# Where something lies, and how a batch is split, is no part of what was run.
-PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
-          "train.micro_batch_size", "train.eval_batch_size", "train.save_steps")  # fmt: skip
 # Whole tables of their own, with files of their own: table1-equal.md.
 VARIANTS = ("protocol", "ranks")
 
@@ -86,11 +83,11 @@ def find_results(
     for row in table.rows:
         wanted = [comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
         runs_of[row.id] = runs.loc[[settings in wanted for settings in tried]]
-    found = {int(seed) for row in runs_of.values() for seed in row["seed"]}
-    if not found:
+    run_seeds = {int(seed) for row in runs_of.values() for seed in row["seed"]}
+    if not run_seeds:
         raise store.StoreError(f"{folder} has no runs of table {table.name}")
     if seeds is None and profile.seeds is not None:
-        seeds = sorted(found | set(profile.seeds))
+        seeds = sorted(run_seeds | set(profile.seeds))
     config = cells[0].resolved.config
     conditions = {"protocol": config.protocol, "ranks": config.ranks}
     suffix = "".join(
@@ -121,7 +118,10 @@ def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
 
 def comparable(settings: dict[str, object]) -> dict[str, object]:
     """Return the settings that decide a run's result, its seed apart: not where things lie."""
-    return {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+    kept = {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+    if store.WARM_START in kept:
+        kept[store.WARM_START] = Path(str(kept[store.WARM_START])).name
+    return kept
 
 
 def _flat(resolved: Resolved) -> dict[str, object]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from lora2.records.store import settings
+from lora2.records import store
 
 Line = dict[str, Any]
 NO_SETTING = ("compile", "use_gc", "query_template", "autocast_adapter_dtype",
               "generation_kwargs", "init_kv_cache_prefix")  # fmt: skip
+ADAMW = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
@@ -25,7 +26,7 @@ def write(runs: pd.DataFrame, folder: Path) -> Path:
     target = folder / "json"
     target.mkdir(exist_ok=True)
     lines = runs.astype(object).where(runs.notna(), None).to_dict("records")
-    for line, config in zip(lines, settings(runs), strict=True):
+    for line, config in zip(lines, store.settings(runs), strict=True):
         weights = (folder / "runs" / line["run"] / "adapter").glob("*.safetensors")
         size = sum(path.stat().st_size for path in weights) or None
         text = json.dumps(result(line, config, size), indent=2)
@@ -88,10 +89,7 @@ def _train_config(line: Line, config: Line) -> Line:
         "seed": line["seed"],
         "grad_norm_clip": train.get("max_grad_norm") or 0,
         "optimizer_type": "AdamW",
-        "optimizer_kwargs": {
-            "lr": train.get("learning_rate"),
-            "weight_decay": train.get("weight_decay"),
-        },
+        "optimizer_kwargs": {key: train.get(name) for key, name in ADAMW.items()},
         "lr_scheduler": train.get("lr_scheduler"),
         "use_amp": line.get("precision") != "fp32",
         "attn_implementation": line.get("attention") or None,
@@ -101,9 +99,9 @@ def _train_config(line: Line, config: Line) -> Line:
 def _peft_config(method: str, config: Line) -> Line | None:
     if method == "full":
         return None
-    own = {key.partition(".")[2]: config[key] for key in config if key.startswith("method.")}
-    own.pop("name", None)
-    return {"peft_type": method.upper(), **own}
+    settings = {key.partition(".")[2]: config[key] for key in config if key.startswith("method.")}
+    settings.pop("name", None)
+    return {"peft_type": method.upper(), **settings}
 
 
 def _metrics(line: Line) -> list[Line]:

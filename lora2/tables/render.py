@@ -113,9 +113,9 @@ def score_grid(
     mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
     lines, most = [_head(table)], int(cells["n"].max())
     for row in table.rows:
-        own = cells.loc[cells["label"] == row.label]
-        groups = [own.loc[own["task"] == task] for task in (*table.tasks, AVERAGE)]
-        sizes = [_share(own.iloc[0]), _count(float(own["params_kept"].iloc[0]))]
+        line = cells.loc[cells["label"] == row.label]
+        groups = [line.loc[line["task"] == task] for task in (*table.tasks, AVERAGE)]
+        sizes = [_share(line.iloc[0]), _count(float(line["params_kept"].iloc[0]))]
         lines.append([row.label, *sizes, *(_cell(group, mean, std, most) for group in groups)])
         if which == "best" and row.paper_row:
             average = paper_average(table, row)

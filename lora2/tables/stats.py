@@ -21,7 +21,7 @@ class Summary(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """A two-sided test: its name, with n, and its p-value (NaN if it cannot be made)."""
+    """A two-sided test: its name, with n, and its p-value (NaN where there is no test)."""
 
     name: str
     p: float

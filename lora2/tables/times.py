@@ -41,11 +41,11 @@ def measure(
     """
     lines = []
     for task in table.tasks:
-        own = [job for job in jobs if job.task == task]
-        tell(f"timing {task}: {len(own)} methods, {rounds} steps each in turn")
-        runs = {job.row: (job.resolved.config, job.resolved.steps or 10_000) for job in own}
-        drawn = batches(own[0].resolved.config, BATCHES)
-        lines += _lines(table, task, own, step.measure(runs, drawn, rounds, BATCHES))
+        of_task = [job for job in jobs if job.task == task]
+        tell(f"timing {task}: {len(of_task)} methods, {rounds} steps each in turn")
+        runs = {job.row: (job.resolved.config, job.resolved.steps or 10_000) for job in of_task}
+        drawn = batches(of_task[0].resolved.config, BATCHES)
+        lines += _lines(table, task, of_task, step.measure(runs, drawn, rounds, BATCHES))
     return pd.DataFrame(lines)
 
 
@@ -56,10 +56,10 @@ def _lines(
     paper = {row.id: _paper_seconds(table, row, task) for row in table.rows}
     lines: list[dict[str, Any]] = []
     for row, job in zip(table.rows, jobs, strict=True):
-        config, own = job.resolved.config, measured[row.id]
+        config, taken = job.resolved.config, measured[row.id]
         tf32 = config.train.tf32 and config.train.precision == "fp32"
         base = measured.get(row.against) if row.against else None
-        low, middle, high = step.quartiles(own.seconds)
+        low, middle, high = step.quartiles(taken.seconds)
         lines.append(
             {
                 "schema": SCHEMA,
@@ -71,12 +71,12 @@ def _lines(
                 "seconds": middle,
                 "seconds_q1": low,
                 "seconds_q3": high,
-                "steps_measured": len(own.seconds),
+                "steps_measured": len(taken.seconds),
                 "batch_size": config.train.batch_size,
-                "tokens": own.tokens,
+                "tokens": taken.tokens,
                 "precision": "tf32" if tf32 else config.train.precision,
                 "against": row.against or "",
-                "ratio": step.ratio(own.seconds, base.seconds) if base else math.nan,
+                "ratio": step.ratio(taken.seconds, base.seconds) if base else math.nan,
                 "paper_seconds": paper[row.id],
                 "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
                 **where,
@@ -97,13 +97,6 @@ def render(table: Table, times: pd.DataFrame, profile: Profile) -> str:
     lines = [*opening(table, profile, {}), markdown(_about(table, times)), "",
              *grid(_grid(table, times)), "", *notes, ""]  # fmt: skip
     return "\n".join(lines)
-
-
-def latex(table: Table, times: pd.DataFrame, profile: Profile) -> str:
-    """Return the table as a LaTeX float; ``tex_float`` says what that needs."""
-    title, note = heading(table, profile, {})
-    about = f"{title}. {note} {_about(table, times)}"
-    return tex_float(about, _grid(table, times), _notes(times))
 
 
 def _about(table: Table, times: pd.DataFrame) -> str:
@@ -139,17 +132,17 @@ def _grid(table: Table, times: pd.DataFrame) -> Grid:
     for row in table.rows:
         if row.id not in set(times["row"]):  # a file of an earlier version may lack some
             continue
-        own = [cells.loc[(row.id, task)] for task in tasks]
-        shown = [_cell(cell["seconds"], cell["ratio"], _on_gpu(times)) for cell in own]
+        line = [cells.loc[(row.id, task)] for task in tasks]
+        shown = [_cell(cell["seconds"], cell["ratio"], _on_gpu(times)) for cell in line]
         lines.append([row.label, *shown])
-        ratios = [_ratio(cell["paper_ratio"], "–") for cell in own]
+        ratios = [_ratio(cell["paper_ratio"], "–") for cell in line]
         if set(ratios) != {"–"}:
             lines.append([f"(paper, to {labels.get(row.against or row.id, row.against)})", *ratios])
     return lines
 
 
 def _on_gpu(times: pd.DataFrame) -> bool:
-    """Seconds on somebody's processor tell a reader nothing; ratios of one run travel."""
+    """Tell whether seconds are shown: those of a processor mean little on another."""
     return not str(times["device"].iloc[0]).startswith("cpu")
 
 
@@ -166,10 +159,12 @@ def _ratio(value: float, otherwise: str) -> str:
 
 def write(table: Table, times: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
     """Write table2.csv, .md and .tex into ``folder``; return their paths."""
+    title, note = heading(table, profile, {})
+    about = f"{title}. {note} {_about(table, times)}"
     texts = {
         ".csv": times.to_csv(index=False, lineterminator="\n"),
         ".md": render(table, times, profile),
-        ".tex": latex(table, times, profile),
+        ".tex": tex_float(about, _grid(table, times), _notes(times)),
     }
     return write_files(folder, table.stem, texts)
 

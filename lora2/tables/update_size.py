@@ -15,7 +15,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -45,16 +44,16 @@ START = ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")
 def show(words: Sequence[str]) -> int:
     """Print a line for each row of Table 1, or for each weight of the method in ``words``."""
     runs = _runs(words)
-    logging.set_verbosity_error()  # a head that is new is no news here
+    logging.set_verbosity_error()  # or transformers warns that the head is untrained
     logging.disable_progress_bar()
-    base, own = _encoder(next(iter(runs.values())).config)
+    base, data = _encoder(next(iter(runs.values())).config)
     heads = ("rate", "first step", f"after {STEPS}", "LoRA's first", "rate for LoRA's")
     print(f"{'':<32}" + "".join(f"{head:>18}" for head in heads) + "  near Adam's epsilon")
     for row, resolved in runs.items():
-        found = _measure(resolved, base, own)
-        for one in found.updates if len(runs) == 1 else ():
-            print(_line(one.name[-32:], found, one))
-        print(_line(row, found, found.total), flush=True)
+        sizes = _measure(resolved, base, data)
+        for update in sizes.updates if len(runs) == 1 else ():
+            print(_line(update.name[-32:], sizes, update))
+        print(_line(row, sizes, sizes.total), flush=True)
     return 0
 
 
@@ -67,7 +66,7 @@ def _runs(words: Sequence[str]) -> dict[str, Resolved]:
 
 
 def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
-    """An encoder with a new head, and batches of a run's first rows, or of random tokens."""
+    """Return an encoder with a new head, and batches of a run's first rows, or of random tokens."""
     task, size = get_task(config.task), config.train.batch_size
     set_seed(config.seed)
     if config.backbone.random_init:
@@ -80,27 +79,31 @@ def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
     return base, list(DataLoader(rows, size, collate_fn=DataCollatorWithPadding(tokenizer)))
 
 
-def _measure(resolved: Resolved, base: nn.Module, own: list[Batch]) -> UpdateSizes:
+def _measure(resolved: Resolved, base: nn.Module, data: list[Batch]) -> UpdateSizes:
     config, steps = resolved.config, resolved.steps or STEPS
     set_seed(config.seed)
     model, driver = prepare(copy.deepcopy(base), config, steps)
     clip, head = config.train.max_grad_norm, config.backbone.head_modules
-    more: dict[str, Any] = {"driver": driver, "total_step": steps, "max_grad_norm": clip}
-    return update_sizes(model, build_optimizer(model, config), own, STEPS, head=head, **more)
+    return update_sizes(
+        model, build_optimizer(model, config), data, STEPS, head=head, driver=driver,
+        total_step=steps, max_grad_norm=clip,
+    )  # fmt: skip
 
 
-def _line(label: str, found: UpdateSizes, one: Update) -> str:
-    rate = f"{found.lr * one.factor:.2g} (x{one.factor:.3g})"
-    if not 0 < one.factor < math.inf:
-        rate = "does not move" if one.first == 0 else "-"  # a bias has no LoRA
-    columns = (f"{found.lr:g}", *(f"{x:.2e}" for x in (one.first, one.last, one.lora)), rate)
-    small = [p for p in found.near_eps if one.name == "in all" or p.startswith(f"{one.name}.")]
-    tail = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, small)).items())
+def _line(label: str, sizes: UpdateSizes, update: Update) -> str:
+    rate = f"{sizes.lr * update.factor:.2g} (x{update.factor:.3g})"
+    if not 0 < update.factor < math.inf:
+        rate = "does not move" if update.first == 0 else "-"  # a bias has no LoRA
+    norms = (f"{norm:.2e}" for norm in (update.first, update.last, update.lora))
+    columns = (f"{sizes.lr:g}", *norms, rate)
+    whole, start = update.name == "in all", f"{update.name}."
+    kinds = Counter(_kind(name) for name in sizes.near_eps if whole or name.startswith(start))
+    tail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return f"{label:<32}" + "".join(f"{column:>18}" for column in columns) + f"  {tail}"
 
 
 def _kind(parameter: str) -> str:
-    """Return what many parameters of a model are called alike: lora2_lambda, key.bias."""
+    """Return the part of a name that many parameters share: lora2_lambda, key.bias."""
     parts = [part for part in parameter.split(".") if part not in ("default", "weight")]
     return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
 

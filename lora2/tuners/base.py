@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import extract_model_from_parallel
 from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
@@ -266,34 +265,6 @@ class AdapterModel(BaseTuner):
             f"lora2.export_lora(model, folder, adapter_name), load them as LoRA with "
             f"PeftModel.from_pretrained and load_adapter, and call add_weighted_adapter there"
         )
-
-
-def find_tuner(model: nn.Module) -> Any:
-    """Return a PeftModel's tuner, or that of a model inside with an adapter by ``add_adapter``.
-
-    The model may be wrapped for data parallelism or compiled.
-
-    Raises:
-        TypeError: there is none, or more than one.
-    """
-    inner = extract_model_from_parallel(model)
-    tuner = getattr(inner, "base_model", None)
-    if isinstance(tuner, BaseTuner):
-        return tuner
-    tuners = [vars(m)["_lora2_tuner"] for m in inner.modules() if "_lora2_tuner" in vars(m)]
-    if len(tuners) == 1:
-        return tuners[0]
-    raise TypeError(
-        f"a model with one adapted part is needed, but this {type(model).__name__} has "
-        f"{len(tuners)}: pass get_peft_model(model, Lora2Config(...)), or call "
-        f"model.add_adapter(Lora2Config(...)) first"
-    )
-
-
-def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
-    """Return module name -> which of its r ranks survive, for the active LoRA2 or SoRA adapter."""
-    kept: dict[str, list[bool]] = find_tuner(model).kept_ranks()
-    return kept
 
 
 def _is_read(model: nn.Module, key: str) -> bool:

@@ -19,12 +19,13 @@ from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
 from lora2.run.encoder_sizes import encoder_config, random_encoder
 from lora2.run.methods import prepare
-from lora2.run.model import count_encoder, count_kept, count_start, load_run, read_config
+from lora2.run.model import count_encoder, count_start, load_run, read_config
 from lora2.study.spec import load_study
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import jobs, load_table, narrow
 from lora2.tuners.base import in_head
 from lora2.tuners.lora2.layer import Lora2Linear
+from tests.conftest import TINY
 
 YAMLS = sorted(CONFIGS.rglob("*.y*ml"))
 METHODS = {
@@ -234,11 +235,14 @@ def test_k8_is_the_paper_s_share_of_the_model():
 
 
 def test_what_survives_is_counted_with_true_sizes():
-    run, counts, base = meta_counts("deberta-v3-base", "method=lora2", "method.k=8")
-    adapted = [n for n, module in base.named_modules() if isinstance(module, Lora2Linear)]
-    kept = {name: [True] * 3 + [False] * 5 for name in adapted}
-    assert len(kept) == 72
-    wide = 12 * (4 * 1536 + 2 * 3840)
-    assert count_kept(counts.adapter, run.method, kept, base) == 8 * wide + 72 * 3 * 17
-    nothing = {name: [False] * 8 for name in kept}
-    assert count_kept(counts.adapter, run.method, nothing, base) == 0
+    run = resolve([*TINY, "task=rte", "method=lora2", "method.k=2"]).config
+    model, tuner = prepare(random_encoder(encoder_config(run.backbone)), run, 6)
+    masks = [m.lora2_mask["default"] for m in model.modules() if isinstance(m, Lora2Linear)]
+    assert len(masks) == 12
+    for mask in masks:
+        mask[3:] = False
+    widths = 2 * (4 * (64 + 64) + 2 * (64 + 384))  # of two layers with six matrices
+    assert tuner.kept_parameters() == 2 * widths + 12 * 3 * 5
+    for mask in masks:
+        mask.fill_(False)
+    assert tuner.kept_parameters() == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lora2.config.parse import parse_yaml
-from lora2.tables.pages import BLOCK, PAGES, first_table, main, refresh
+from lora2.tables.pages import BLOCK, PAGES, first_table, main, refresh, write_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +34,17 @@ def test_a_changed_table_is_noticed(tmp_path):
     fresh = refresh(text, tmp_path)
     assert "### T" in fresh and "| 1 |" in fresh and "old" not in fresh and "rest" not in fresh
     assert refresh(fresh, tmp_path) == fresh
+
+
+def test_a_stale_page_is_named_and_only_written_without_check(tmp_path, capsys):
+    page, same = tmp_path / "page.md", tmp_path / "same.md"
+    page.write_text("old")
+    same.write_text("same")
+    texts = {page: "new", same: "same"}
+    assert write_pages(texts, True, "make report") == 1 and page.read_text() == "old"
+    assert capsys.readouterr().err == "page.md is stale: run make report\n"
+    assert write_pages(texts, False, "make report") == 0 and page.read_text() == "new"
+    assert write_pages(texts, True, "make report") == 0
 
 
 def test_a_missing_table_is_an_error(tmp_path):

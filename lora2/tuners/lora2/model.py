@@ -162,6 +162,17 @@ class Lora2Model(TermModel):
         """The allocator of the training under way."""
         return self._ranks.allocator
 
+    def kept_parameters(self) -> int:
+        """Return how many numbers of the active adapter survive.
+
+        k (d_in + d_out) + n (2 k + 1) for a matrix with n singular values left, none for n = 0.
+        """
+        adapter, total = self._active()[0], 0
+        for layer in self.layers(adapter).values():
+            k, n = layer.k[adapter], int(layer.lora2_mask[adapter].sum())
+            total += k * (layer.in_features + layer.out_features) + n * (2 * k + 1) if n else 0
+        return total
+
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Module name -> which of its r singular values survive, for the active adapter."""
         adapter = self._active()[0]

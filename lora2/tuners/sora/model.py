@@ -115,6 +115,14 @@ class SoraModel(TermModel):
         """Check that the proximal steps happened, and what they left; see ``GateOptimizer``."""
         self._prepared().check_finished()
 
+    def kept_parameters(self) -> int:
+        """Return how many numbers of the active adapter survive: d_in + d_out + 1 for each gate."""
+        return sum(
+            sum(gates) * (layer.in_features + layer.out_features + 1)
+            for name, gates in self.kept_ranks().items()
+            for layer in [self.model.get_submodule(name)]
+        )
+
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Module name -> which of its r gates are not zero, for the active adapter."""
         gates = self._gates(self._active()[0])

@@ -1,0 +1,124 @@
+"""Predictions on GLUE's test splits, in the files and the zip that the GLUE server takes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
+
+from lora2.config.schema import RunConfig, Train
+from lora2.glue.data import load_test
+from lora2.glue.metrics import decide
+from lora2.glue.tasks import TASKS, TEST_ROWS, Task
+from lora2.glue.tokenize import tokenize
+from lora2.records.files import replacing
+from lora2.records.paths import predictions_dir, run_dir
+from lora2.records.store import write_atomically
+from lora2.run.device import autocast
+from lora2.run.model import load_run
+from lora2.run.trainer import collator, lengths
+
+FILES = {
+    "cola": {"test": "CoLA.tsv"},
+    "sst2": {"test": "SST-2.tsv"},
+    "mrpc": {"test": "MRPC.tsv"},
+    "qqp": {"test": "QQP.tsv"},
+    "stsb": {"test": "STS-B.tsv"},
+    "mnli": {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
+    "qnli": {"test": "QNLI.tsv"},
+    "rte": {"test": "RTE.tsv"},
+}
+WORDS = ("mnli", "qnli", "rte")  # the server wants their labels as words, the others' as numbers
+WNLI_ROWS, WNLI_MAJORITY = 146, 0  # not one of the eight tasks; 0 is "not_entailment"
+HEADER = "index\tprediction"
+
+
+class SubmissionError(ValueError):
+    """What is there does not make a submission; the message says what is missing."""
+
+
+def write_predictions(config: RunConfig) -> list[Path]:
+    """Write the files of a finished run's task and return their paths.
+
+    The model is the one of the last step: it alone is saved.
+
+    Raises:
+        ValueError: the run is not finished or its folder is damaged, or the data is not available
+            (``GlueDataError``).
+    """
+    task = TASKS[config.task]
+    frames = load_test(config.task, config.data.source, config.data.dir)
+    tokenizer, model = load_run(run_dir(config))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    paths = []
+    for split, frame in frames.items():
+        if sorted(frame["idx"]) != list(range(len(frame))):
+            raise SubmissionError(f"{task.name} {split}: idx does not number the rows from 0")
+        rows = tokenize(frame, task, tokenizer, config.train.max_seq_length)
+        answers = predict(model, tokenizer, rows.remove_columns("labels"), task, config.train)
+        lines = [f"{i}\t{a}" for i, a in sorted(zip(frame["idx"], answers, strict=True))]
+        paths.append(predictions_dir(config) / FILES[config.task][split])
+        write_atomically(paths[-1], "\n".join([HEADER, *lines, ""]))
+    return paths
+
+
+def predict(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, rows, task: Task, train: Train
+) -> list[str]:
+    """Return what the server wants for each of ``rows``: a word, a number or a similarity."""
+    order = np.argsort(-lengths(rows), kind="stable")  # the first batch is the largest
+    batches = DataLoader(
+        rows.select(order),
+        batch_size=train.eval_batch_size,
+        collate_fn=collator(tokenizer, train),
+    )
+    device, outputs = next(model.parameters()).device, []
+    with torch.inference_mode(), autocast(device.type, train.precision):
+        for batch in batches:
+            outputs.append(model(**batch.to(device)).logits.float().cpu().numpy())
+    decided = np.empty(len(rows))
+    decided[order] = decide(task, np.concatenate(outputs))  # (n, num_labels) -> (n,)
+    if task.is_regression:
+        return [f"{value:.3f}" for value in decided.clip(0, 5)]
+    return [task.label_names[int(n)] if task.name in WORDS else str(int(n)) for n in decided]
+
+
+def write_zip(configs: Iterable[RunConfig], path: Path) -> Path:
+    """Zip the predictions of one finished run of each task, with WNLI by its majority class.
+
+    Raises:
+        SubmissionError: not exactly one run of each of the eight tasks, or a file has not the
+            rows that the GLUE server expects.
+    """
+    runs = {config.task: config for config in configs}
+    if missing := sorted(TASKS.keys() - runs.keys()):
+        raise SubmissionError(f"a submission needs all eight tasks; missing: {', '.join(missing)}")
+    texts = {
+        "WNLI.tsv": "\n".join([HEADER, *(f"{i}\t{WNLI_MAJORITY}" for i in range(WNLI_ROWS)), ""])
+    }
+    for task, config in runs.items():
+        for file in write_predictions(config):
+            texts[file.name] = file.read_text(encoding="utf-8")
+        if config.data.source != "embedded":
+            check_rows(task, texts)
+    with replacing(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in sorted(texts.items()):
+            archive.writestr(name, text)
+    return path
+
+
+def check_rows(task: str, texts: Mapping[str, str]) -> None:
+    """Refuse a file with another number of rows than the benchmark's.
+
+    Raises:
+        SubmissionError: naming the file and both numbers.
+    """
+    for split, name in FILES[task].items():
+        rows, expected = texts[name].count("\n") - 1, TEST_ROWS[task][split]
+        if rows != expected:
+            raise SubmissionError(f"{name} has {rows:,} rows, the GLUE server expects {expected:,}")
