@@ -14,8 +14,9 @@ READY := $(VENV)/.ready
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
-.PHONY: quickstart test coverage test-slow test-faults test-slurm test-latex lint plan report \
-	report-study submission audit bench study clean reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: quickstart test coverage test-slow test-faults test-slurm test-latex test-ecosystem wheel \
+	lint plan report report-study submission audit bench study clean reproduce-all \
+	$(TABLES:%=reproduce-%)
 
 # All four tables, Figure 3, the audit and Table 5 without a GPU or a hub.
 # The tables go into a folder of their own, so that the committed results stay as they are.
@@ -48,8 +49,21 @@ test-slurm: $(READY)
 test-latex: $(READY)
 	$(PY) -m pytest -m latex
 
+# TRL, sentence-transformers, quantised bases and ONNX, in a copy of the venv.
+test-ecosystem: $(READY)
+	rm -rf .venv-ecosystem && cp -a $(VENV) .venv-ecosystem
+	.venv-ecosystem/bin/python -m pip install --quiet -r tests/ecosystem/requirements.txt
+	OMP_NUM_THREADS=1 .venv-ecosystem/bin/python -m pytest -n 0 -m ecosystem tests/ecosystem
+
+# The library's wheel and sdist in dist/, checked.
+wheel: $(READY)
+	$(PY) -m pip install --quiet build twine
+	$(PY) -m build
+	$(PY) -m twine check --strict dist/*
+
 lint: $(READY)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 
 $(TABLES:%=reproduce-%): reproduce-%: $(READY)
 	$(REPRODUCE) table=$(*:table%=%)

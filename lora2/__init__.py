@@ -1,9 +1,7 @@
 """LoRA2 (arXiv 2408.06854), SoRA and LoRA-XS as PEFT methods.
 
-``from lora2 import Lora2Config`` (or any other public name) registers LORA2, SORA and LORA_XS with
-PEFT. A bare ``import lora2`` registers them at once when ``peft`` is already imported; when it is
-not, the import stays light (no torch), and they are registered as soon as a public name is touched
-or ``lora2.register()`` is called: do one of these before ``PeftModel.from_pretrained``.
+``import lora2`` registers LORA2, SORA and LORA_XS with PEFT: at once if ``peft`` is imported
+already, and otherwise as soon as it is. The import itself stays light (no torch).
 """
 
 from __future__ import annotations
@@ -11,10 +9,13 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lora2.callbacks import Lora2Callback
+    from lora2.callbacks import Lora2Callback, kept_ranks
+    from lora2.tuners.export import export_lora, to_lora
     from lora2.tuners.lora2 import Lora2Config, Lora2Model
     from lora2.tuners.lora2.optimizer import create_lora2_optimizer
     from lora2.tuners.lora_xs import LoraXsConfig
@@ -27,7 +28,10 @@ __all__ = [
     "LoraXsConfig",
     "SoraConfig",
     "create_lora2_optimizer",
+    "export_lora",
+    "kept_ranks",
     "register",
+    "to_lora",
 ]
 
 _HOMES = {
@@ -37,6 +41,9 @@ _HOMES = {
     "LoraXsConfig": "lora2.tuners.lora_xs",
     "SoraConfig": "lora2.tuners.sora",
     "create_lora2_optimizer": "lora2.tuners.lora2.optimizer",
+    "export_lora": "lora2.tuners.export",
+    "kept_ranks": "lora2.callbacks",
+    "to_lora": "lora2.tuners.export",
 }
 
 
@@ -54,7 +61,6 @@ def register() -> None:
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    register()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
@@ -62,5 +68,30 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_HOMES})
 
 
+class _RegisterOnImport:
+    """A finder that lets ``import peft`` register the methods once peft is imported."""
+
+    @classmethod
+    def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name != "peft":
+            return None
+        others = [finder for finder in sys.meta_path if finder is not cls]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        spec = next(filter(None, specs), None)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not cls]
+            execute(module)
+            register()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
 if "peft" in sys.modules:
     register()
+else:
+    sys.meta_path.insert(0, _RegisterOnImport)

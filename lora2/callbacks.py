@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from accelerate.utils import extract_model_from_parallel
@@ -99,10 +100,13 @@ class Lora2Callback(TrainerCallback):
         )
 
 
-def _find_tuner(model: nn.Module) -> BaseTuner:
+def _find_tuner(model: nn.Module) -> Any:
     """Return a PeftModel's tuner, or that of a model inside with an adapter by ``add_adapter``.
 
     The model may be wrapped for data parallelism or compiled.
+
+    Raises:
+        TypeError: there is none, or more than one.
     """
     inner = extract_model_from_parallel(model)
     tuner = getattr(inner, "base_model", None)
@@ -112,10 +116,16 @@ def _find_tuner(model: nn.Module) -> BaseTuner:
     if len(tuners) == 1:
         return tuners[0]
     raise TypeError(
-        f"Lora2Callback drives one tuner, but the Trainer's model is a {type(model).__name__} with "
-        f"{len(tuners)} of them: pass get_peft_model(model, Lora2Config(...)) to the Trainer, or "
-        f"call model.add_adapter(Lora2Config(...)) first"
+        f"a model with one adapted part is needed, but this {type(model).__name__} has "
+        f"{len(tuners)}: pass get_peft_model(model, Lora2Config(...)), or call "
+        f"model.add_adapter(Lora2Config(...)) first"
     )
+
+
+def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
+    """Return module name -> which of its r ranks survive, for the active LoRA2 or SoRA adapter."""
+    kept: dict[str, list[bool]] = _find_tuner(model).kept_ranks()
+    return kept
 
 
 def _unscale(optimizer: Any) -> None:
@@ -134,12 +144,12 @@ def _checkpoint_folder(args: Any, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def _folder_given_to_train() -> str | None:
+def _folder_given_to_train() -> str | os.PathLike[str] | None:
     """Return the folder given to ``Trainer.train``, which is kept in that call's frame alone.
 
     None if it is not found; what is loaded must match the weights in any case.
     """
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "_inner_training_loop":
         frame = frame.f_back
     folder = None if frame is None else frame.f_locals.get("resume_from_checkpoint")

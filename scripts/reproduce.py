@@ -141,11 +141,12 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
 def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path) -> None:
     """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
     from lora2.tables import make as reporting
-    from lora2.tables import times as timetable
 
     official = reporting.is_official(plan, request.extra)
     asked = (plan, request.profile, folder, request.options.seeds, request.extra)
     if plan.kind == "times":
+        from lora2.tables import times as timetable  # with torch, which no other table needs
+
         frame = timetable.measure(plan, jobs)
         if official:
             show_written(timetable.write(plan, frame, request.profile, folder))

@@ -10,7 +10,7 @@ from peft import get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lora2 import Lora2Callback, Lora2Config, SoraConfig
+from lora2 import Lora2Callback, Lora2Config, SoraConfig, kept_ranks
 from tests.test_callbacks import STEPS, build, examples, make_trainer, survivors, weights_of
 
 
@@ -99,6 +99,7 @@ def test_an_adapter_by_transformers_add_adapter_is_driven(tmp_path, inside):
     layers = [m for m in inner.modules() if hasattr(m, "lora2_mask")]
     assert sum(int(layer.lora2_mask["default"].sum()) for layer in layers) == len(layers) == 6
     assert sum(int((layer.lora2_lambda["default"] != 0).sum()) for layer in layers) == 6
+    assert sum(map(sum, kept_ranks(model).values())) == 6
 
 
 def test_a_finished_run_goes_on_with_its_final_ranks(tmp_path):

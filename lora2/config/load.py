@@ -187,7 +187,9 @@ def overlay(files: Tree, facts: Tree, groups: Sequence[str]) -> Tree:
         if all(held[key] in _as_list(value) for key, value in patch["for"].items()):
             tree["seed"] = patch.get("seed", tree["seed"])
             for section in ("method", "train"):
-                tree[section].update(copy.deepcopy(patch.get(section, {})))
+                for key, value in copy.deepcopy(patch.get(section, {})).items():
+                    both = isinstance(value, dict) and isinstance(tree[section].get(key), dict)
+                    tree[section][key] = {**tree[section][key], **value} if both else value
     for group in ("method", "backbone"):
         tree[group].pop("settings", None)
     tree["backbone"].pop("protocol", None)  # one of the facts; typed, it is an unknown key
@@ -222,7 +224,8 @@ def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
         data["source"] = "folder" if data.get("dir") is not None else packaged
     if sections["results"].get("dir") is None:
         sections["results"]["dir"] = f"results/{profile}"
-    for section, key in (("data", "dir"), ("backbone", "path"), ("results", "dir")):
+    paths = ("data.dir", "backbone.path", "backbone.warm_start", "results.dir")
+    for section, key in (path.split(".") for path in paths):
         if isinstance(sections[section].get(key), str):
             sections[section][key] = os.path.expanduser(sections[section][key])
     method = tree["method"] if isinstance(tree["method"], dict) else {}
@@ -288,10 +291,13 @@ def as_tree(config: RunConfig) -> Tree:
 def config_hash(config: RunConfig) -> str:
     """Return ten hex digits that name a run: sha256 of its configuration.
 
-    Where results are written is left out, and so are keys that are None, so that a new optional
-    key does not rename the runs that do not use it.
+    Where results are written and reported is left out, and so are keys that are None, so that a new
+    optional key does not rename the runs that do not use it. A warm start counts by its run's name.
     """
     tree = {key: value for key, value in as_tree(config).items() if key != "results"}
+    tree["train"]["report_to"] = None
+    if tree["backbone"]["warm_start"] is not None:
+        tree["backbone"]["warm_start"] = Path(tree["backbone"]["warm_start"]).name
     text = json.dumps(_without_none(tree), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

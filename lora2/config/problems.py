@@ -109,6 +109,7 @@ def _explain(section: str, kind: type, detail: Any) -> Problem:
         return Problem(key, None, wrong="this key is required and no file sets it")
     allowed = detail["msg"].removeprefix("Input should be ")
     allowed = allowed.replace("a valid boolean", "a boolean, true or false")
+    allowed = re.sub(r" after validation, not \d+", "", allowed)
     names = re.findall(r"'([^']+)'", allowed) if detail["type"] == "literal_error" else []
     hint = unknown(key, detail["input"], names).wrong
     return Problem(key, detail["input"], allowed[0].lower() + allowed[1:], hint)

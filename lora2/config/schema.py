@@ -58,6 +58,7 @@ class Train:
     precision: Literal["fp32", "bf16", "fp16"]
     tf32: bool | None = None  # fp32 matrix products on tensor cores, 10 bits of mantissa
     group_by_length: bool | None = None  # training batches of rows of similar length
+    report_to: list[str] | None = None  # trackers that transformers knows; names no run
 
 
 @checked
@@ -84,6 +85,7 @@ class Backbone:
     head_modules: Annotated[list[Head], Field(min_length=1)]
     targets: dict[Target, Module]  # our name of a matrix -> its path inside one layer
     attention: Literal["eager", "sdpa"] | None = None  # None: the encoder's default
+    warm_start: str | None = None  # a finished run's folder, whose encoder is started from
     overlap: list[TaskName] | None = None  # tasks whose data, or data like it, it was trained on
 
 

@@ -33,6 +33,11 @@ def log_file(config: RunConfig) -> Path:
     return Path(config.results.dir) / "logs" / f"{run_name(config)}.log"
 
 
+def tracking_dir(config: RunConfig) -> Path:
+    """Return where a tracker that writes files (TensorBoard) writes those of a run."""
+    return Path(config.results.dir) / "tracking" / run_name(config)
+
+
 def predictions_dir(config: RunConfig) -> Path:
     """Return where a run's predictions on the test split are written."""
     return Path(config.results.dir) / "predictions" / run_name(config)

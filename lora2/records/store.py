@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 STATUSES = ("finished", "failed", "diverged")
 HISTORY = "history.csv"
+WARM_START = "backbone.warm_start"  # a path of one machine whose last part, a run's name, counts
 # Read as text: a run named 12e4567 is not a number.
 TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method",
         "config_hash", "precision", "device", "commit", "python", "torch", "transformers", "peft",
@@ -100,7 +101,10 @@ def read_run(folder: Path) -> pd.DataFrame:
         raise _damaged(folder, f"is not whole ({len(frame)} rows, status {status!r})")
     if frame.loc[0, "run"] != folder.name:
         raise StoreError(f"{folder} holds run {frame.loc[0, 'run']}: rename the folder to that")
-    flat = {key: value for key, value in flatten(settings).items() if not _is_local_path(value)}
+    flat = flatten(settings)
+    if isinstance(folder_of_start := flat.get(WARM_START), str):
+        flat[WARM_START] = PurePosixPath(folder_of_start).name
+    flat = {key: value for key, value in flat.items() if not _is_local_path(value)}
     return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
 
 

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from lora2.config.problems import ConfigError, Problem
@@ -41,12 +42,18 @@ def use_matmul_precision(config: RunConfig) -> None:
 
 
 def check_device(config: RunConfig) -> None:
-    """Refuse what the device lacks.
+    """Refuse what this machine lacks: precisions of its device, and trackers.
 
     Raises:
         ConfigError: naming every key at fault and what to type.
     """
-    problems = list(_precision_problems(config.train))
+    installed = get_available_reporting_integrations()
+    problems = [
+        Problem("train.report_to", name, ", ".join(installed) or "null", "is not installed")
+        for name in config.train.report_to or ()
+        if name not in installed
+    ]
+    problems += _precision_problems(config.train)
     if problems:
         raise ConfigError(problems)
 

@@ -26,6 +26,7 @@ from transformers import (
 import lora2
 from lora2.config.load import build
 from lora2.config.parse import parse_yaml
+from lora2.config.problems import ConfigError, Problem
 from lora2.config.schema import Backbone, Method, Peft, RunConfig
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
@@ -139,6 +140,42 @@ def _check_tokenizer(
     raise BackboneError(f"the encoder {path} cannot be used: {why}\n{hint}")
 
 
+def load_start(
+    config: RunConfig,
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """Load what a run starts from: its encoder, or that of the run in ``backbone.warm_start``.
+
+    The head is drawn from ``config.seed`` in both cases.
+
+    Raises:
+        BackboneError: see ``load_backbone``.
+        ConfigError: the run of the warm start is not finished, or cannot be started from.
+    """
+    set_seed(config.seed)
+    backbone, task = config.backbone, TASKS[config.task]
+    tokenizer, base = load_backbone(backbone, task, config.train.cls_dropout)
+    if backbone.warm_start is None:
+        return tokenizer, base
+    folder = Path(backbone.warm_start)
+    try:
+        source = read_config(folder).backbone.name
+        if source != backbone.name:
+            raise ValueError(f"a run on {source}, and this one is on {backbone.name}")
+        _, trained = load_run(folder)
+        if isinstance(trained, PeftModel):
+            trained = trained.merge_and_unload()
+    except (ValueError, AttributeError) as error:
+        wrong = f"cannot be started from: {error}"
+        allowed = "the folder of a finished run of full, bitfit or a method that merges"
+        raise ConfigError([Problem("backbone.warm_start", str(folder), allowed, wrong)]) from error
+    encoder = trained.base_model.state_dict()
+    kept = {name: t for name, t in encoder.items() if not in_head(name, backbone.head_modules)}
+    base.base_model.load_state_dict(kept, strict=False)
+    base.marks = (*base.marks, f"warm start from {folder.name}")
+    set_seed(config.seed)  # as if no other run had been loaded in between
+    return tokenizer, base
+
+
 @dataclasses.dataclass(frozen=True)
 class Counts:
     """Numbers of parameters (scalars, not bytes)."""
@@ -202,10 +239,8 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
         saved = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read: {error}; repeat the run") from error
-    set_seed(config.seed)  # backbone.random_init draws the same encoder again
-    task = TASKS[config.task]
-    tokenizer, base = load_backbone(config.backbone, task, config.train.cls_dropout)
-    set_labels(base.config, task, task.problem_type)
+    tokenizer, base = load_start(config)  # backbone.random_init draws the same encoder again
+    set_labels(base.config, TASKS[config.task], TASKS[config.task].problem_type)
     if not is_peft:
         _check_shapes(adapter, saved, {name: base.state_dict().get(name) for name in saved})
         base.load_state_dict(saved, strict=False)

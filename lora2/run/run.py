@@ -15,7 +15,7 @@ import torch
 from datasets import concatenate_datasets
 from safetensors.torch import save_file
 from torch import nn
-from transformers import Trainer, set_seed
+from transformers import Trainer
 
 from lora2.config.load import config_hash, run_name
 from lora2.config.problems import ConfigError
@@ -35,7 +35,7 @@ from lora2.records.run_folder import (
 )
 from lora2.run.device import check_device, use_matmul_precision, within_memory
 from lora2.run.methods import check_model, peft_config, prepare
-from lora2.run.model import Counts, count_encoder, count_start, load_backbone, set_labels
+from lora2.run.model import Counts, count_encoder, count_start, load_start, set_labels
 from lora2.run.provenance import (
     forget_peak_memory,
     is_main_process,
@@ -104,13 +104,12 @@ def _train_and_record(
     config, work = effective, work_dir(requested)
     _keep_newest_checkpoint(requested)
     forget_peak_memory()
-    set_seed(config.seed)
     use_matmul_precision(config)
 
     data = load_data(config)
     steps = total_steps(vars(config.train), len(data.train))
     assert steps is not None
-    tokenizer, base = load_backbone(config.backbone, data.task, config.train.cls_dropout)
+    tokenizer, base = load_start(config)
     check_model(base, config, tokenizer.model_max_length)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))

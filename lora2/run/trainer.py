@@ -31,11 +31,13 @@ from transformers import (
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lora2.callbacks import Lora2Callback
+from lora2.config.load import run_name
 from lora2.config.schema import Lora2, RunConfig, Train
 from lora2.glue.data import fingerprint
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
+from lora2.records.paths import tracking_dir
 from lora2.run.provenance import world_size
 from lora2.run.recorder import Recorder
 from lora2.tuners.base import in_head
@@ -223,6 +225,8 @@ def training_arguments(
     # resumed run logs the same one.
     save_steps = math.ceil((train.save_steps or steps) / train.eval_steps) * train.eval_steps
     micro = train.micro_batch_size or per_process
+    if "tensorboard" in (train.report_to or ()):  # else it would write into the work folder
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tracking_dir(config))
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,
@@ -243,7 +247,8 @@ def training_arguments(
         fp16=train.precision == "fp16",
         seed=config.seed,
         data_seed=config.seed,
-        report_to="none",
+        report_to=train.report_to or "none",
+        run_name=run_name(config),
         disable_tqdm=not progress,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -20,7 +20,8 @@ from lora2.sweep.presets import Profile, encoder_for
 ALL = ("1", "2", "3", "4", "figure3")
 # Keys that do not tell one cell's runs apart: the seed, where things lie, how a batch is split.
 PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
-          "train.micro_batch_size", "train.eval_batch_size", "train.save_steps")  # fmt: skip
+          "train.micro_batch_size", "train.eval_batch_size", "train.save_steps",
+          "train.report_to")  # fmt: skip
 
 
 @checked

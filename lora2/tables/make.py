@@ -118,7 +118,10 @@ def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
 
 def comparable(settings: dict[str, object]) -> dict[str, object]:
     """Return the settings that decide a run's result, its seed apart: not where things lie."""
-    return {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+    kept = {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+    if store.WARM_START in kept:
+        kept[store.WARM_START] = Path(str(kept[store.WARM_START])).name
+    return kept
 
 
 def _flat(resolved: Resolved) -> dict[str, object]:

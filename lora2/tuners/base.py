@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
-from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _maybe_include_all_linear_layers,
+    check_adapters_to_merge,
+)
+from peft.utils import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    resolve_quantization_backend,
+)
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -41,12 +51,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         module_name: str = "the module",
     ) -> None:
         super().__init__()
-        linear = _base_linear(base_layer, module_name)
+        linear, self.quantization_backend = _base_linear(base_layer, module_name)
         self.base_layer, self.module_name = base_layer, module_name
         # Conv1D keeps its weight as (d_in, d_out), nn.Linear as (d_out, d_in).
         self.fan_in_fan_out = isinstance(linear, Conv1D)
-        d_in, d_out = linear.weight.shape if self.fan_in_fan_out else linear.weight.shape[::-1]
-        self.in_features, self.out_features = int(d_in), int(d_out)
+        if self.fan_in_fan_out:
+            self.in_features, self.out_features = map(int, linear.weight.shape)
+        else:  # a quantised weight has another shape
+            self.in_features, self.out_features = linear.in_features, linear.out_features
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.r: dict[str, int] = {}
@@ -99,9 +111,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         The sum is computed in float32 at least and rounded once.
 
         Raises:
-            ValueError: with ``safe_merge``, the merged weight would not be finite; the base weight
-                is untouched.
+            ValueError: the base weight is quantised, or with ``safe_merge``, the merged weight
+                would not be finite; the base weight is untouched.
         """
+        if self.quantization_backend is not None:
+            raise ValueError(
+                f"{self.module_name} has a quantised weight, and merging would round the update to "
+                f"its few levels: merge into the base model loaded in float instead, or serve the "
+                f"adapter beside the quantised base (lora2.export_lora makes it a plain LoRA)"
+            )
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.r:
                 continue
@@ -154,12 +172,32 @@ class AdapterModel(BaseTuner):
     """A model whose linear layers have adapters of one method."""
 
     tuner_layer_cls: type[AdapterLayer]
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    peft_config: dict[str, Any]  # adapter name -> AdapterConfig
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def inject_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As PEFT's; afterwards the adapted layers are looked up again."""
-        super().inject_adapter(*args, **kwargs)
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """As PEFT's; "all-linear" skips weights that are read without a call.
+
+        Warns of names in target_modules that match no module.
+        """
+        config = self.peft_config[adapter_name]
+        if str(config.target_modules).lower() == "all-linear":
+            _maybe_include_all_linear_layers(config, model)
+            config.target_modules = {n for n in config.target_modules if not _is_read(model, n)}
+        names = config.target_modules
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._look_up_layers()
+        adapted = [f".{name}" for name in self.layers(adapter_name)]
+        if isinstance(names, set) and (
+            missing := [n for n in names if not any(a.endswith(f".{n}") for a in adapted)]
+        ):
+            warnings.warn(
+                f"these target_modules match no module that can be adapted: {sorted(missing)}. The "
+                f"experts of a mixture may be one 3D parameter, which LoRA2 does not adapt",
+                stacklevel=2,
+            )
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As PEFT's; afterwards the adapted layers are looked up again."""
@@ -168,7 +206,7 @@ class AdapterModel(BaseTuner):
 
     def _look_up_layers(self) -> None:
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, AdapterLayer)}
-        self._layers = {
+        self._layers: dict[str, dict[str, Any]] = {
             adapter: {name: layer for name, layer in layers.items() if adapter in layer.r}
             for adapter in self.peft_config
         }
@@ -179,18 +217,24 @@ class AdapterModel(BaseTuner):
 
     def _create_and_replace(
         self,
-        config: AdapterConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        **_: Any,
+        parameter_name: str | None = None,
     ) -> None:
         if isinstance(target, self.tuner_layer_cls):
-            target.update_layer(adapter_name, config)
+            target.update_layer(adapter_name, peft_config)
             return
-        layer = self.tuner_layer_cls(target, adapter_name, config, current_key)
+        if _is_read(self.model, current_key):
+            raise ValueError(
+                f"{current_key} cannot be adapted: {type(parent).__name__} reads its weight "
+                f"instead of calling it, so an adapter would have no effect until it is merged; "
+                f"name it in exclude_modules, or use target_modules='all-linear', which skips it"
+            )
+        layer = self.tuner_layer_cls(target, adapter_name, peft_config, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -210,20 +254,56 @@ class AdapterModel(BaseTuner):
             raise ValueError(
                 f"adapter_names={adapter_names}: {type(self).__name__} computes all rows of a "
                 f"batch with the active adapters: call set_adapter(name) and pass the rows of one "
-                f"adapter"
+                f"adapter, or serve the adapters exported by lora2.export_lora as LoRA"
             )
         yield
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse; LoRA's works on exported adapters."""
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot combine adapters: export each one with "
+            f"lora2.export_lora(model, folder, adapter_name), load them as LoRA with "
+            f"PeftModel.from_pretrained and load_adapter, and call add_weighted_adapter there"
+        )
 
-def _base_linear(target: nn.Module, name: str) -> nn.Linear | Conv1D:
-    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    if not isinstance(base, nn.Linear | Conv1D) or not base.weight.is_floating_point():
+
+def _is_read(model: nn.Module, key: str) -> bool:
+    """Tell whether the module that holds ``key`` reads its weight instead of calling it.
+
+    nn.MultiheadAttention's out_proj and Mamba's dt_proj, say; also if only a fused path does so (of
+    Mamba on a GPU, of nn.TransformerEncoderLayer in eval mode). Looks into the source of the class.
+    """
+    parent, _, name = key.rpartition(".")
+    sources = []
+    for cls in type(model.get_submodule(parent)).__mro__:
+        if cls is nn.Module:
+            break
+        with contextlib.suppress(OSError, TypeError):  # no source
+            sources += inspect.getsource(cls).splitlines()
+    weight = rf"\bself\.{name}\.weight\b"
+    reads = [
+        line
+        for line in sources
+        if re.search(rf"{weight}(?!\.(dtype|device|data|shape|size|_)|\s*=[^=])", line)
+        and not re.search(r"init|isinstance|hasattr", line)
+    ]
+    called = any(re.search(rf"\bself\.{name}\(", line) for line in sources)
+    return any(not called or re.search(rf"{weight}\s*([,)\]@]|$)", line) for line in reads)
+
+
+def _base_linear(target: nn.Module, name: str) -> tuple[Any, Any]:
+    """Return the linear layer under ``target`` and PEFT's backend for its quantisation, if any."""
+    base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    # torchao's needs a function to quantise a merged weight, and we do not merge.
+    backend = resolve_quantization_backend(base, get_apply_tensor_subclass=object)
+    plain = isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
+    if backend is None and not plain:
         raise TypeError(
             f"{name} is a {type(base).__name__}; only torch.nn.Linear and transformers' Conv1D "
-            f"with floating-point weights can be adapted: take it out of target_modules or name "
-            f"it in exclude_modules"
+            f"with floating-point or quantised weights can be adapted: take it out of "
+            f"target_modules or name it in exclude_modules"
         )
-    return base
+    return base, backend
 
 
 def wide(tensor: Tensor) -> Tensor:

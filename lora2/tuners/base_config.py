@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+from huggingface_hub import ModelCard
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 
 Rules = dict[str, tuple[bool, str]]  # setting -> whether its value is allowed, what is allowed
+
+REQUIRES = (
+    "the Python package lora2: `import lora2` before PeftModel.from_pretrained; exported as plain "
+    "LoRA (lora2.export_lora), it needs PEFT alone"
+)
+# Arguments of LoraConfig that have no meaning here, and what to do instead.
+_NOT_SUPPORTED = {
+    "use_rslora": "set lora_alpha to alpha * sqrt(r), which gives the same scale alpha / sqrt(r)",
+    "use_dora": "leave it out; only PEFT's LoRA has it",
+    "rank_pattern": "one r and k hold for all modules; LoRA2's target_r lets training divide ranks",
+    "alpha_pattern": "one lora_alpha holds for all modules",
+    "target_parameters": "only modules can be adapted; for the 3D weights of a mixture of experts "
+    "use PEFT's LoraConfig(target_parameters=...)",
+    "trainable_token_indices": "name the embedding in modules_to_save",
+    "ensure_weight_tying": "leave tied modules out of target_modules and modules_to_save",
+    "init_lora_weights": "the argument is init_weights",
+}
 
 
 def extend_peft_type(name: str) -> PeftType:
@@ -99,9 +118,11 @@ class AdapterConfig(PeftConfig):
         layers_pattern: name of the list of layers, when it is not a common one.
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
         fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
+        requires: what loading takes, for readers of adapter_config.json.
 
     Raises:
         ValueError: one error that lists every impossible value.
+        TypeError: an argument that only PEFT's LoraConfig has, with what to do instead.
     """
 
     r: int = 8
@@ -113,8 +134,15 @@ class AdapterConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     modules_to_save: list[str] | None = None
     fan_in_fan_out: bool = False
+    requires: str = REQUIRES
 
     method: ClassVar[str]  # the member of PeftType
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> AdapterConfig:
+        """Explain LoraConfig's other arguments, before __init__ calls them unexpected."""
+        if refused := [f"{key}: {_NOT_SUPPORTED[key]}" for key in kwargs if key in _NOT_SUPPORTED]:
+            raise TypeError(f"{cls.__name__} does not take " + "; ".join(refused))
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,6 +152,18 @@ class AdapterConfig(PeftConfig):
                 setattr(self, key, set(getattr(self, key)))
         if problems := self._problems():
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT's; then say in the model card beside it, if there is one, what loading takes."""
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / "README.md"
+        if path.is_file():
+            card = ModelCard.load(path)
+            tags = card.data.get("tags") or []
+            card.data["tags"] = sorted({*tags, "lora2", self.method.lower()})
+            if REQUIRES not in card.text:
+                card.text += f"\n\n## How to load\n\nThis adapter needs {REQUIRES}.\n"
+            card.save(path)
 
     def _rules(self) -> Rules:
         whole = self.layers_to_transform is None

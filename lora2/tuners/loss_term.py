@@ -94,8 +94,8 @@ class TermModel(AdapterModel):
         # For Lora2Callback. Past nn.Module, which would register the tuner as a submodule.
         self.model.__dict__["_lora2_tuner"] = self
 
-    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> nn.Module:
-        model = super()._unload_and_optionally_merge(*args, **kwargs)
+    def _unload_and_optionally_merge(self, *args: Any, **kwargs: Any) -> Any:
+        model: Any = super()._unload_and_optionally_merge(*args, **kwargs)
         _unhook(model)
         return model
 
@@ -193,7 +193,7 @@ class UndrivenCheck:
         return self._warned
 
 
-def add_gradient(term: Tensor, parameters: Sequence[nn.Parameter]) -> None:
+def add_gradient(term: Tensor, parameters: Sequence[Tensor]) -> None:
     """Add the gradient of ``term`` to that of each of its parameters, in few operations."""
     gradients = torch.autograd.grad(term, parameters, allow_unused=True)
     pairs = [(p, new) for p, new in zip(parameters, gradients, strict=True) if new is not None]
@@ -233,7 +233,7 @@ def _is_causal(model: nn.Module) -> bool:
     kind = getattr(model, "loss_type", None)
     if kind is None and type(model).__name__.endswith("LMHeadModel"):
         kind = "ForCausalLM"
-    return LOSS_MAPPING.get(kind) is ForCausalLMLoss and not encodes
+    return LOSS_MAPPING.get(kind or "") is ForCausalLMLoss and not encodes
 
 
 def _unhook(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -194,6 +195,18 @@ def test_hash_ignores_where_results_go_and_nothing_else():
     for change in ("seed=7", "method.k=1", "train.learning_rate=1e-3", "protocol=public"):
         assert config_hash(resolve([*words, change]).config) != config_hash(base)
     assert run_name(base).startswith("rte-lora2-s6-")
+
+
+def test_a_patch_changes_single_arguments_of_a_peft_method(tmp_path):
+    shutil.copytree(parse.CONFIGS, tmp_path / "configs")
+    file = tmp_path / "configs/method/vera.yaml"
+    text = "  - for: {protocol: equal}\n"
+    patch = "    method: {args: {save_projection: false}}\n"
+    file.write_text(file.read_text().replace(text, text + patch))
+    words = ["task=rte", "method=vera", "protocol=equal"]
+    assert resolve(words, tmp_path / "configs").config.method.args == {
+        "r": 256, "save_projection": False,
+    }  # fmt: skip
 
 
 def test_a_resolved_configuration_survives_yaml():

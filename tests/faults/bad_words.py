@@ -33,6 +33,7 @@ WRONG = {
     "Annotated[str, Field(min_length=1)]": NOT_TEXT,
     "Annotated[list[Head], Field(min_length=1)]": {"5": "5", "[]": "[]"},
     "list[TaskName]": {"5": "5", "rte": "'rte'"},
+    "list[str]": {"5": "5", "tensorboard": "'tensorboard'"},
     "dict[Target, Module]": {"5": "5", "[a]": "['a']"},
     "dict[str, Any]": {"5": "5", "[a]": "['a']"},
     "Literal": {"xyz": "'xyz'", "5": "5", "[a]": "['a']"},

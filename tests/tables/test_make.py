@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -111,13 +112,15 @@ def test_a_folder_that_is_named_after_no_profile_has_that_of_its_runs(tmp_path, 
     assert "several profiles: choose one with profile=NAME" in capsys.readouterr().err
 
 
-def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys):
+def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys, monkeypatch):
     reproduce = script("reproduce")
     made(tmp_path, seeds=(1,))
     whole = tmp_path / "table3.md"
     whole.write_text("the whole table")
     words = ["table=3", "profile=embedded", "rows=uv,all", "tasks=rte", f"results.dir={tmp_path}"]
-    assert reproduce.main(words) == 0
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "lora2.tables.times", None)  # it takes seconds to import
+        assert reproduce.main(words) == 0
     shown = capsys.readouterr().out
     assert "2 runs, 2 finished already" in shown and "| R(u,v) |" in shown
     assert whole.read_text() == "the whole table"

@@ -10,9 +10,10 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lora2.tuners.lora2.config import Lora2Config, schedule_problem
-from lora2.tuners.lora2.stacks import Factors, by_shape
+from lora2.tuners.lora2.stacks import Factors, by_shape, whole
 
 
 class Allocator:
@@ -109,7 +110,12 @@ class Allocator:
             self.mask = top_mask(self.scores(), self.budget(step), self._none_kept)
             torch._foreach_copy_(masks, list(self.mask.unbind()))
         lam = flat[: self.mask.numel()].view_as(self.mask)  # the flat state begins with lambda
-        torch._foreach_copy_(factors.lam, list(torch.where(self.mask, lam, self._zero).unbind()))
+        kept = list(torch.where(self.mask, lam, self._zero).unbind())
+        if any(isinstance(lam, DTensor) for lam in factors.lam):
+            for lam, values in zip(factors.lam, kept, strict=True):
+                lam.copy_(_sharded_like(lam, values))
+        else:
+            torch._foreach_copy_(factors.lam, kept)
 
     def scores(self) -> Tensor:
         """Importance of every singular value (n, r): S(lambda_i) + mean_j S(v_ji) + mean_j S(U_ij).
@@ -121,7 +127,9 @@ class Allocator:
         score = self.sensitivity * self.uncertainty
         inner = [n * r, n * k * r, n * r * k]
         lam, v, U, rest = score.split([*inner, score.numel() - sum(inner)])
-        total = torch.addmv(lam, U.view(n * r, k), self._mean)  # a mean and a sum in one operation
+        total: Tensor = torch.addmv(
+            lam, U.view(n * r, k), self._mean
+        )  # a mean and a sum in one operation
         total = total.view(n, r) + v.view(n, k, r).mean(1)
         for part, place in zip(rest.split(self._outer_sizes), self._places, strict=True):
             matrix_mean = part.view(len(place), -1).mean(1, keepdim=True)  # (g, d * k) -> (g, 1)
@@ -251,13 +259,22 @@ def _gradient(weight: Tensor) -> Tensor:
         return torch.zeros_like(weight)
     raise RuntimeError(
         "a LoRA2 parameter has no gradient: call update_and_allocate between optimizer.step() and "
-        "optimizer.zero_grad(), and only after loss.backward() through every adapted module"
+        "optimizer.zero_grad(), and only after loss.backward() through every adapted module. "
+        "DeepSpeed ZeRO-2 keeps no gradients there: prune under FSDP2 or DDP"
     )
 
 
 def _flat(tensors: list[Tensor], like: Tensor) -> Tensor:
     """One after another, on the device and in the dtype of ``like``."""
-    return torch.cat([tensor.flatten().to(like.device) for tensor in tensors]).to(like.dtype)
+    flat = [whole(tensor).flatten().to(like.device) for tensor in tensors]
+    return torch.cat(flat).to(like.dtype)
+
+
+def _sharded_like(parameter: Tensor, values: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return values
+    values = values.to(parameter.dtype)
+    return distribute_tensor(values, parameter.device_mesh, parameter.placements)
 
 
 def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:

@@ -25,7 +25,8 @@ class Lora2Config(AdapterConfig):
 
     Args:
         r: rank at the start, the number of singular values of one adapted matrix.
-        k: inner rank of u, v, U and V; the update of one matrix has rank <= min(k, r).
+        k: inner rank of u, v, U and V; the update of one matrix has rank <= min(k, r), so a k
+            above r or a matrix's width costs parameters and gains no rank.
         lora_alpha: the update is multiplied by lora_alpha / r.
         lora_dropout: dropout probability on the adapter's input.
         target_modules: names (exact or suffix) or a regular expression, "all-linear", or None for

@@ -29,6 +29,13 @@ class Lora2Linear(AdapterLayer):
     other_param_names = ("r", "k", "scaling", "lora2_dropout", "lora2_mask")
     dropout_name = "lora2_dropout"
 
+    lora2_u: nn.ParameterDict
+    lora2_v: nn.ParameterDict
+    lora2_lambda: nn.ParameterDict
+    lora2_U: nn.ParameterDict
+    lora2_V: nn.ParameterDict
+    lora2_mask: Any  # BufferDict: adapter name -> (r,) booleans
+
     def _create_containers(self, config: Lora2Config) -> None:
         self.k: dict[str, int] = {}
         for name in FACTOR_NAMES:
@@ -90,7 +97,9 @@ class Lora2Linear(AdapterLayer):
         if off or not _is_plain(self.base_layer) or x.dim() < 2 or args or kwargs:
             return super().forward(x, *args, **kwargs)
         rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
-        result = self.base_layer(rows)  # (t, d_out), used nowhere else, so added to in place
+        result: Tensor = self.base_layer(
+            rows
+        )  # (t, d_out), used nowhere else, so added to in place
         for name in self.active_adapters:
             if name in self.r:
                 hidden, second = self._narrow(rows, name)

@@ -66,7 +66,8 @@ class Lora2Model(TermModel):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Have the active adapters' parameters stacked once for all layers."""
         super()._before_forward(module, args)
-        if module is self.model:
+        tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if module is self.model and not tracing:  # a trace is checked node by node
             for name in self._active():
                 if name in self._adapters:
                     self._adapters[name].cache_pairs(self._is_on(name))
@@ -84,9 +85,15 @@ class Lora2Model(TermModel):
 
         Raises:
             ValueError: no adapter or several are trained, ``total_step`` is unknown or contradicts
-                the config, or the pruning schedule does not fit into it.
+                the config, the pruning schedule does not fit into it, or ZeRO-3 holds the weights.
         """
         adapter, config = self._trained()
+        if any(hasattr(p, "ds_id") for p in self.model.parameters() if p.requires_grad):
+            raise ValueError(
+                "DeepSpeed ZeRO-3 leaves only empty parameters outside of a layer's own forward "
+                "pass, so that neither the regulariser nor the allocator can read them: use FSDP2 "
+                "(fully_shard), DDP, or ZeRO-2 without target_r"
+            )
         self._ranks.prepare(self._adapters[adapter], config, total_step)
         self._term = LossTerm()
 

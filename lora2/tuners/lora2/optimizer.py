@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from torch import nn
@@ -16,7 +16,7 @@ Ratio = float | Literal["auto"]
 
 def create_lora2_optimizer(
     model: nn.Module,
-    optimizer_cls: type[Optimizer],
+    optimizer_cls: Callable[..., Optimizer],
     *,
     lr: float,
     lambda_lr_ratio: Ratio = "auto",
@@ -62,10 +62,10 @@ def lambda_groups(
     auto = lambda_lr_ratio == "auto"
     if not (auto or (isinstance(lambda_lr_ratio, int | float) and 0 < lambda_lr_ratio < math.inf)):
         raise ValueError(f"lambda_lr_ratio={lambda_lr_ratio!r} (allowed: 'auto' or a number > 0)")
-    ratios = {
+    ratios: dict[int, float] = {
         id(lam): first_step_ratio(layer.out_features, layer.k[name], layer.r[name])
         if auto
-        else lambda_lr_ratio
+        else float(lambda_lr_ratio)
         for layer in model.modules()
         if isinstance(layer, Lora2Linear)
         for name, lam in layer.lora2_lambda.items()

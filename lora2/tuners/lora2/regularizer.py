@@ -77,8 +77,9 @@ class _Gram(torch.autograd.Function):
 
 def _distance_to_identity(grams: Tensor, squared: bool) -> Tensor:
     """(m, s, s) -> (m,)"""
-    rest = grams - torch.eye(grams.shape[-1], device=grams.device, dtype=grams.dtype)
+    rest: Tensor = grams - torch.eye(grams.shape[-1], device=grams.device, dtype=grams.dtype)
     if squared:
         return rest.square().sum((-2, -1))
     # Unlike sqrt of a sum of squares, this norm has gradient 0 where it is 0.
-    return torch.linalg.vector_norm(rest, dim=(-2, -1))
+    norm: Tensor = torch.linalg.vector_norm(rest, dim=(-2, -1))
+    return norm

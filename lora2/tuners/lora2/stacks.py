@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from lora2.tuners.lora2.layer import Lora2Linear
@@ -29,11 +30,11 @@ class Factors(NamedTuple):
     u: (d_in, k) each; v: (k, r); lam: (r,); U: (r, k); V: (k, d_out).
     """
 
-    u: list[nn.Parameter]
-    v: list[nn.Parameter]
-    lam: list[nn.Parameter]
-    U: list[nn.Parameter]
-    V: list[nn.Parameter]
+    u: list[Tensor]
+    v: list[Tensor]
+    lam: list[Tensor]
+    U: list[Tensor]
+    V: list[Tensor]
 
 
 def factors_of(layers: Iterable[nn.Module], adapter_name: str) -> Factors:
@@ -41,7 +42,7 @@ def factors_of(layers: Iterable[nn.Module], adapter_name: str) -> Factors:
     factors = Factors([], [], [], [], [])
     for layer in layers:
         # Past the attribute look-up of nn.Module, which at 72 layers costs 0.5 ms a forward pass.
-        containers = layer._modules
+        containers: dict[str, Any] = layer._modules
         for parts, name in zip(factors, FACTOR_NAMES, strict=True):
             factor = containers[name]._parameters.get(adapter_name)
             if factor is None:  # parametrised or pruned: not among the parameters
@@ -69,6 +70,11 @@ def exact(device_type: str) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """Gather ``tensor`` if FSDP2 has sharded it; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def this_thread() -> int:
     """Identify the thread whose forward pass this is; 0 under torch.compile, which has one."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
@@ -84,11 +90,11 @@ def by_shape(*tensors: Sequence[Tensor]) -> list[list[int]]:
 
 def stack_groups(
     sizes: Sequence[int],
-    u: Sequence[Tensor],
-    v: Sequence[Tensor],
-    lam: Sequence[Tensor],
-    U: Sequence[Tensor],
-    V: Sequence[Tensor],
+    u: list[Tensor],
+    v: list[Tensor],
+    lam: list[Tensor],
+    U: list[Tensor],
+    V: list[Tensor],
 ) -> Stacks:
     """Stack the factors of n matrices, (d_in, k), (k, r), (r,), (r, k), (k, d_out) each.
 
@@ -144,12 +150,11 @@ def thin_pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]
 
 
 def untracked_pairs(
-    sizes: Sequence[int], u: Sequence[Tensor], v: Sequence[Tensor], lam: Sequence[Tensor],
-    U: Sequence[Tensor], V: Sequence[Tensor], scaling: float,
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    sizes: Sequence[int], factors: Factors, scaling: float
+) -> Iterator[tuple[Tensor, Tensor]]:
     """``thin_pairs`` of unstacked factors where no gradient is wanted: u is read where it lies."""
-    seconds = _unbind(_outs(stack_groups(sizes, (), v, lam, U, V), scaling))
-    return zip([first.t() for first in u], seconds, strict=True)
+    seconds = _unbind(_outs(stack_groups(sizes, [], *factors[1:]), scaling))
+    return zip([first.t() for first in factors.u], seconds, strict=True)
 
 
 def _outs(stacks: Stacks, scaling: float) -> list[Tensor]:
@@ -189,10 +194,11 @@ class Adapted:
         if (current := self._stacks.get(this_thread())) is not None:
             return current
         factors = factors_of(self._sorted, self.adapter)
-        if not self._alike(factors):  # a model split over devices, or of several dtypes
-            lam = factors.lam
-            dtype = functools.reduce(torch.promote_types, (one.dtype for one in lam))
-            factors = Factors(*([p.to(lam[0].device, dtype) for p in part] for part in factors))
+        if not self._alike(factors):  # sharded, split over devices, or of several dtypes
+            factors = Factors(*([whole(p) for p in part] for part in factors))
+            device = factors.lam[0].device
+            dtype = functools.reduce(torch.promote_types, (lam.dtype for lam in factors.lam))
+            factors = Factors(*([p.to(device, dtype) for p in part] for part in factors))
         return stack_groups(self._sizes, *factors)
 
     def cache_pairs(self, on: bool) -> None:
@@ -207,7 +213,7 @@ class Adapted:
             self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
             pairs = thin_pairs(stacks, scaling)
         else:
-            pairs = untracked_pairs(self._sizes, *f, scaling)
+            pairs = untracked_pairs(self._sizes, f, scaling)
         for layer, pair in zip(self._sorted, pairs, strict=True):
             layer.cache_pair(self.adapter, pair, with_grad=tracked)
 
@@ -218,7 +224,8 @@ class Adapted:
             layer.clear_cache()
 
     def _alike(self, factors: Factors) -> bool:
-        """Whether the parameters can be stacked: one device, dtype and scaling."""
+        """Whether the parameters can be stacked: one device, dtype and scaling, none sharded."""
         kinds = {(u.device, u.dtype) for u in factors.u}
         scalings = {layer.scaling[self.adapter] for layer in self.layers.values()}
-        return len(kinds) == len(scalings) == 1
+        sharded = any(isinstance(u, DTensor) for u in factors.u)
+        return len(kinds) == len(scalings) == 1 and not sharded

@@ -12,7 +12,7 @@ from torch import Tensor
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora2.stacks import Adapted
+from lora2.tuners.lora2.stacks import Adapted, whole
 from lora2.tuners.loss_term import OTHER_WEIGHTS, UndrivenCheck
 
 
@@ -63,7 +63,8 @@ class RankTraining:
             allocator.step(step, adapted.factors(), adapted.masks())
         else:  # an optimiser from before may still move what was pruned
             with torch.no_grad():
-                torch._foreach_mul_(adapted.factors().lam, adapted.masks())
+                for lam, mask in zip(adapted.factors().lam, adapted.masks(), strict=True):
+                    lam.mul_(mask)
 
     def watch(self, adapted: Adapted, config: Lora2Config, saving: bool) -> None:
         """When a pass begins: keep final ranks, and warn once if the allocator is not called."""
@@ -163,7 +164,7 @@ class RankTraining:
 
 def _lambdas(adapted: Adapted) -> Tensor:
     """All singular values, flat, on one device."""
-    lambdas = adapted.factors().lam
+    lambdas = [whole(lam) for lam in adapted.factors().lam]
     return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
 
 

@@ -20,6 +20,10 @@ class LoraXsLinear(AdapterLayer):
     other_param_names = ("r", "scaling", "loraxs_dropout", "loraxs_A", "loraxs_B")
     dropout_name = "loraxs_dropout"
 
+    loraxs_R: nn.ParameterDict
+    loraxs_A: Any  # BufferDict
+    loraxs_B: Any
+
     def _create_containers(self, config: LoraXsConfig) -> None:
         self.loraxs_R = nn.ParameterDict()
         self.loraxs_A = BufferDict(persistent=config.save_basis)
@@ -41,7 +45,8 @@ class LoraXsLinear(AdapterLayer):
         nn.init.normal_(self.loraxs_R[adapter_name], std=config.init_std)
         if config.save_basis and self.loraxs_R[adapter_name].is_meta:
             # low_cpu_mem_usage loading: R is a placeholder, and the file brings A and B too
-            nan = self.get_base_layer().weight.new_full((), torch.nan)
+            base: Any = self.get_base_layer()
+            nan = base.weight.new_full((), torch.nan)
             a, b = nan.repeat(self.in_features, r), nan.repeat(r, self.out_features)
         else:
             weight = frozen_weight(self)
@@ -67,7 +72,6 @@ class LoraXsModel(AdapterModel):
 
     prefix = "loraxs_"
     tuner_layer_cls = LoraXsLinear
-    peft_config: dict[str, LoraXsConfig]
 
     def _check_new_adapter_config(self, config: Any) -> None:
         """Refuse adapters that differ in save_basis: a layer keeps its bases in one container."""
@@ -86,8 +90,8 @@ def frozen_weight(layer: BaseTunerLayer) -> Tensor:
     Also looks below: the layer may wrap a layer of another tuner that has merged adapters.
     """
     weight = layer.get_base_weight().float()
-    node = layer
-    while isinstance(node, BaseTunerLayer):
+    node: Any = layer
+    while hasattr(node, "merged_adapters"):
         for name in node.merged_adapters:
             weight = weight - node.get_delta_weight(name).float()
         node = node.base_layer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ class GateOptimizer:
         Raises:
             RuntimeError: no gate has a gradient.
         """
-        gates = list(self.gates.values())
+        gates: list[Tensor] = list(self.gates.values())
         if all(gate.grad is None for gate in gates):
             raise RuntimeError(
                 f"SoRA: no gate has a gradient at step {step}; call before_optimizer_step(step) "
@@ -85,11 +84,14 @@ class GateOptimizer:
         if with_term:
             grad += gate.sign() * (self.config.sparse_lambda / gate.numel())
         self.driven += 1
-        stepped, *moments = self._adamw(gate, grad, lr_at(self.config, step, self.total_step))
+        lr = lr_at(self.config, step, self.total_step)
+        stepped, exp_avg, exp_avg_sq = self._adamw(gate, grad, lr)
         xi = xi_at(self.config, step, self.total_step)
-        new = (proximal_step(stepped, xi, self.config.threshold), *moments)
-        finite, old = grad.abs().amax() < torch.inf, (gate, self.exp_avg, self.exp_avg_sq)
-        self.last, self.exp_avg, self.exp_avg_sq = map(partial(torch.where, finite), new, old)
+        stepped = proximal_step(stepped, xi, self.config.threshold)
+        finite = grad.abs().amax() < torch.inf
+        self.last = torch.where(finite, stepped, gate)
+        self.exp_avg = torch.where(finite, exp_avg, self.exp_avg)
+        self.exp_avg_sq = torch.where(finite, exp_avg_sq, self.exp_avg_sq)
         torch._foreach_copy_(gates, list(self.last.unbind()))
         for one in gates:
             one.grad = None

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lora2.tuners.loss_term import LossTerm, TermModel, UndrivenCheck
-from lora2.tuners.sora.config import SoraConfig
 from lora2.tuners.sora.gates import GateOptimizer
 from lora2.tuners.sora.layer import SoraLinear
 
@@ -24,7 +23,6 @@ class SoraModel(TermModel):
 
     prefix = "sora_"
     tuner_layer_cls = SoraLinear
-    peft_config: dict[str, SoraConfig]
     gate_optimizer: GateOptimizer | None = None
     _undriven: UndrivenCheck | None = None
 

@@ -449,6 +449,34 @@ def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change(star
     torch.testing.assert_close(losses[0], losses[1])
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_traced_and_an_exported_model_give_the_same_outputs(grad):
+    torch.manual_seed(0)
+    config = Lora2Config(r=4, k=2, target_modules=["0", "2"], init_weights=False)
+    layers = (torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    model = get_peft_model(torch.nn.Sequential(*layers), config).eval()
+    x = torch.randn(3, 6)
+    expected = model(x).detach()
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(model, x)
+        exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(traced(x).detach(), expected)
+    torch.testing.assert_close(exported(x).detach(), expected)
+
+
+def test_two_losses_of_one_forward_pass_add_up():
+    model = randomize(adapt("bert", dtype=torch.float64))
+    outputs = model(**batch())
+    outputs.loss.backward(retain_graph=True)
+    outputs.logits.square().mean().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    apart = [p.grad.clone() for p in trained]
+    model.zero_grad()
+    outputs = model(**batch())
+    (outputs.loss + outputs.logits.square().mean()).backward()
+    torch.testing.assert_close(apart, [p.grad for p in trained], rtol=1e-9, atol=1e-12)
+
+
 def test_torch_func_gives_the_gradient_of_each_row():
     config = Lora2Config(r=3, k=2, target_modules=["0"], init_weights=False)
     model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(6, 5)), config).double().eval()

@@ -1,0 +1,67 @@
+"""The example of docs/library.md with TRL, run as it stands there on a tiny decoder."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tests.ecosystem.tiny import save_tokenizer
+
+pytestmark = pytest.mark.ecosystem
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "library.md").read_text()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    save_tokenizer(tmp_path / "base")
+    return tmp_path
+
+
+def sft(folder, **changes):
+    """Run the page's block, and return its trainer."""
+    (code,) = re.findall(r"```python\n(import torch\nfrom datasets.*?)```", PAGE, re.DOTALL)
+    code = code.replace("max_steps", "use_cpu=True, bf16=False, report_to='none', max_steps")
+    for old, new in changes.items():
+        assert old in code
+        code = code.replace(old, new)
+    names = {
+        "MODEL": str(folder / "base"),
+        "OUTPUT": str(folder / "out"),
+        "STEPS": 6,
+        "ROWS": [{"text": " ".join("abcdefgh"[i % 8 :])} for i in range(16)],
+    }
+    exec(compile(code, "docs/library.md", "exec"), names)
+    return names["trainer"]
+
+
+def test_sft_as_on_the_page(folder):
+    trainer = sft(folder)
+    assert trainer.state.global_step == 6
+    layers = trainer.model.base_model.layers("default").values()
+    assert len(layers) == 2 * 7 and all(layer.lora2_lambda["default"].any() for layer in layers)
+    base = AutoModelForCausalLM.from_pretrained(folder / "base")
+    exported = PeftModel.from_pretrained(base, folder / "out" / "lora").eval()
+    ids = torch.tensor([[1, 5, 6, 7]])
+    trained = trainer.model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(exported(input_ids=ids).logits, trained, rtol=1e-4, atol=1e-4)
+
+
+def test_the_penalty_acts_though_trl_drops_the_models_loss(folder):
+    weights = []
+    for weight in ("0.0", "100.0"):
+        changes = {'init_weights="orthogonal"': f"orth_reg_weight={weight}", "2e-4": "1e-2"}
+        model = sft(folder, **changes).model
+        weights.append(next(p for n, p in model.named_parameters() if "lora2_u" in n).detach())
+    assert not torch.allclose(*weights, atol=1e-3)

@@ -1,0 +1,122 @@
+"""Where an adapter would have no effect, or a setting none, it is refused or named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, MambaConfig, MambaForCausalLM
+
+from lora2 import Lora2Config, LoraXsConfig, SoraConfig
+from tests.tuners.lora2.lora2_models import ENCODER, adapt, build
+
+CONFIGS = [Lora2Config, SoraConfig, LoraXsConfig]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True)
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.head(self.block(self.attention(x, x, x)[0]))
+
+
+def mamba() -> MambaForCausalLM:
+    config = MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=4)
+    return MambaForCausalLM(config)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(Attention, "out_proj"), (Attention, "linear1"), (Attention, "linear2"),
+     (mamba, "dt_proj"), (mamba, "out_proj"), (mamba, "x_proj")],
+)  # fmt: skip
+def test_a_module_whose_weight_is_read_is_refused_by_name(model, name, config):
+    with pytest.raises(ValueError, match=rf"{name} cannot be adapted: \w+ reads its weight"):
+        get_peft_model(model(), config(r=2, target_modules=[name]))
+
+
+def test_all_linear_skips_weights_that_are_read():
+    model = get_peft_model(Attention(), Lora2Config(r=2, target_modules="all-linear"))
+    assert list(model.base_model.kept_ranks()) == ["head"]
+    model = get_peft_model(mamba(), Lora2Config(r=2, target_modules="all-linear"))
+    assert [n.split(".")[-1] for n in model.base_model.kept_ranks()] == ["in_proj"]
+
+
+@pytest.mark.parametrize("arch", ["bert", "roberta", "deberta-v2", "gpt2"])
+def test_all_linear_adapts_every_other_matrix(arch):
+    base = build(arch)
+    linear = [n for n, m in base.named_modules() if type(m).__name__ in ("Linear", "Conv1D")]
+    model = get_peft_model(base, Lora2Config(r=2, target_modules="all-linear"))
+    assert set(linear) - set(model.base_model.kept_ranks()) <= {"classifier", "score"}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_names_that_match_nothing_are_named(config):
+    settings = config(r=2, target_modules=["query", "gate_proj", "up_proj"])
+    with pytest.warns(UserWarning, match=r"match no module.*\['gate_proj', 'up_proj'\]"):
+        get_peft_model(build("bert"), settings)
+
+
+def test_names_that_match_are_not(recwarn):
+    adapt("bert")
+    model = adapt("roberta", task_type=None)
+    model.add_adapter("other", Lora2Config(r=2, target_modules=["key", "output.dense"]))
+    assert not [w for w in recwarn if "match no module" in str(w.message)]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "value", "instead"),
+    [("use_rslora", True, "lora_alpha to alpha"), ("rank_pattern", {"q": 2}, "one r"),
+     ("alpha_pattern", {"q": 2}, "one lora_alpha"), ("target_parameters", ["w"], "3D weights"),
+     ("trainable_token_indices", [1], "modules_to_save")],
+)  # fmt: skip
+def test_arguments_of_loraconfig_are_explained(config, name, value, instead):
+    with pytest.raises(TypeError, match=rf"{config.__name__} does not take {name}: .*{instead}"):
+        config(**{name: value})
+    with pytest.raises(TypeError, match="unexpected keyword argument 'no_such'"):
+        config(no_such=1)
+
+
+def test_rslora_is_the_alpha_that_the_message_gives():
+    plain = Lora2Config(r=4, lora_alpha=16 * 4**0.5, target_modules=["0"])
+    layer = get_peft_model(nn.Sequential(nn.Linear(4, 4)), plain).base_model.model[0]
+    assert layer.scaling["default"] == 16 / 4**0.5
+
+
+def test_zero_3_is_refused_by_name():
+    model = adapt("roberta", target_r=1)
+    next(p for p in model.parameters() if p.requires_grad).ds_id = 0  # DeepSpeed's mark
+    with pytest.raises(ValueError, match=r"ZeRO-3 .*FSDP2"):
+        model.base_model.prepare_training(10)
+
+
+def test_weighted_adapters_name_the_way():
+    model = adapt("roberta", task_type=None)
+    with pytest.raises(NotImplementedError, match=r"export_lora.*add_weighted_adapter"):
+        model.add_weighted_adapter(["default"], [1.0], "mixed")
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_saved_adapter_says_what_loading_takes(config, tmp_path):
+    torch.manual_seed(0)
+    base = BertForSequenceClassification(BertConfig(**ENCODER))
+    model = get_peft_model(base, config(r=2, target_modules=["query"]))
+    for _ in range(2):  # saved again into the same folder, it says so once
+        model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert saved["requires"].startswith("the Python package lora2: `import lora2` before")
+    card = (tmp_path / "README.md").read_text()
+    assert card.count("This adapter needs the Python package lora2") == 1
+    method = saved["peft_type"].lower()
+    assert f"- {method}\n" in card and "- lora2\n" in card and "library_name: peft" in card
+    loaded = PeftModel.from_pretrained(base, tmp_path).peft_config["default"]
+    assert loaded.requires == saved["requires"]
