@@ -207,8 +207,8 @@ def build_trainer(
     )
     if config.train.group_by_length:
         group_by_length(trainer, config.train.batch_size, config.seed)
-    # A forward that takes **kwargs is believed to scale its loss by num_items_in_batch. Sequence
-    # classifiers average over their own batch and do not: leave the scaling to the Trainer.
+    # The Trainer assumes that a forward with **kwargs scales its loss by num_items_in_batch.
+    # Sequence classifiers average over their own batch: leave the scaling to the Trainer.
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)  # the recorder keeps what it would print
     return trainer
@@ -221,8 +221,8 @@ def training_arguments(
     train = config.train
     processes = world_size()
     per_process = train.batch_size // processes
-    # A checkpoint right after an evaluation: the mean training loss starts anew there anyway, so a
-    # resumed run logs the same one.
+    # A checkpoint right after an evaluation, where the mean training loss starts again: a resumed
+    # run logs the same one.
     save_steps = math.ceil((train.save_steps or steps) / train.eval_steps) * train.eval_steps
     micro = train.micro_batch_size or per_process
     if "tensorboard" in (train.report_to or ()):  # else it would write into the work folder
