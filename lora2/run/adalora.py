@@ -1,19 +1,20 @@
-"""PEFT's AdaLoRA driven as its paper means it: the one place where PEFT is worked around.
+"""Drive the rank allocation of PEFT's own tuners, AdaLoRA's as its paper describes it.
 
-What is worked around, each with the thread in huggingface/peft that tells of it:
-* nobody calls ``update_and_allocate`` and AdaLoRA silently is LoRA (#432, #1327, #1801), or it is
-  called after the gradients are cleared (#1721): the hooks below are driven by Lora2Callback;
+The only place that works around PEFT. Each fault with its thread in huggingface/peft:
+* nobody calls ``update_and_allocate``, so AdaLoRA silently is LoRA (#432, #1327, #1801), or it is
+  called after the gradients are cleared (#1721): Lora2Callback calls the hooks below;
 * the step ``total_step - tfinal`` is skipped and the final budget never set (PR #855): every step
   is passed in, and ``finish_training`` checks the budget;
 * ``target_r == init_r`` makes the threshold's k-th value fail: then nothing is allocated;
 * the orthogonality term is part of the evaluation loss, and of a pass with the adapter disabled: it
-  is added in training and where the adapter is on;
-* saving truncates the ranks (``rank_pattern``) so that a pruned run cannot be resumed: the
-  pattern is kept here while training and handed to PEFT at the end.
+  is added only in training and with the adapter on;
+* saving truncates the ranks (``rank_pattern``), so that a pruned run cannot be resumed: the
+  pattern is kept here during training and given to PEFT at the end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -60,11 +61,11 @@ class AdaloraDriver:
             return
         self.config.rank_pattern = self.pattern
         self.tuner.update_and_allocate(step)
-        # Out of PEFT's sight until the end: saving would truncate the ranks.
+        # Hidden from PEFT until the end: saving would truncate the ranks.
         self.pattern, self.config.rank_pattern = self.config.rank_pattern, None
 
     def training_state(self) -> dict[str, Tensor]:
-        """Return the smoothed scores, the rank pattern and what tells whose they are, flat."""
+        """Return the smoothed scores and the rank pattern, with the weights they belong to."""
         allocator = self.tuner.rankallocator
         state = {"steps": torch.tensor(self.steps), "weights": self._singular_values()}
         for kind in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
@@ -78,10 +79,10 @@ class AdaloraDriver:
         """Restore what ``training_state`` returned.
 
         Raises:
-            ValueError: it was not taken of the weights that are loaded.
+            ValueError: it was not saved with the weights that are loaded.
         """
-        own = self._singular_values()
-        if not torch.equal(own, state.get("weights", own.new_empty(0)).to(own.device)):
+        loaded = self._singular_values()
+        if not torch.equal(loaded, state.get("weights", loaded.new_empty(0)).to(loaded.device)):
             raise ValueError(f"AdaLoRA: {OTHER_WEIGHTS}")
         allocator, pattern = self.tuner.rankallocator, {}
         device = next(self.tuner.parameters()).device
@@ -95,12 +96,17 @@ class AdaloraDriver:
         self.pattern = pattern or None
 
     def _singular_values(self) -> Tensor:
-        suffix = f".lora_E.{self.tuner.trainable_adapter_name}"
-        named = self.tuner.model.named_parameters()
-        return torch.cat([p.detach().flatten() for name, p in named if name.endswith(suffix)])
+        return torch.cat([E.detach().flatten() for _, _, E in self._layers()])
+
+    def _layers(self) -> Iterator[tuple[str, AdaLoraLayer, Tensor]]:
+        """Yield name, module and singular values (init_r, 1) of each adapted layer."""
+        adapter = self.tuner.trainable_adapter_name
+        for name, module in self.tuner.model.named_modules():
+            if isinstance(module, AdaLoraLayer) and adapter in module.lora_E:
+                yield name, module, module.lora_E[adapter]
 
     def finish_training(self) -> None:
-        """Hand the final rank pattern to PEFT and check the budget.
+        """Give the final rank pattern to PEFT and check the budget.
 
         Raises:
             RuntimeError: the allocator never ran, or the ranks do not match the target.
@@ -120,21 +126,19 @@ class AdaloraDriver:
 
     def kept_parameters(self) -> int:
         """Return how many numbers survive: d_in + d_out + 1 for each triplet."""
-        layers = {name: self.tuner.model.get_submodule(name) for name in self.kept_ranks()}
+        ranks = self.kept_ranks()
         return sum(
-            sum(kept) * (layers[name].in_features + layers[name].out_features + 1)
-            for name, kept in self.kept_ranks().items()
+            sum(ranks[name]) * (layer.in_features + layer.out_features + 1)
+            for name, layer, _ in self._layers()
         )
 
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Return module name -> which of its init_r triplets survive."""
-        suffix = f".lora_E.{self.tuner.trainable_adapter_name}"
-        names = [n for n, _ in self.tuner.model.named_parameters() if n.endswith(suffix)]
+        adapter, pattern = self.tuner.trainable_adapter_name, self.pattern or {}
         everything = [True] * self.config.init_r
-        pattern = self.pattern or {}
         return {
-            name.split(".lora_E")[0]: [bool(kept) for kept in pattern.get(name, everything)]
-            for name in names
+            name: [bool(kept) for kept in pattern.get(f"{name}.lora_E.{adapter}", everything)]
+            for name, _, _ in self._layers()
         }
 
 

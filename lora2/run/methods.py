@@ -47,13 +47,13 @@ from lora2.tuners.lora2 import Lora2Config
 from lora2.tuners.lora_xs import LoraXsConfig
 from lora2.tuners.sora import SoraConfig
 
-# Arguments of PEFT's config classes that every run sets, and how.
+# Arguments of PEFT's config classes that every run sets.
 SET_BY_US = {
-    "task_type": "every run sets it",
-    "inference_mode": "every run sets it",
-    "peft_type": "method.type says it",
-    "modules_to_save": "backbone.head_modules says it",
-    "total_step": "it is set automatically to the run's optimiser steps",
+    "task_type": "is set automatically; remove it",
+    "inference_mode": "is set automatically; remove it",
+    "peft_type": "is set by method.type; remove it",
+    "modules_to_save": "is set by backbone.head_modules; remove it",
+    "total_step": "is set automatically to the run's optimiser steps; remove it",
 }
 # Arguments that need more than optimiser steps: without it another method would train silently.
 UNSERVED = {
@@ -103,7 +103,7 @@ def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> Peft
     """Wrap the model and pass three tokens through it: many of PEFT's types fail only there.
 
     Raises:
-        ConfigError: PEFT, or the model with its adapter, refused; with what it said.
+        ConfigError: with the message of PEFT, or of the model with its adapter.
     """
     try:
         peft_model = get_peft_model(model, adapter)
@@ -114,9 +114,9 @@ def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> Peft
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # PEFT's methods raise many unrelated kinds
-        said = " ".join(str(error).split()) or type(error).__name__
-        allowed = f"what {adapter.peft_type.value} can be built from on this encoder: {said}"
-        raise ConfigError([Problem("method.args", method.args, allowed)]) from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        wrong = f"{adapter.peft_type.value} cannot be built from them on this encoder: {why}"
+        raise ConfigError([Problem("method.args", method.args, wrong=wrong)]) from error
     return peft_model
 
 
@@ -143,9 +143,9 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
         if next(child.parameters(), None) is not None
     ]
     problems += [
-        unknown("backbone.head_modules", one, heads, "no module of the encoder's head")
-        for one in config.backbone.head_modules
-        if one not in heads
+        unknown("backbone.head_modules", name, heads, "no module of the encoder's head")
+        for name in config.backbone.head_modules
+        if name not in heads
     ]
     if problems:
         raise ConfigError(problems)
@@ -159,11 +159,11 @@ def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Probl
         if path not in inside:
             wrong = "no path of a matrix inside each layer"
             yield unknown(f"backbone.targets.{target}", path, inside, wrong)
-    given = config.method.args.get("target_modules") if isinstance(config.method, Peft) else None
-    for one in given if isinstance(given, list) else []:
-        if not any(f".{name}".endswith(f".{one}") for name in modules):
+    chosen = config.method.args.get("target_modules") if isinstance(config.method, Peft) else None
+    for suffix in chosen if isinstance(chosen, list) else []:
+        if not any(f".{name}".endswith(f".{suffix}") for name in modules):
             wrong = "not the end of a matrix's path"
-            yield unknown("method.args.target_modules", one, inside, wrong)
+            yield unknown("method.args.target_modules", suffix, inside, wrong)
 
 
 def target_pattern(targets: list[str], backbone: Backbone) -> str:

@@ -1,4 +1,4 @@
-"""Where a number comes from: code, versions, device. Written on every row of results."""
+"""Record code, versions and device on every row of results."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def device_name(kind: str | None = None) -> str:
 
 
 def forget_peak_memory() -> None:
-    """Start ``peak_memory_mb`` anew: a worker does many runs in one process.
+    """Reset ``peak_memory_mb``: a worker does many runs in one process.
 
     Where the system cannot (macOS, a kernel that forbids it) an earlier run's peak stays.
     """
@@ -84,5 +84,5 @@ def world_size() -> int:
 
 
 def is_main_process() -> bool:
-    """Tell whether this is the one process of a launch that writes."""
+    """Return whether this is the process of a launch that writes."""
     return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""What happens in a run, step by step: evaluations, the best one, losses, time."""
+"""Record a run step by step: evaluations, the best of them, losses, time."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Diverged(RuntimeError):
 
 
 class Recorder(TrainerCallback):
-    """Keeps the history of evaluations and the best and last predictions.
+    """Keep the history of evaluations and the best and last predictions.
 
-    The best evaluation is the first with the highest score. Its state travels with checkpoints,
-    so that a resumed run knows the evaluations before the stop.
+    The best evaluation is the first with the highest score. The state is saved in checkpoints, so
+    that a resumed run knows the evaluations before the stop.
     """
 
     def __init__(self, task: Task, lengths: Mapping[str, int]):
@@ -42,7 +42,7 @@ class Recorder(TrainerCallback):
         self.timed_steps = 0
         self._step_started = 0.0
         self._loss = math.nan
-        self._step = 0  # the optimiser step that is being made, from 1
+        self._step = 0  # the current optimiser step, from 1
         self._losses: list[tuple[int, Tensor]] = []  # since the last log; on their device
 
     def compute_metrics(self, evaluation: EvalPrediction) -> dict[str, float]:

@@ -33,7 +33,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from lora2.callbacks import Lora2Callback
 from lora2.config.load import run_name
 from lora2.config.schema import Lora2, RunConfig, Train
-from lora2.glue.data import fingerprint
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
@@ -54,11 +53,13 @@ def tokenize_once(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     folder: Path,
+    rows_hash: str,
     kept_rows: int = KEPT_ROWS,
 ) -> Dataset:
     """``tokenize``, but keep a split of at least ``kept_rows`` rows in ``folder``.
 
     datasets writes and reads it; it is named by a hash of everything that decides the tokens.
+    ``rows_hash`` stands for the rows (``GlueData.fingerprint`` and the split's name).
 
     Raises:
         ValueError: as ``tokenize``.
@@ -69,7 +70,7 @@ def tokenize_once(
     core.no_truncation()  # left over from the last call; each call sets its own
     core.no_padding()
     decides = [
-        fingerprint(task, [frame]), core.to_str(), tokenizer.model_input_names,
+        rows_hash, core.to_str(), tokenizer.model_input_names,
         tokenizer.truncation_side, tokenizer.model_max_length, max_length, MAX_CHARS,
         version("tokenizers"), version("transformers"),
     ]  # fmt: skip
@@ -207,8 +208,8 @@ def build_trainer(
     )
     if config.train.group_by_length:
         group_by_length(trainer, config.train.batch_size, config.seed)
-    # A forward that takes **kwargs is believed to scale its loss by num_items_in_batch. Sequence
-    # classifiers average over their own batch and do not: leave the scaling to the Trainer.
+    # The Trainer assumes that a forward with **kwargs scales its loss by num_items_in_batch.
+    # Sequence classifiers average over their own batch: leave the scaling to the Trainer.
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)  # the recorder keeps what it would print
     return trainer
@@ -221,8 +222,8 @@ def training_arguments(
     train = config.train
     processes = world_size()
     per_process = train.batch_size // processes
-    # A checkpoint right after an evaluation: the mean training loss starts anew there anyway, so a
-    # resumed run logs the same one.
+    # A checkpoint right after an evaluation, where the mean training loss starts again: a resumed
+    # run logs the same one.
     save_steps = math.ceil((train.save_steps or steps) / train.eval_steps) * train.eval_steps
     micro = train.micro_batch_size or per_process
     if "tensorboard" in (train.report_to or ()):  # else it would write into the work folder

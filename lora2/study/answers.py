@@ -1,4 +1,4 @@
-"""What a study answers: differences paired by seed, tested for difference and for equivalence."""
+"""Answer a study's questions: seed-paired differences, tested for difference and equivalence."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ POWER = 0.8
 COLUMNS = ["question", "part", "task", "steps", "first", "second", "score", "seeds", "difference",
            "low", "high", "p", "p_holm", "margin", "p_equivalence", "could_have_seen",
            "verdict"]  # fmt: skip
-WORDS = {  # verdict -> what a sentence says; the comparison's fields by name
-    "higher": "is higher",
-    "lower": "is lower",
-    "higher, within the margin": "is higher, by less than {margin:g}",
-    "lower, within the margin": "is lower, by less than {margin:g}",
-    "equivalent": "is equivalent within {margin:g}",
+WORDS = {  # verdict -> its words in a sentence, with the comparison's fields by name
+    "higher": "higher",
+    "lower": "lower",
+    "higher, within the margin": "higher by less than {margin:g}",
+    "lower, within the margin": "lower by less than {margin:g}",
+    "equivalent": "equivalent within {margin:g}",
     "cannot tell": "undecided",
 }
 
 
 def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for every question, pair of rows and part whose seeds allow a test.
+    """Return a line for every question, pair of rows and part with two common seeds or more.
 
-    ``scores``: scores.csv. difference: first minus second in percent points, the mean over the
-    seeds that both have; low, high: its 95 % t-interval; p: paired t-test, p_holm: corrected over
-    the lines of the question; p_equivalence: the larger of the two one-sided tests against the
-    margin of the task (TOST); could_have_seen: the difference that these seeds find with a power
-    of 80 %. The last score decides; the best one has lines of its own.
+    ``scores`` is scores.csv. difference: first minus second in percentage points, the mean over
+    the seeds that both have; low, high: its 95 % t-interval; p: paired t-test, p_holm: corrected
+    over the lines of the question; p_equivalence: the larger p of the two one-sided tests against
+    the margin of the task (TOST); could_have_seen: the difference that these seeds detect with a
+    power of 80 %. The last score decides; the best score has separate lines.
     """
     lines = []
     for question in study.questions:
@@ -54,13 +54,13 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
 
 def paired(scores: pd.DataFrame, part: Part, first: str, second: str, score: str) -> np.ndarray:
     """Return first minus second for each seed that both rows have in a part, (seeds,)."""
-    own = scores.loc[scores["part"] == part.name].set_index("seed")
-    two = [own.loc[own["row"] == row, score] for row in (first, second)]
-    return (two[0] - two[1]).dropna().to_numpy(dtype=float)
+    of_part = scores.loc[scores["part"] == part.name].set_index("seed")
+    a, b = (of_part.loc[of_part["row"] == row, score] for row in (first, second))
+    return (a - b).dropna().to_numpy(dtype=float)
 
 
 def _compare(study: Study, part: Part, differences: np.ndarray) -> dict:
-    """Return the figures of one comparison, without what needs its question's others."""
+    """Return the figures of one comparison, except those that depend on the question's others."""
     n, mean, std, low, high = summary(differences)
     margin, error = study.margin[part.task], std / math.sqrt(n)
     constant = error < 1e-9
@@ -90,7 +90,7 @@ def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> flo
 
 
 def _verdict(line: Mapping) -> str:
-    """Return higher, lower or neither, and whether within the margin."""
+    """Say which row is higher, if either, and whether the difference is within the margin."""
     same = line["p_equivalence"] < LEVEL
     if line["p_holm"] < LEVEL:  # False for NaN
         side = "higher" if line["difference"] > 0 else "lower"
@@ -101,11 +101,12 @@ def _verdict(line: Mapping) -> str:
 def sentence(line: Mapping, labels: Mapping[str, str]) -> str:
     """Return a comparison in words, with its figures."""
     first, second = labels[line["first"]], labels[line["second"]]
-    undecided = line["verdict"] == "cannot tell"
-    enough = f", enough to find a difference of {line['could_have_seen']:.1f}" if undecided else ""
-    figures = (
-        f"{line['difference']:+.1f} (95 % {line['low']:+.1f} to {line['high']:+.1f}, "
-        f"{line['seeds']} seeds{enough})"
-    )
+    seeds = f"{line['seeds']} seeds"
+    if line["verdict"] == "cannot tell":
+        seeds += f", which can detect a difference of {line['could_have_seen']:.1f}"
+    interval = f"95 % interval {line['low']:+.1f} to {line['high']:+.1f}"
     verdict = WORDS[line["verdict"]].format(**line)
-    return f"{first} against {second}, {line['steps']:,} steps: {verdict}: {figures}"
+    return (
+        f"{first} compared with {second}, {line['steps']:,} steps: {verdict}, "
+        f"{line['difference']:+.1f} ({interval}; {seeds})"
+    )

@@ -1,4 +1,4 @@
-"""docs/study.md and README's lines on the study, from the CSVs of its results folder.
+"""Write docs/study.md and README's lines on the study from the CSVs of its results folder.
 
 python -m lora2.study.page small-cpu results/small [--check]
 """
@@ -30,21 +30,21 @@ HOLDS = {  # rule -> verdict -> what it means for a claim
     "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},
     "not lower": {"higher": "confirmed", "equivalent": "confirmed", "lower": "refuted"},
 }
-# Okabe and Ito's colours, told apart without colour vision too; k = 1 and r = 1 are hollow.
+# Okabe and Ito's colours, distinct without colour vision too; k = 1 and r = 1 are hollow.
 COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
 STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
 PAGE = """# What LoRA² buys
 
-{note} How it is run: [study-run.md](study-run.md). This page is made from the CSVs in \
-[{folder}](../{folder}) by `make report-study`. {progress}
+{note} How to run it: [study-run.md](study-run.md). `make report-study` generates this page from \
+the CSVs in [{folder}](../{folder}). {progress}
 
 ## Score against budget
 
 ![The last score of each row against the steps of training](../{folder}/budget.png)
 
 Mean of the last validation score over seeds, with its 95 % interval (CoLA: Matthews correlation, \
-percent points). Each point is a training of its own: its schedule fits its steps, and its rate \
-was chosen for it on rows held out of train.
+percentage points). Each point is a separate training: its schedule ends at its number of steps, \
+and its learning rate was chosen for it on rows held out of the training split.
 
 ## The longest budget that was run
 
@@ -52,15 +52,17 @@ was chosen for it on rows held out of train.
 
 ## Answers
 
-First row minus second, paired by seed, by the last score. Higher or lower: paired t-test, Holm \
-over the lines of a question. Equivalent: two one-sided tests against the margin that the study's \
-file fixed in advance. Undecided: neither; the seeds are enough to find the difference named \
-with a probability of 80 %. Every line, the best scores too: \
-[answers.csv](../{folder}/answers.csv).
+Differences of the last score, first row minus second, paired by seed.
+
+* *Higher*, *lower*: by a paired t-test, with Holm's correction over the lines of a question.
+* *Equivalent*: by two one-sided tests against the margin that the study's file fixed in advance.
+* *Undecided*: neither. The seeds would detect the difference in brackets with a power of 80 %.
+
+[answers.csv](../{folder}/answers.csv) has every line, also for the best score.
 
 {answers}
 
-## The paper's claims (arXiv v1), as far as the study's rows compare them
+## The paper's claims (arXiv v1) that compare rows of the study
 
 {claims}
 
@@ -76,7 +78,7 @@ with a probability of 80 %. Every line, the best scores too: \
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """A study, its CSVs and what they answer."""
+    """A study, its scores and the answers they give."""
 
     study: Study
     folder: Path
@@ -95,7 +97,7 @@ def load(study: Study, folder: Path) -> Results:
 
 
 def page(results: Results) -> str:
-    """Return the whole of docs/study.md."""
+    """Return the text of docs/study.md."""
     answers = _by_question(results)
     return PAGE.format(
         note=results.study.note,
@@ -113,15 +115,15 @@ def page(results: Results) -> str:
 
 
 def headline(results: Results) -> str:
-    """Return README's lines: the figure and a sentence for each of the first three questions."""
+    """Return README's lines: the figure, and a sentence for the first three questions answered."""
     folder = results.folder.relative_to(ROOT)
-    firsts = [f"* {lines[0]}." for lines in _by_question(results).values() if lines]
+    answered = [f"* {lines[0]}." for lines in _by_question(results).values() if lines]
     figure = f"![Score against steps]({folder}/budget.png)"
-    return "\n".join([figure, "", _progress(results), "", *firsts[:3], ""])
+    return "\n".join([figure, "", _progress(results), "", *answered[:3], ""])
 
 
 def _by_question(results: Results) -> dict[str, list[str]]:
-    """Return question -> a sentence a comparison, the longest budget of each pair first."""
+    """Return the sentences of each question, the longest budget of each pair first."""
     last = results.answers.loc[results.answers["score"] == "last"]
     lines = last.sort_values("steps", ascending=False, kind="stable").to_dict("records")
     return {
@@ -150,13 +152,13 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     """Return the lines of claims.csv with the verdict of each task's longest budget."""
     table = pd.read_csv(CLAIMS)
     rows = {row.id for row in study.table().rows}
-    there = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
-    asked = [
-        Question(ask=line.id, pairs=[[line.first, line.second]]) for line in there.itertuples()
+    testable = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
+    questions = [
+        Question(ask=line.id, pairs=[[line.first, line.second]]) for line in testable.itertuples()
     ]
-    tested = answer(dataclasses.replace(study, questions=asked), scores)
+    tested = answer(dataclasses.replace(study, questions=questions), scores)
     tested = tested.loc[tested["score"] == "last"]
-    # A shorter budget answers another question: who learns first.
+    # A shorter budget answers another question: which row learns fastest.
     planned = pd.DataFrame(map(vars, study.parts)).groupby("task")["steps"].max()
     tested = tested.loc[tested["steps"] == tested["task"].map(planned)]
     merged = table.merge(tested, how="left", on=["first", "second"])
@@ -181,17 +183,18 @@ def _claim_rows(results: Results) -> Iterator[list[str]]:
 def _protocol(results: Results) -> Iterator[list[str]]:
     study, runs = results.study, read_csv(results.folder / "runs.csv")
     runs = runs.loc[runs["run"].isin(results.scores["run"])]
-    held = ", ".join(f"{rows:,} of {task}" for task, rows in study.holdout.items())
+    held_out = ", ".join(f"{rows:,} of {task}" for task, rows in study.holdout.items())
     margins = ", ".join(f"{task} {margin:g}" for task, margin in study.margin.items())
     used = {name: ", ".join(runs[name].unique())
             for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
     yield ["scale", "alpha / r is the same for every rank of a method"]
-    rates = ("one for each row and budget, from a grid of factor 2 that grew until the best was no "
-             f"end of it; by the last score on rows held out of train ({held}; seed "
-             f"{study.selection_seed}). Every rate tried: rates.csv")  # fmt: skip
+    rates = ("chosen for each row and budget by the last score on rows held out of the training "
+             f"split ({held_out}; seed {study.selection_seed}), from a grid of factor 2 that was "
+             "extended until the best rate was not at an end of it. Every rate tried: "
+             "rates.csv")  # fmt: skip
     yield ["rates", rates]
     yield ["score", "the last evaluation; the best one is picked on the validation split"]
-    yield ["margin of equivalence", f"{margins} percent points, fixed before the final runs"]
+    yield ["margin of equivalence", f"{margins} percentage points, fixed before the final runs"]
     yield ["encoder", f"{used['backbone']}, {used['precision']}"]
     yield ["device", used["device"]]
     yield ["commits", used["commit"]]
@@ -204,11 +207,11 @@ def _progress(results: Results) -> str:
         return ""
     most, ran = max(part.steps for part in parts), int(results.scores["steps"].max())
     early = (
-        f" No training longer than {ran:,} steps was run yet: this says which row starts fastest, "
-        f"not where the rows end ({most:,} steps are planned)."
+        f" The longest training so far has {ran:,} of the planned {most:,} steps: the results show "
+        "which row learns fastest at the start, not which one ends highest."
     )
-    verb = "was" if done == 1 else "were"
-    return f"{done} of the study's {len(parts)} parts {verb} run.{early if ran < most else ''}"
+    verb = "has" if done == 1 else "have"
+    return f"{done} of the study's {len(parts)} parts {verb} been run.{early if ran < most else ''}"
 
 
 def _not_run(results: Results) -> Iterator[str]:
@@ -223,18 +226,18 @@ def _not_run(results: Results) -> Iterator[str]:
 def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
     """Draw mean and 95 % interval over seeds of each row that has two budgets or more.
 
-    Where no row has two, every row's only budget is drawn.
+    If no row has two, the only budget of every row is drawn.
     """
-    own = scores.loc[scores["task"] == task]
-    budgets = own.groupby("row")["steps"].nunique()
+    of_task = scores.loc[scores["task"] == task]
+    budgets = of_task.groupby("row")["steps"].nunique()
     least = 2 if (budgets >= 2).any() else 1
     rows = [row for row in study.table().rows if budgets.get(row.id, 0) >= least]
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        cells = own.loc[own["row"] == row.id].groupby("steps")["score_last"]
+        cells = of_task.loc[of_task["row"] == row.id].groupby("steps")["score_last"]
         points = {int(steps): summary(values) for steps, values in cells}
-        # A small shift, so that the intervals of one budget stand beside each other.
+        # A small shift, so that the intervals of a budget do not overlap.
         x = [steps * 1.03 ** (place - len(rows) / 2) for steps in points]
         y = [point.mean for point in points.values()]
         error = [0.0 if point.n < 2 else point.high - point.mean for point in points.values()]
@@ -245,7 +248,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
         axes.errorbar(x, y, yerr=error, label=row.label, color=colour, marker="o", capsize=2,
                       linestyle="--" if small else "-", elinewidth=1,
                       markerfacecolor="white" if small else colour)  # fmt: skip
-    ticks = sorted({int(steps) for steps in own["steps"]})
+    ticks = sorted({int(steps) for steps in of_task["steps"]})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{steps:,}" for steps in ticks], minor=False)
     axes.minorticks_off()
@@ -259,7 +262,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write page, figure, answers.csv and README's lines; with --check say whether they differ."""
+    """Write page, figure, answers.csv and README's lines; with --check return 1 if they differ."""
     check, words = "--check" in argv, [word for word in argv if not word.startswith("--")]
     if len(words) != 2:
         print(__doc__, file=sys.stderr)

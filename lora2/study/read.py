@@ -1,7 +1,7 @@
-"""What a study leaves in its results folder, written after every part and read by the report.
+"""Write and read a study's results folder: written after every part, read by the report.
 
 runs.csv and selection/runs.csv: every run. rates.csv: every rate tried. scores.csv: every final
-run. curves.csv: every evaluation of it. predictions.parquet: its answers, for tests by example.
+run. curves.csv: its evaluations. predictions.parquet: its last predictions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CURVES = ["part", "row", "seed", "run", "step", "score", "train_loss", "eval_los
 
 
 def collect(study: Study, choices: Sequence[Choice], folder: Path, extra: Sequence[str]) -> None:
-    """Write the CSVs of the parts in ``choices``; what they held of other parts stays."""
+    """Write the CSVs of the parts in ``choices``; lines of other parts are kept."""
     store.collect(folder / "selection")
     runs = store.collect(folder)
     parts = {choice.part.name: choice.part for choice in choices}
@@ -65,26 +65,26 @@ def _finals(
         names = matching(list(jobs.values()), finished)
         for seed, job in jobs.items():
             if name := names.get(job.name):
-                own = {"part": part.name, "row": row, "task": part.task, "steps": part.steps,
-                       "seed": seed, "learning_rate": rate, "run": name}  # fmt: skip
-                lines.append({**by_name.loc[name].to_dict(), **own})
+                planned = {"part": part.name, "row": row, "task": part.task, "steps": part.steps,
+                           "seed": seed, "learning_rate": rate, "run": name}  # fmt: skip
+                lines.append({**by_name.loc[name].to_dict(), **planned})
     return pd.DataFrame(lines, columns=SCORES)
 
 
 def _update(path: Path, fresh: Sequence[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
-    """Write the lines of the file whose ``keys`` are not in ``fresh``, then ``fresh``."""
+    """Replace the lines of the file whose ``keys`` are in ``fresh``; return all its lines."""
     frame = pd.concat(fresh)
     if path.is_file():
         old = read(path.parent, path.stem)
-        known = set(map(tuple, frame[keys].to_numpy()))
-        others = old.loc[[tuple(key) not in known for key in old[keys].to_numpy()]]
+        replaced = set(map(tuple, frame[keys].to_numpy()))
+        others = old.loc[[tuple(key) not in replaced for key in old[keys].to_numpy()]]
         frame = pd.concat([part for part in (others, frame) if len(part)] or [frame])
     store.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
     return frame
 
 
 def _curve(folder: Path, line: dict) -> pd.DataFrame:
-    """Return the evaluations of one run, none where its folder is not here."""
+    """Return the evaluations of a run; none if its folder is not here."""
     path = folder / "runs" / line["run"] / HISTORY
     if not path.is_file():
         return pd.DataFrame(columns=CURVES)

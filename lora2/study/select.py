@@ -1,4 +1,4 @@
-"""The learning rate of every row of a study, from runs scored on rows held out of train."""
+"""Choose the learning rate of every row of a study, by runs scored on held-out training rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 9  # rates tried for one row at one budget
 SETTLED = ("finished", "diverged")  # a rate that diverged cannot be chosen: that is a result
 COLUMNS = ["part", "row", "task", "steps", "learning_rate", "seed", "run", "status",
            "score_best", "score_last", "chosen"]  # fmt: skip
-Run = Callable[[Sequence[Job]], int]  # do what is left of these jobs; 0 if all are settled
+Run = Callable[[Sequence[Job]], int]  # run the unfinished jobs; 0 if all are settled
 
 
 class SelectionError(RuntimeError):
@@ -27,25 +27,25 @@ class SelectionError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What was tried for one row of one part, and the rate chosen."""
+    """The rate chosen for one row of one part, and all that were tried."""
 
     part: Part
     row: str
     rate: float
-    tried: pd.DataFrame  # one line a rate, as rates.csv has it
+    tried: pd.DataFrame  # one line per rate, as in rates.csv
 
 
 def select(
     study: Study, part: Part, rows: Sequence[str], folder: Path, extra: Sequence[str], run: Run
 ) -> list[Choice]:
-    """Choose a rate for each of ``rows`` (each with a rate of its own) by the last held-out score.
+    """Choose a rate for each of ``rows`` by the last held-out score.
 
-    A row's grid begins with half, once and twice its rate in the study's file. While its best rate
-    is an end of what was tried, the grid grows by a step of factor 2 on that side. Of rates with
-    equal scores the middle one is taken, so a row that learns at none does not grow for ever.
+    A row's grid starts with half, once and twice its rate in the study's file. While its best rate
+    is at an end, the grid is extended by a factor of 2 on that side. Of rates with equal scores the
+    middle one is chosen, so the grid of a row that learns at no rate does not grow for ever.
 
     Raises:
-        SelectionError: a run failed, or no best rate lies inside a grid of ``MOST`` rates.
+        SelectionError: a run failed, or the best of ``MOST`` rates is still at an end.
     """
     grids = {row: first_grid(study.rates[row]) for row in rows}
     while True:
@@ -55,7 +55,7 @@ def select(
         }
         if run([job for jobs in tried.values() for job in jobs.values()]):
             raise SelectionError(
-                f"part {part.name}: runs of the selection failed or are missing; repeat the command"
+                f"part {part.name}: some selection runs failed or are missing; repeat the command"
             )
         runs = recorded(folder)
         frames = {row: _scores(study, part, row, jobs, runs) for row, jobs in tried.items()}
@@ -67,18 +67,18 @@ def select(
             if len(grids[row]) > MOST:
                 raise SelectionError(
                     f"part {part.name}: of {MOST} rates from {grids[row][0]:g} to "
-                    f"{grids[row][-1]:g} the best of {row} is still an end: set another rate for "
-                    f"it in configs/study/{study.name}.yaml"
+                    f"{grids[row][-1]:g} the best for {row} is still at an end of the grid: set "
+                    f"another rate for it in configs/study/{study.name}.yaml"
                 )
 
 
 def first_grid(middle: float) -> list[float]:
-    """Return the rates that are tried first around the one of the study's file."""
+    """Return the rates tried first, around the rate in the study's file."""
     return [middle / FACTOR, middle, middle * FACTOR]
 
 
 def recorded(folder: Path) -> pd.DataFrame:
-    """Return the settled runs of a results folder, those of its runs.csv among them."""
+    """Return the settled runs of a results folder, including those in its runs.csv."""
     try:
         runs = store.read(folder)
     except store.StoreError:
@@ -87,7 +87,7 @@ def recorded(folder: Path) -> pd.DataFrame:
 
 
 def left(jobs: Sequence[Job], folder: Path) -> list[Job]:
-    """Return the jobs that neither a run folder nor runs.csv has; each once."""
+    """Return the jobs that are neither in a run folder nor in runs.csv, each once."""
     done = matching(jobs, recorded(folder))
     return list({job.name: job for job in jobs if job.name not in done}.values())
 
@@ -95,12 +95,12 @@ def left(jobs: Sequence[Job], folder: Path) -> list[Job]:
 def _scores(
     study: Study, part: Part, row: str, jobs: Mapping[float, Job], runs: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return a line for each rate tried, and which is chosen."""
+    """Return a line for each rate tried; ``chosen`` marks the best."""
     names, by_name = matching(list(jobs.values()), runs), runs.set_index("run")
     lines = []
     for rate, job in jobs.items():
         if job.name not in names:
-            raise SelectionError(f"the run {job.name} of the selection is missing")
+            raise SelectionError(f"the selection run {job.name} is missing; repeat the command")
         values = by_name.loc[names[job.name]]
         result = {key: values.get(key) for key in ("status", "score_best", "score_last")}
         lines.append(
@@ -124,14 +124,14 @@ def _chosen(frame: pd.DataFrame) -> float:
 
 
 def _wider(frame: pd.DataFrame) -> list[float]:
-    """Return the rate beyond the end of the grid that was chosen, if one was."""
+    """Return the next rate beyond the grid if the chosen one is at its end."""
     rates, chosen = frame["learning_rate"], _chosen(frame)
     lower = [chosen / FACTOR] if chosen == rates.min() else []
     return lower + ([chosen * FACTOR] if chosen == rates.max() else [])
 
 
 def sentences(choices: Sequence[Choice]) -> Iterator[str]:
-    """Yield a line for each choice: the rate, and what was tried."""
+    """Yield a line for each choice: the rate, and the score of each rate tried."""
     for choice in choices:
         tried = ", ".join(
             f"{line.learning_rate:g}: "
@@ -139,5 +139,5 @@ def sentences(choices: Sequence[Choice]) -> Iterator[str]:
             for line in choice.tried.itertuples()
         )
         yield (
-            f"  {choice.part.name}, {choice.row}: {choice.rate:g} (last held-out score of {tried})"
+            f"  {choice.part.name}, {choice.row}: {choice.rate:g} (last held-out scores: {tried})"
         )

@@ -1,4 +1,4 @@
-"""A study's file (configs/study/NAME.yaml), its runs, and the words of scripts/study.py."""
+"""Read a study's file (configs/study/NAME.yaml) and the words of scripts/study.py."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from lora2.sweep.table import PLACES, Job, Row, Table, jobs, load_table, narrow
 
 Words = list[str]  # of run_glue.py
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # ids of rows
-
-
-DECIDED = {  # by the study's file, so that a word cannot say otherwise
+DECIDED = {  # keys that cannot be typed -> where the study's file sets them
     "backbone": "its profile",
     "protocol": "protocol",
     "ranks": "overrides",
@@ -32,7 +30,7 @@ DECIDED = {  # by the study's file, so that a word cannot say otherwise
 
 @checked
 class Part:
-    """One task at one budget: its rows, each at the rate chosen for it, over seeds."""
+    """One task at one number of steps: the rows to run, each at its chosen rate, and the seeds."""
 
     name: Name
     task: TaskName
@@ -58,9 +56,9 @@ class Study:
     note: str  # one sentence, printed before anything runs and under the tables
     profile: str
     protocol: Literal["public", "equal"]
-    selection_seed: Seed  # of the runs that choose the rates; no final run has it
-    holdout: dict[TaskName, Count]  # rows of train that the rates are chosen on
-    margin: dict[TaskName, Positive]  # percent points within which two rows count as equivalent
+    selection_seed: Seed  # of the runs that choose the rates; not allowed for final runs
+    holdout: dict[TaskName, Count]  # rows of the training split that the rates are chosen on
+    margin: dict[TaskName, Positive]  # percentage points within which rows count as equivalent
     rates: dict[str, Positive]  # row -> middle of its first grid: half, once and twice that rate
     parts: Annotated[list[Part], Field(min_length=1)]  # in the order in which they are run
     rows: list[Row] = dataclasses.field(default_factory=list)  # beside those of Table 1
@@ -69,7 +67,7 @@ class Study:
     questions: list[Question] = dataclasses.field(default_factory=list)
 
     def table(self) -> Table:
-        """Return Table 1 with the study's rows after its own and the study's tasks."""
+        """Return Table 1 with the study's rows appended, for the study's tasks."""
         plan = load_table("1")
         tasks = [task for task in plan.tasks if any(part.task == task for part in self.parts)]
         return dataclasses.replace(plan, rows=[*plan.rows, *self.rows], tasks=tasks)
@@ -90,7 +88,7 @@ class Study:
         return jobs(narrow(self.table(), [part.task], [row]), profile, [seed], words)[0]
 
     def candidate(self, part: Part, row: str, rate: float, extra: Sequence[str] = ()) -> Job:
-        """Return the run that scores one rate of a row on the rows held out."""
+        """Return the run that scores one rate of a row on the held-out rows."""
         held = f"data.holdout={self.holdout[part.task]}"
         return self.job(part, row, rate, self.selection_seed, [*extra, held])
 
@@ -116,7 +114,7 @@ class StudyRequest:
     options: Options
     parts: list[Part]  # narrowed to the rows and seeds asked for
     extra: list[str]
-    folder: Path  # where runs.csv, rates.csv and the tables go
+    folder: Path  # of runs.csv, rates.csv and the tables
     notes: list[str]
 
     def does(self, stage: str) -> bool:
@@ -160,7 +158,7 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
 
 
 def _check(where: str, study: Study) -> Iterator[Problem]:
-    """Yield the names that a study uses and does not have, and those that it has twice."""
+    """Yield undefined and duplicate names, and missing rates, holdouts and margins."""
     rows = [row.id for row in study.table().rows]
     for key, names in (("rows", rows), ("parts", [part.name for part in study.parts])):
         for name in {name for name in names if names.count(name) > 1}:
@@ -186,7 +184,7 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     """Read words such as ``study=small-cpu data.dir=DIR backbone.path=DIR workers=2``.
 
     Raises:
-        ConfigError: every word that is wrong, and every run that cannot be.
+        ConfigError: every wrong word, and every run whose configuration is refused.
     """
     problems = ProblemList()
     given, _, extra = split_words(argv, Options, problems)
@@ -216,25 +214,25 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
 
 
 def _refused_words(extra: Sequence[str]) -> Iterator[Problem]:
-    """Refuse what the study's file decides, and other settings without a folder of their own."""
+    """Refuse what the study's file decides, and other settings without a separate results.dir."""
     typed = dict(word.split("=", 1) for word in extra)
     for key, value in typed.items():
         if key in DECIDED:
-            yield Problem(key, value, wrong=f"the study's file decides it ({DECIDED[key]})")
+            yield Problem(key, value, wrong=f"the study's file sets it ({DECIDED[key]})")
         elif key not in PLACES and "results.dir" not in typed:
-            allowed = "results.dir=DIR beside it: other settings are another study"
+            allowed = "only with results.dir=DIR: other settings are another study"
             yield Problem(key, value, allowed)
 
 
 def _unknown_names(study: Study, given: Options) -> Iterator[Problem]:
-    there: dict[str, set] = {
+    available: dict[str, set] = {
         "parts": {part.name for part in study.parts},
         "rows": {row for part in study.parts for row in part.rows},
         "seeds": {seed for part in study.parts for seed in part.seeds},
     }
-    for key, names in there.items():
-        asked = getattr(given, key)
-        for name in [""] if asked == [] else asked or []:
+    for key, names in available.items():
+        typed = getattr(given, key)
+        for name in [""] if typed == [] else typed or []:
             if name not in names:
                 yield unknown(key, name, map(str, names))
 

@@ -59,8 +59,8 @@ def encoder_for(profile: Profile, encoder: str) -> str:
     """
     backbone = profile.encoders.get(encoder)
     if backbone is None:
-        allowed = f"another profile: {profile.name} has no encoder in place of {encoder}"
-        raise ConfigError([Problem("profile", profile.name, allowed)])
+        wrong = f"it has no encoder in place of {encoder}"
+        raise ConfigError([Problem("profile", profile.name, "another profile", wrong)])
     return backbone
 
 

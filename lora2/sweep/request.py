@@ -193,8 +193,8 @@ def _set_by_rows(plans: Sequence[Table], extra: Sequence[str]) -> Iterator[Probl
         own = {word.partition("=")[0] for row in plan.rows for word in row.overrides}
         for key, _, value in (word.partition("=") for word in extra):
             if key in own:
-                wrong = f"table {plan.name} sets it by row"
-                yield Problem(key, value, "it with scripts/run_glue.py", wrong)
+                wrong = f"table {plan.name} sets it by row; change it with scripts/run_glue.py"
+                yield Problem(key, value, wrong=wrong)
 
 
 def _profile(

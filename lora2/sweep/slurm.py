@@ -18,7 +18,7 @@ from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome
 
 POLL_SECONDS = 10.0
-MAX_TIMEOUTS = 100  # a run goes on from its checkpoint after each
+MAX_TIMEOUTS = 100  # after each of them a run continues from its checkpoint
 DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_task": 2}
 
 
@@ -26,7 +26,7 @@ class ClusterRun:
     """What a job of the array calls.
 
     Before a time-out or a preemption Slurm sends a signal; submitit then asks ``checkpoint`` what
-    to run when the job is requeued. The run itself goes on from its Trainer's last checkpoint.
+    to run when the job is requeued. The run itself continues from its Trainer's last checkpoint.
     """
 
     def __call__(self, config: RunConfig) -> Outcome:
@@ -57,7 +57,7 @@ def submit(
     try:
         executor.update_parameters(**values)
     except (NameError, AssertionError) as error:  # submitit's, for a name and for a type
-        raise ConfigError([Problem("slurm", dict(options), str(error))]) from error
+        raise ConfigError([Problem("slurm", dict(options), wrong=str(error))]) from error
     submitted = executor.map_array(ClusterRun(), [job.resolved.config for job in jobs])
     return [job.job_id for job in submitted]
 
@@ -66,11 +66,11 @@ def _executor(folder: Path) -> Any:
     try:
         import submitit
     except ImportError as error:
-        allowed = "local; for slurm, first: pip install submitit"
-        raise ConfigError([Problem("cluster", "slurm", allowed)]) from error
+        wrong = "submitit is not installed; type pip install submitit"
+        raise ConfigError([Problem("cluster", "slurm", "local", wrong)]) from error
     if submitit.SlurmExecutor.affinity() < 0:
-        allowed = "local: sbatch is not found on this machine"
-        raise ConfigError([Problem("cluster", "slurm", allowed)])
+        wrong = "sbatch is not found on this machine"
+        raise ConfigError([Problem("cluster", "slurm", "local", wrong)])
     return submitit.AutoExecutor(
         folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
     )

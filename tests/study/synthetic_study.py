@@ -31,8 +31,8 @@ def record(folder: Path, jobs: Sequence[Job], score: Callable[[Job], float | str
     """Add finished runs to ``folder``/runs.csv; a text instead of a score is their status."""
     lines = []
     for job in jobs:
-        config, found = job.resolved.config, score(job)
-        status, value = ("finished", found) if isinstance(found, float) else (found, None)
+        config, outcome = job.resolved.config, score(job)
+        status, value = ("finished", outcome) if isinstance(outcome, float) else (outcome, None)
         lines.append(
             {"run": job.name, "schema": store.SCHEMA, "status": status, "backbone": "minilm",
              "task": job.task, "method": config.method.name, "seed": config.seed,

@@ -29,15 +29,15 @@ def scores_of(first, second, part="cola-100"):
 
 
 def last(first, second):
-    found = answer(small_study(questions=ASK), scores_of(first, second))
-    return found.loc[found["score"] == "last"].iloc[0]
+    answers = answer(small_study(questions=ASK), scores_of(first, second))
+    return answers.loc[answers["score"] == "last"].iloc[0]
 
 
 def test_a_difference_has_the_interval_and_the_p_of_a_paired_t_test():
     a, b = [20.0, 22.0, 21.0, 25.0], [18.0, 21.0, 18.5, 21.0]
-    line, own = last(a, b), stats.ttest_rel(a, b)
-    assert line["p"] == pytest.approx(own.pvalue)
-    assert (line["low"], line["high"]) == pytest.approx(tuple(own.confidence_interval(0.95)))
+    line, reference = last(a, b), stats.ttest_rel(a, b)
+    assert line["p"] == pytest.approx(reference.pvalue)
+    assert (line["low"], line["high"]) == pytest.approx(tuple(reference.confidence_interval(0.95)))
     assert line["difference"] == pytest.approx(np.mean(a) - np.mean(b)) and line["seeds"] == 4
 
 
@@ -75,9 +75,9 @@ def test_lines_of_one_question_are_corrected_together_and_one_seed_gives_none():
     study = small_study(questions=ASK)
     two = [scores_of([24.0, 22.0, 23.5], [20.0, 21.0, 20.5], part) for part in
            ("cola-100", "cola-200")]  # fmt: skip
-    found = answer(study, pd.concat(two))
-    found = found.loc[found["score"] == "last"]
-    assert len(found) == 2 and (found["p_holm"] >= 2 * found["p"].min() - 1e-12).all()
+    answers = answer(study, pd.concat(two))
+    answers = answers.loc[answers["score"] == "last"]
+    assert len(answers) == 2 and (answers["p_holm"] >= 2 * answers["p"].min() - 1e-12).all()
     assert answer(study, scores_of([1.0], [2.0])).empty
 
 
@@ -93,23 +93,27 @@ def choices(study, rate=1e-3):
 @pytest.fixture
 def collected(tmp_path):
     study = small_study(questions=ASK)
-    made = choices(study)
+    chosen = choices(study)
     extra = [f"results.dir={tmp_path}"]
     record(tmp_path / "selection", [study.candidate(study.parts[0], "lora-r8", 1e-3, extra)],
            lambda job: 1.0)  # fmt: skip
-    jobs = [study.job(one.part, one.row, one.rate, seed, extra) for one in made for seed in (1, 2)]
+    jobs = [
+        study.job(choice.part, choice.row, choice.rate, seed, extra)
+        for choice in chosen
+        for seed in (1, 2)
+    ]
     record(tmp_path, jobs, lambda job: float(20 + job.resolved.config.seed))
-    collect(study, made, tmp_path, extra)
-    return study, made, extra, tmp_path
+    collect(study, chosen, tmp_path, extra)
+    return study, chosen, extra, tmp_path
 
 
 def test_collecting_again_without_run_folders_changes_no_byte(collected):
-    study, made, extra, folder = collected
+    study, chosen, extra, folder = collected
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv")}
     assert set(before) == {"runs.csv", "rates.csv", "scores.csv", "curves.csv"}
-    collect(study, made, folder, extra)
+    collect(study, chosen, folder, extra)
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
-    collect(study, [one for one in made if one.part.steps == 100], folder, extra)
+    collect(study, [choice for choice in chosen if choice.part.steps == 100], folder, extra)
     assert len(read(folder, "scores")) == 8  # the other part's lines stay
 
 
@@ -118,7 +122,7 @@ def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeyp
     monkeypatch.setattr(page, "ROOT", folder.parent)
     results = page.load(study, folder)
     text = page.page(results)
-    assert "**Is it?** LoRA² k=8 against LoRA r=8, 200 steps: is equivalent within 3" in text
+    assert "**Is it?** LoRA² k=8 compared with LoRA r=8, 200 steps: equivalent within 3" in text
     assert "Nothing: every part" in text and "not run" in text
     assert page.headline(results).count("* ") == 1
     fewer = page.Results(study, folder, results.scores.head(4), results.answers)

@@ -71,7 +71,7 @@ def test_rows_have_rates_of_their_own_and_grow_apart(tmp_path):
         return -abs(rate_of(job) - best[job.resolved.config.method.name])
 
     choices, _ = choose(study, tmp_path, score, ["lora-r8", "lora2-k8"])
-    assert {one.row: one.rate for one in choices} == {"lora-r8": 4e-3, "lora2-k8": 1e-3}
+    assert {choice.row: choice.rate for choice in choices} == {"lora-r8": 4e-3, "lora2-k8": 1e-3}
 
 
 def test_a_candidate_is_scored_on_rows_held_out_with_a_seed_of_its_own():

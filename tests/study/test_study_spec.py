@@ -17,7 +17,7 @@ def test_every_study_file_gives_its_runs(name):
             config = request.study.job(part, row, rate, part.seeds[0]).resolved.config
             assert (config.protocol, config.task) == ("equal", part.task)
             assert (config.train.max_steps, config.train.learning_rate) == (part.steps, rate)
-    used = {r for one in request.study.questions for pair in one.pairs for r in pair}
+    used = {r for question in request.study.questions for pair in question.pairs for r in pair}
     assert used <= {row for part in request.study.parts for row in part.rows}
 
 
@@ -80,8 +80,8 @@ def test_a_wrong_study_file_is_refused_by_name(changed, change, says):
     [
         ("", "study=NAME is missing"),
         ("study=smal", "did you mean small"),
-        ("study=small-cpu train.learning_rate=1", "the study's file decides it (rates)"),
-        ("study=small-cpu train.weight_decay=1", "results.dir=DIR beside it"),
+        ("study=small-cpu train.learning_rate=1", "the study's file sets it (rates)"),
+        ("study=small-cpu train.weight_decay=1", "only with results.dir=DIR"),
         ("study=small-cpu parts=cola", "parts = 'cola'"),
         ("study=small-cpu rows=lora", "rows = 'lora'"),
         ("study=small-cpu seeds=99", "seeds = 99"),
