@@ -189,7 +189,7 @@ class AdapterModel(BaseTuner):
         names = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         self._look_up_layers()
-        adapted = [f".{name}" for name in self.layers(adapter_name)]
+        adapted = [f".{name}" for name in self.adapted_layers(adapter_name)]
         if isinstance(names, set) and (
             missing := [n for n in names if not any(a.endswith(f".{n}") for a in adapted)]
         ):
@@ -211,7 +211,7 @@ class AdapterModel(BaseTuner):
             for adapter in self.peft_config
         }
 
-    def layers(self, adapter_name: str) -> dict[str, Any]:
+    def adapted_layers(self, adapter_name: str) -> dict[str, Any]:
         """Module name -> layer, for every module that ``adapter_name`` adapts."""
         return self._layers[adapter_name]
 

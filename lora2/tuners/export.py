@@ -48,7 +48,7 @@ def to_lora(
             f"bias={config.bias!r} cannot be exported, because a LoRA adapter would also train the "
             f"biases of other modules: train with bias='none', or use merge_and_unload"
         )
-    pairs = {key: _pair(layer, name) for key, layer in tuner.layers(name).items()}
+    pairs = {key: _pair(layer, name) for key, layer in tuner.adapted_layers(name).items()}
     kept = {key: (a, b) for key, (a, b) in pairs.items() if len(a) > 0}
     if not kept:
         key, (a, b) = next(iter(pairs.items()))

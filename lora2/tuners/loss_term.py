@@ -118,7 +118,7 @@ class TermModel(AdapterModel):
             if self._is_on(name):
                 self._watch(name, saving)
                 if not saving:
-                    self._term.begin(self.layers(name).values())
+                    self._term.begin(self.adapted_layers(name).values())
 
     def _after_forward(self, *_: Any) -> None:
         self._term.end()
@@ -169,7 +169,7 @@ class TermModel(AdapterModel):
 
     def _is_on(self, adapter: str) -> bool:
         """Tell whether a forward pass goes through the adapter, beside unmerged weights."""
-        first = next(iter(self.layers(adapter).values()), None)
+        first = next(iter(self.adapted_layers(adapter).values()), None)
         return first is not None and not (first.disable_adapters or first.merged)
 
 

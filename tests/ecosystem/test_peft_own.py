@@ -19,10 +19,11 @@ pytestmark = pytest.mark.ecosystem
 CASES = """
 import lora2
 
+# Starts from which three steps of SGD move every tensor, and none to infinity.
 _OURS = [
-    ("LORA2", lora2.Lora2Config, {"r": 4, "k": 2}),
-    ("SORA", lora2.SoraConfig, {"r": 4}),
-    ("LORA_XS", lora2.LoraXsConfig, {"r": 2, "init_std": 0.5}),
+    ("LORA2", lora2.Lora2Config, {"r": 4, "k": 2, "init_std": 0.3}),
+    ("SORA", lora2.SoraConfig, {"r": 4, "lora_alpha": 4}),
+    ("LORA_XS", lora2.LoraXsConfig, {"r": 2, "init_std": 0.0}),
 ]
 TEST_CASES = [
     (f"{name} {number}", "MLP", config_cls, settings | kwargs)
@@ -69,7 +70,9 @@ def test_pefts_own_tests_of_custom_models(tmp_path):
     insert(custom, "ALL_PEFT_CONFIG_CLASSES = ", CASES)
     insert(custom, "class MLP(nn.Module)", TWO_ACTIVE)
     # LoRA-XS has init_std instead of init_weights.
-    own = '    if config_cls.__name__ == "LoraXsConfig":\n        return kwargs\n'
+    own = """    if config_cls.__name__ == "LoraXsConfig":
+        return kwargs | {"init_std": 0.5}
+"""
     insert(tests / "testing_utils.py", "    if config_cls in (LNTuningConfig, VBLoRAConfig):", own)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", str(custom), "-k", OURS]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}

@@ -49,7 +49,7 @@ def sft(folder, **changes):
 def test_sft_as_on_the_page(folder):
     trainer = sft(folder)
     assert trainer.state.global_step == 6
-    layers = trainer.model.base_model.layers("default").values()
+    layers = trainer.model.base_model.adapted_layers("default").values()
     assert len(layers) == 2 * 7 and all(layer.lora2_lambda["default"].any() for layer in layers)
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     exported = PeftModel.from_pretrained(base, folder / "out" / "lora").eval()

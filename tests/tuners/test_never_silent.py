@@ -99,6 +99,20 @@ def test_zero_3_is_refused_by_name():
         model.base_model.prepare_training(10)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_no_name_of_ours_hides_the_models_own_layers(config):
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(4, 4)])
+
+        def forward(self, x):
+            return self.layers[0](x)
+
+    model = get_peft_model(Stack(), config(r=2, target_modules=["0"]))
+    assert len(model.layers) == len(model.base_model.layers) == 1
+
+
 def test_weighted_adapters_name_the_way():
     model = adapt("roberta", task_type=None)
     with pytest.raises(NotImplementedError, match=r"export_lora.*add_weighted_adapter"):

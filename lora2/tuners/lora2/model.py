@@ -168,7 +168,7 @@ class Lora2Model(TermModel):
         k (d_in + d_out) + n (2 k + 1) for a matrix with n singular values left, none for n = 0.
         """
         adapter, total = self._active()[0], 0
-        for layer in self.layers(adapter).values():
+        for layer in self.adapted_layers(adapter).values():
             k, n = layer.k[adapter], int(layer.lora2_mask[adapter].sum())
             total += k * (layer.in_features + layer.out_features) + n * (2 * k + 1) if n else 0
         return total
@@ -176,4 +176,7 @@ class Lora2Model(TermModel):
     def kept_ranks(self) -> dict[str, list[bool]]:
         """Module name -> which of its r singular values survive, for the active adapter."""
         adapter = self._active()[0]
-        return {n: layer.lora2_mask[adapter].tolist() for n, layer in self.layers(adapter).items()}
+        return {
+            n: layer.lora2_mask[adapter].tolist()
+            for n, layer in self.adapted_layers(adapter).items()
+        }

@@ -27,7 +27,9 @@ class SoraModel(TermModel):
     _undriven: UndrivenCheck | None = None
 
     def _gates(self, adapter: str) -> dict[str, torch.nn.Parameter]:
-        return {name: layer.sora_gate[adapter] for name, layer in self.layers(adapter).items()}
+        return {
+            name: layer.sora_gate[adapter] for name, layer in self.adapted_layers(adapter).items()
+        }
 
     def _watch(self, adapter: str, saving: bool) -> None:
         """Warn once if optimiser steps pass in which the gates are not stepped."""

@@ -29,7 +29,7 @@ def train(rank, world, importance, file):
     model = get_peft_model(nn.Sequential(*layers), config).double().train()
     tuner = model.base_model
     if world > 1:
-        for layer in tuner.layers("default").values():
+        for layer in tuner.adapted_layers("default").values():
             fully_shard(layer)
         fully_shard(model)
     trained = [p for p in model.parameters() if p.requires_grad]

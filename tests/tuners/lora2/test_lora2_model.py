@@ -92,7 +92,7 @@ def test_the_start_changes_no_output(arch):
 def test_saved_and_loaded_gives_the_same_outputs_and_masks(arch, low_cpu_mem_usage, tmp_path):
     model = randomize(adapt(arch, modules_to_save=HEADS[arch]))
     with torch.no_grad():
-        for index, layer in enumerate(model.base_model.layers("default").values()):
+        for index, layer in enumerate(model.base_model.adapted_layers("default").values()):
             layer.lora2_mask["default"][index % 4] = False
     expected, kept = logits(model), model.base_model.kept_ranks()
     config = model.peft_config["default"].to_dict()
@@ -265,7 +265,7 @@ def test_the_regulariser_weighs_what_the_config_says():
 def test_factors_of_several_dtypes_are_regularised_in_the_widest():
     model = adapt("roberta", dtype=torch.float64)
     expected = model.base_model.regularization_loss()
-    *_, last = model.base_model.layers("default").values()
+    *_, last = model.base_model.adapted_layers("default").values()
     last.to(torch.float32)
     mixed = model.base_model.regularization_loss()
     torch.testing.assert_close(mixed, expected, rtol=1e-7, atol=0)
@@ -280,7 +280,7 @@ def test_a_model_split_over_devices_is_regularised_and_allocated():
             torch.nn.Sequential(torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)),
             Lora2Config(r=4, k=2, target_modules=["0", "1"], target_r=1, total_step=5),
         )
-        first, last = model.base_model.layers("default").values()
+        first, last = model.base_model.adapted_layers("default").values()
         for name in last.adapter_layer_names:
             factors = getattr(last, name)
             shape = factors["default"].shape

@@ -19,7 +19,7 @@ def test_a_plain_loop_prunes_to_the_target():
     model.base_model.finish_training()
     kept = model.base_model.kept_ranks()
     assert sum(map(sum, kept.values())) == len(kept)
-    for name, layer in model.base_model.layers("default").items():
+    for name, layer in model.base_model.adapted_layers("default").items():
         lam = layer.lora2_lambda["default"]
         assert (lam != 0).tolist() == kept[name]
 
@@ -79,7 +79,7 @@ def test_a_second_training_keeps_the_final_ranks():
 
 
 def nonzero(model):
-    layers = model.base_model.layers("default").items()
+    layers = model.base_model.adapted_layers("default").items()
     return {name: (layer.lora2_lambda["default"] != 0).tolist() for name, layer in layers}
 
 
@@ -287,7 +287,7 @@ class OwnModel(nn.Module):
         self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
 
     def forward(self, x):
-        return self.layers(x)
+        return self.adapted_layers(x)
 
 
 def test_a_model_of_ones_own_trains_with_an_explicit_regulariser(recwarn):

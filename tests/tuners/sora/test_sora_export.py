@@ -41,7 +41,9 @@ def pruned(base=None, kept=(0, 1, 2, 3, 4, 2), **changes) -> PeftModel:
     kwargs = {"r": 4, "target_modules": TARGETS, "task_type": "SEQ_CLS"} | changes
     model = get_peft_model(base or classifier(), SoraConfig(init_weights=False, **kwargs)).eval()
     with torch.no_grad():
-        for count, (_, layer) in zip(kept, model.base_model.layers("default").items(), strict=True):
+        for count, (_, layer) in zip(
+            kept, model.base_model.adapted_layers("default").items(), strict=True
+        ):
             layer.sora_gate["default"][torch.randperm(4)[count:]] = 0.0
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name:
@@ -103,7 +105,7 @@ def test_a_program_that_scales_by_alpha_over_a_tensors_rank_computes_the_same():
     model = pruned()
     config, state = to_lora(model)
     assert not config.rank_pattern and not config.alpha_pattern
-    for key, layer in model.base_model.layers("default").items():
+    for key, layer in model.base_model.adapted_layers("default").items():
         if layer.sora_gate["default"].any():
             a, b = (state[f"base_model.model.{key}.lora_{one}.weight"] for one in "AB")
             update = config.lora_alpha / len(a) * b @ a
@@ -112,10 +114,10 @@ def test_a_program_that_scales_by_alpha_over_a_tensors_rank_computes_the_same():
 
 def test_an_export_in_half_precision_rounds_once():
     model = pruned(lora_alpha=3)
-    for _, layer in model.base_model.layers("default").items():
+    for _, layer in model.base_model.adapted_layers("default").items():
         layer.bfloat16()
     _, state = to_lora(model)
-    for key, layer in model.base_model.layers("default").items():
+    for key, layer in model.base_model.adapted_layers("default").items():
         gate = layer.sora_gate["default"].double()
         kept = gate != 0
         if kept.any():
