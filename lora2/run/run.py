@@ -111,9 +111,10 @@ def _train_and_record(
     assert steps is not None
     tokenizer, base = load_start(config)
     check_model(base, config, tokenizer.model_max_length)
+    length, folder = config.train.max_seq_length, tokens_dir(config)
     train_set, *eval_sets = [
-        tokenize_once(frame, data.task, tokenizer, config.train.max_seq_length, tokens_dir(config))
-        for frame in (data.train, *data.validation.values())
+        tokenize_once(frame, data.task, tokenizer, length, folder, f"{data.fingerprint} {split}")
+        for split, frame in {"train": data.train, **data.validation}.items()
     ]
 
     encoder = count_encoder(base, config.backbone)
@@ -129,9 +130,9 @@ def _train_and_record(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     if trainer.is_world_process_zero():
-        prunes = hasattr(driver, "kept_ranks")
-        kept = driver.kept_ranks() if prunes else {}
-        kept_count = driver.kept_parameters() if prunes else counts.adapter
+        kept = driver.kept_ranks() if hasattr(driver, "kept_ranks") else {}
+        counted = hasattr(driver, "kept_parameters")
+        kept_count = driver.kept_parameters() if counted else counts.adapter
         row = {
             **_identity(requested, data, base.marks),
             **_scores(recorder),

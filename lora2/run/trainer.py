@@ -33,7 +33,6 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from lora2.callbacks import Lora2Callback
 from lora2.config.load import run_name
 from lora2.config.schema import Lora2, RunConfig, Train
-from lora2.glue.data import fingerprint
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
@@ -54,11 +53,13 @@ def tokenize_once(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     folder: Path,
+    rows_hash: str,
     kept_rows: int = KEPT_ROWS,
 ) -> Dataset:
     """``tokenize``, but keep a split of at least ``kept_rows`` rows in ``folder``.
 
     datasets writes and reads it; it is named by a hash of everything that decides the tokens.
+    ``rows_hash`` stands for the rows (``GlueData.fingerprint`` and the split's name).
 
     Raises:
         ValueError: as ``tokenize``.
@@ -69,7 +70,7 @@ def tokenize_once(
     core.no_truncation()  # left over from the last call; each call sets its own
     core.no_padding()
     decides = [
-        fingerprint(task, [frame]), core.to_str(), tokenizer.model_input_names,
+        rows_hash, core.to_str(), tokenizer.model_input_names,
         tokenizer.truncation_side, tokenizer.model_max_length, max_length, MAX_CHARS,
         version("tokenizers"), version("transformers"),
     ]  # fmt: skip

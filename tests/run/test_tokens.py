@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from lora2.glue.data import fingerprint
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run import trainer as module
@@ -24,8 +25,9 @@ def make(tmp_path, monkeypatch):
     def do(task="mnli", frame=None, tokenizer=None, length=32):
         frame = make_frame(TASKS[task], ROWS) if frame is None else frame
         tokenizer = tokenizer or make_tokenizer()
+        rows = fingerprint(TASKS[task], [frame])
         folder = tmp_path / "tokens"
-        return module.tokenize_once(frame, TASKS[task], tokenizer, length, folder, kept_rows=ROWS)
+        return module.tokenize_once(frame, TASKS[task], tokenizer, length, folder, rows, ROWS)
 
     do.calls = calls
     do.folder = tmp_path / "tokens"
