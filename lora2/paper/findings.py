@@ -174,8 +174,8 @@ def method_section() -> Iterator[Finding]:
             counts[line["task"]] = batches * int(line["epochs"]) // int(line["eval_steps"])
     least, most = (pick(counts, key=counts.__getitem__) for pick in (min, max))
     shown = f"the best of {counts[least]} ({least}) to {counts[most]} ({most}) evaluations"
-    how = "of the validation set that is reported itself: steps by the public scripts' epochs " \
-          "and batch, divided by their eval_steps"  # fmt: skip
+    how = "on the same validation set that is reported: steps from the public scripts' epochs " \
+          "and batch size, divided by their eval_steps"  # fmt: skip
     yield of_claim("text/selection", "optimal-values", shown, how)
 
 
@@ -272,12 +272,12 @@ def kinds_of_rows() -> Iterator[Finding]:
     shown = f"LoRA2 and AdaLoRA: {sum(ours)} of {len(ours)} cells can be one run; the other rows: "
     shown += f"{sum(rest)} of {len(rest)}"
     printed, where = "ten rows compared as equals", "Table 1, RTE and MRPC"
-    how = "the granularity test below on the two smallest sets, which tell most"
+    how = "the granularity test below, on the two smallest sets, which are most informative"
     yield finding("grim/kinds", where, printed, shown, how)
     ours, theirs = _row("lora2", 8)["qnli_acc"], _row("sora", 8)["qnli_acc"]
     printed = f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}"
     shown = "equal" if ours == theirs else "not equal"
-    how = "compared; this value is also one that no single run rounds to (see the last section)"
+    how = "compared; no single run rounds to this value either (see the last section)"
     yield finding("repeated/qnli", "Table 1, QNLI", printed, shown, how)
 
 
@@ -290,7 +290,7 @@ def granularity() -> Iterator[Finding]:
         around = " and ".join(rounded(Decimal(100) * m / cell.n, 3) for m in (below, below + 1))
         cut = by_truncation(cell.printed, cell.n)
         how = f"no multiple of 100/{cell.n}"
-        how += ", though cut off instead of rounded it would be" if cut else ""
+        how += " rounds to it, but one cut off after two decimals gives it" if cut else ""
         runs = fewest_runs(cell.printed, cell.n)
         how += f"; a mean over runs on this set needs at least {runs}"
         id = f"grim/table{cell.table}/{cell.row}/{cell.column}"

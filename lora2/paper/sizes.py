@@ -163,7 +163,7 @@ def ranks() -> Iterator[Finding]:
     """Compute the rank of LoRA2's update (Eq. 4), whatever r is."""
     for k in (1, 8):
         same = ", the same class of updates as LoRA with r=1" if k == 1 else ""
-        how = "numerical rank of u v diag(L) U V, random factors, width 64; at most min(k, r) = "
-        how += f"{min(k, 8)}{same}"
+        how = "numerical rank of u v diag(L) U V with random factors of width 64; at most "
+        how += f"min(k, r) = {min(k, 8)}{same}"
         printed, where = f"multi-scale update with k={k}, r=8", "Section 3.1, Eq. 4"
         yield finding(f"rank/k={k}", where, printed, f"rank {update_rank(k)}", how)
