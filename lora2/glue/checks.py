@@ -1,4 +1,4 @@
-"""Check one split's table against what its task promises."""
+"""Check the table of a split: columns, types, labels and row count of its task."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import pyarrow.compute as pc
 from lora2.glue.tasks import TASKS, Task
 
 MAX_SIMILARITY = 5.0
-ENOUGH_ROWS = 100  # of any split: labels then reach both ends of the range
+ENOUGH_ROWS = 100  # of a split, for its labels to reach both ends of the range
 _TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
 class GlueDataError(ValueError):
-    """GLUE data is missing or is not what it should be; the message says what to type next."""
+    """GLUE data is missing or wrong; the message says what to type next."""
 
 
 def check_table(table: pa.Table, task: Task, where: str, *, hidden: bool = False) -> pa.Table:
-    """Return the task's columns of ``table``, label cast to int64 (float32 for STS-B).
+    """Check ``table``; return the task's columns, label cast to int64 (float32 for STS-B).
 
-    ``where`` names the table in messages (a path or "nyu-mll/glue rte train"). The labels of a
-    test split are ``hidden``: whatever they are, they are not used.
+    ``where`` names the table in messages (a path or "nyu-mll/glue rte train"). ``hidden`` labels,
+    those of a test split, are not checked.
 
     Raises:
         GlueDataError: empty; a column missing or of the wrong type; null or broken text; a label
-            out of range; labels of 100 rows or more that do not fill the range; label names that
+            out of range; labels of 100 rows or more that do not cover the range; label names that
             are not the task's.
     """
     _check_columns(table, task, where)
@@ -52,7 +52,7 @@ def check_table(table: pa.Table, task: Task, where: str, *, hidden: bool = False
 
 
 def check_row_count(rows: int, task: Task, split: str, where: str) -> None:
-    """Check that a split under its official name has its official row count."""
+    """Check that a split with an official name has the official row count."""
     official = task.rows[split]
     if rows != official:
         hint = ""
@@ -129,7 +129,7 @@ def _written_names(metadata: bytes) -> list[str] | None:
 
 
 def _check_label_names(table: pa.Table, task: Task, where: str) -> None:
-    """Compare the ClassLabel names that `datasets` writes into a file, where it has them."""
+    """Check the ClassLabel names, if `datasets` wrote them into the file."""
     metadata = (table.schema.metadata or {}).get(b"huggingface")
     if metadata is None or task.is_regression:
         return

@@ -1,4 +1,4 @@
-"""Load one task's rows from the hub, a folder or the embedded grammar, checked as GLUE's."""
+"""Load and check one task's rows, from the hub, a folder or the embedded grammar."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LAYOUT = "DIR/<task>/<split>.parquet"
 class GlueData:
     """Training and validation rows of one task.
 
-    ``validation`` has one entry per validation split, in order (MNLI: matched, mismatched), or
-    the rows held out of train in their place (``holdout``; MNLI: one half for each).
-    ``marks`` name all that keeps a result from being comparable with published GLUE numbers.
+    ``validation`` has one entry per validation split, in order (MNLI: matched, mismatched); with
+    ``holdout``, the rows held out of train instead (MNLI: one half for each split).
+    ``marks`` say why results are not comparable with published GLUE numbers; empty if they are.
     ``fingerprint`` is a sha256 over texts and labels, equal for equal rows from any source;
-    ``revision`` is the hub's commit, where known.
+    ``revision`` is the hub's commit, if known.
     """
 
     task: Task
@@ -60,10 +60,10 @@ def load_task(
         source: "hub" (`nyu-mll/glue`), "folder" (``dir/<task>/<split>.parquet``) or "embedded".
         train: "train", or "train_subset" to use a folder's partial file.
         validation: None for the official split(s), or "validation_unofficial" for a folder's.
-        train_rows: at most so many training rows, drawn without replacement by ``seed`` and kept
-            in file order. Nothing is drawn where there are no more rows than that.
-        holdout: so many of the training rows left by ``train_rows``, drawn by ``seed``, are not
-            trained on and take the place of the validation split(s), which are not read.
+        train_rows: maximum number of training rows; if there are more, ``seed`` draws them without
+            replacement, in file order.
+        holdout: number of the remaining training rows, drawn by ``seed``, that are not trained on
+            and replace the validation split(s), which are not read.
 
     Raises:
         GlueDataError: data that is not available, or not what it is named.
@@ -104,7 +104,7 @@ def load_task(
 def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[str, pd.DataFrame]:
     """Load the splits that the GLUE server scores; their labels are hidden (-1) and not checked.
 
-    The embedded ones have 400 rows (300 for RTE) of sentences that are in no other split.
+    Embedded test splits have 400 rows (300 for RTE), with sentences that are in no other split.
 
     Raises:
         GlueDataError: data that is not available, or not what it is named.
@@ -127,7 +127,7 @@ def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[st
 def fingerprint(task: Task, frames: list[pd.DataFrame]) -> str:
     """Hash task name, row counts, texts and labels of ``frames``, in order (sha256).
 
-    ``idx`` is left out: partial files number their rows differently.
+    ``idx`` is not hashed: partial files number their rows differently.
     """
     digest = hashlib.sha256(task.name.encode())
     for frame in frames:
@@ -177,7 +177,7 @@ def _choose(
 def _read(
     task: Task, source: str, dir: str | Path | None, splits: tuple[str, ...]
 ) -> tuple[list[pa.Table], list[str], str | None]:
-    """Return tables of ``splits``, the names to give them in messages, and the revision."""
+    """Return the tables of ``splits``, their names for messages, and the revision."""
     if source == "hub":
         tables, revision = read_hub(task, splits)
         return tables, [f"{REPOSITORY} {task.name} {split}" for split in splits], revision
@@ -238,7 +238,7 @@ def _missing(task_folder: Path, task: Task, split: str) -> str:
 
 
 def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[list[pa.Table], str | None]:
-    """Load ``splits`` with ``datasets.load_dataset``, from its cache where the hub is off.
+    """Load ``splits`` with ``datasets.load_dataset``, from its cache if the hub is not available.
 
     Returns the tables, and the data set's revision (a commit hash) if known.
 
@@ -257,7 +257,7 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[list[pa.Table], str |
     try:
         with _cache_only(revision is None):
             parts = load_dataset(REPOSITORY, task.name, split=list(splits), revision=revision)
-    # `datasets` raises many unrelated kinds here; all mean that the data was not loaded.
+    # `datasets` raises many unrelated exceptions here; all mean that the data was not loaded.
     except Exception as error:
         why = f"({type(error).__name__}: {error})"
         if revision is None:
@@ -293,10 +293,10 @@ def _cache_only(on: bool) -> Iterator[None]:
 def _hold_out(
     frame: pd.DataFrame, task: Task, rows: int, seed: int
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Split training rows into those that stay and ``rows`` held out, drawn by ``seed``.
+    """Split training rows into those to train on and ``rows`` held out, drawn by ``seed``.
 
-    Classes keep their shares in both parts; MNLI's rows are halved at random, one half for each of
-    its validation splits. File order is kept.
+    Both parts have the classes in the same proportions, in file order. MNLI's held-out rows are
+    halved at random, one half for each of its validation splits.
     """
     from sklearn.model_selection import train_test_split
 

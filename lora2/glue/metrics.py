@@ -50,7 +50,7 @@ def compute(task: str | Task, predictions: np.ndarray, labels: np.ndarray) -> di
         predictions: (n,) class numbers, or similarities for STS-B.
         labels: (n,) likewise.
 
-    A correlation over constant predictions or labels is undefined; 0.0 is given, with a warning.
+    A correlation over constant predictions or labels is undefined; 0.0 is returned, with a warning.
 
     Raises:
         NonFinitePredictionsError: NaN or infinity among the predictions.
@@ -66,7 +66,7 @@ def compute(task: str | Task, predictions: np.ndarray, labels: np.ndarray) -> di
 def compute_splits(
     task: str | Task, predictions: np.ndarray, labels: np.ndarray, lengths: Mapping[str, int]
 ) -> dict[str, float]:
-    """Compute the metrics of validation splits laid end to end.
+    """Compute the metrics of concatenated validation splits.
 
     Args:
         predictions: (n,) as for ``compute``, all splits concatenated.
@@ -95,7 +95,7 @@ def compute_splits(
 def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
     """Turn model outputs (n, num_labels) into predictions (n,): largest class, or similarity.
 
-    DeBERTa's regression head gives (n,) instead of (n, 1); that is taken too.
+    (n,) is accepted for (n, 1): DeBERTa's regression head returns that.
 
     Raises:
         NonFinitePredictionsError: NaN or infinity, which argmax would hide.
@@ -114,8 +114,8 @@ def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
 
 @cache
 def _metric(task_name: str) -> GlueMetric:
-    # evaluate makes a folder, even to keep everything in memory: not in a home that may be
-    # read-only, and none that stays behind.
+    # evaluate creates a folder even if it keeps everything in memory. The home folder may be
+    # read-only, so it gets a temporary one.
     with tempfile.TemporaryDirectory() as folder:
         return GlueMetric(config_name=task_name, keep_in_memory=True, cache_dir=folder)
 

@@ -1,6 +1,6 @@
 """Describe the eight GLUE tasks of the paper: columns, labels, metrics, sizes, the score.
 
-Only the standard library is imported, so that a command line can list tasks at once.
+Only the standard library is imported, so that the command line starts fast.
 Row counts are those of the data set card of ``nyu-mll/glue`` (Wang et al., 2019).
 """
 
@@ -17,8 +17,8 @@ REPOSITORY = "nyu-mll/glue"  # of the data on the hub
 class Task:
     """One GLUE task.
 
-    ``metrics`` are computed on each validation split; ``metric_names`` are the keys a whole
-    evaluation has, and ``score_metrics`` those whose mean is the number the paper averages
+    ``metrics`` are computed on each validation split; ``metric_names`` are the keys of a whole
+    evaluation, and ``score_metrics`` those whose mean is the number the paper averages
     (empty: the first of ``metrics``).
     ``rows`` gives the official row count of each split, in the order train, validation.
     """
@@ -40,7 +40,7 @@ class Task:
 
     @property
     def problem_type(self) -> str:
-        """What transformers calls the kind of task: decides what its pipelines answer."""
+        """Return transformers' name of the kind of task, which its pipelines read."""
         return "regression" if self.is_regression else "single_label_classification"
 
     @property
@@ -129,7 +129,7 @@ _TASKS = (
 )  # fmt: skip
 TASKS = {task.name: task for task in _TASKS}
 
-# Rows of the splits without labels, which the GLUE server scores. MNLI's model answers AX too.
+# Row counts of the test splits, which the GLUE server scores. MNLI's model predicts AX too.
 TEST_ROWS: dict[str, dict[str, int]] = {
     "cola": {"test": 1063},
     "sst2": {"test": 1821},

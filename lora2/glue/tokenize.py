@@ -1,4 +1,4 @@
-"""From text to token ids."""
+"""Tokenise the texts of a split."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# No official GLUE text is nearly as long (the longest has a few thousand characters) and no
-# model here reads as much, but one stray text of megabytes would hold up a run for minutes.
+# Official GLUE texts have a few thousand characters at most, and no model here reads as many as
+# this. Without the limit, a single text of megabytes would delay a run by minutes.
 MAX_CHARS = 20_000
 BATCH_ROWS = 5_000
 
@@ -27,7 +27,7 @@ def tokenize(
 
     Pairs that exceed ``max_length`` tokens (special tokens included) lose tokens from the longer
     text first ("longest_first"), as in the authors' public code. Nothing is padded: the collator
-    pads each batch. Of a text longer than ``MAX_CHARS`` characters only the beginning is read.
+    pads each batch. Only the first ``MAX_CHARS`` characters of a text are read.
 
     Returns:
         Columns input_ids, attention_mask, token_type_ids (only if the tokeniser makes them) and

@@ -1,1 +1,1 @@
-"""The paper's printed numbers and what does not add up in them."""
+"""The paper's printed numbers, and the audit of them."""

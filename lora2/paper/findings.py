@@ -1,4 +1,4 @@
-"""What the paper's printed numbers and sentences give when they are computed again.
+"""Recompute the paper's printed numbers and sentences.
 
 Arithmetic is exact (Decimal, Fraction): a finding is never a binary rounding error.
 """
@@ -23,7 +23,7 @@ ARXIV = "arXiv v1"
 class Finding(NamedTuple):
     """What the paper prints, what its own numbers give, and how that was computed.
 
-    ``version`` names the version of the paper that prints it.
+    ``version`` is the version of the paper.
     """
 
     id: str
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 def agrees(printed: Decimal, value: Decimal) -> bool:
-    """Tell whether ``value`` rounds to ``printed`` at the digits printed, ties either way."""
+    """Tell whether ``value`` rounds to ``printed`` at the printed digits; ties go either way."""
     exponent = printed.as_tuple().exponent
     assert isinstance(exponent, int)  # a number, not NaN
     return abs(printed - value) <= Decimal(5).scaleb(exponent - 1)
@@ -45,7 +45,7 @@ def agrees(printed: Decimal, value: Decimal) -> bool:
 def finding(
     id: str, where: str, printed: str, recomputed: str, how: str, right: bool | None = None
 ) -> Finding:
-    """Return a finding about arXiv v1; ``right`` None where there is nothing to judge."""
+    """Return a finding about arXiv v1; ``right`` is None if there is nothing to judge."""
     verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
     return Finding(id, ARXIV, where, printed, recomputed, verdict, how)
 
@@ -101,7 +101,7 @@ def averages() -> Iterator[Finding]:
 
 
 def leads() -> Iterator[Finding]:
-    """Compare LoRA2's leads as stated with those by printed averages, and by the cells."""
+    """Compare LoRA2's stated leads with those of the printed averages and of the cells."""
     for rank in (1, 8):
         for method in ("lora", "sora"):
             ours, theirs = _row("lora2", rank), _row(method, rank)
@@ -158,7 +158,7 @@ def ablations() -> Iterator[Finding]:
 
 
 def method_section() -> Iterator[Finding]:
-    """Check where the settings are, and from how many evaluations a result was picked."""
+    """Check where settings are printed, and from how many evaluations a result was picked."""
     no_settings = ("source", "backbone", "method", "task")
     settings = [column for column in numbers.hyperparameters()[0] if column not in no_settings]
     columns = [column for column in table(5)[0] if column not in ("task", "metric")]
@@ -174,8 +174,8 @@ def method_section() -> Iterator[Finding]:
             counts[line["task"]] = batches * int(line["epochs"]) // int(line["eval_steps"])
     least, most = (pick(counts, key=counts.__getitem__) for pick in (min, max))
     shown = f"the best of {counts[least]} ({least}) to {counts[most]} ({most}) evaluations"
-    how = "of the validation set that is reported itself: steps by the public scripts' epochs " \
-          "and batch, divided by their eval_steps"  # fmt: skip
+    how = "on the same validation set that is reported: steps from the public scripts' epochs " \
+          "and batch size, divided by their eval_steps"  # fmt: skip
     yield of_claim("text/selection", "optimal-values", shown, how)
 
 
@@ -245,16 +245,16 @@ def accuracies() -> list[Accuracy]:
 
 
 def correct_counts(printed: str, n: int, runs: int = 1) -> range:
-    """Return how many of ``n * runs`` answers can have been right; empty where no number can.
+    """Return how many of ``n * runs`` answers can have been right; empty if no number fits.
 
-    A tie may have been rounded either way.
+    Ties may have been rounded either way.
     """
     value, unit = Fraction(printed), Fraction(100, n * runs)
     return range(math.ceil((value - HALF) / unit), math.floor((value + HALF) / unit) + 1)
 
 
 def by_truncation(printed: str, n: int) -> range:
-    """Return the same if the printed value was cut off after two decimals instead of rounded."""
+    """Return how many of ``n`` can have been right if the value was cut off, not rounded."""
     value, unit = Fraction(printed), Fraction(100, n)
     return range(math.ceil(value / unit), math.ceil((value + 2 * HALF) / unit))
 
@@ -265,19 +265,19 @@ def fewest_runs(printed: str, n: int, most: int = 100) -> int | None:
 
 
 def kinds_of_rows() -> Iterator[Finding]:
-    """Compare rows that can be single runs with rows that cannot, and a cell that stands twice."""
+    """Compare rows that can be single runs with rows that cannot; name a cell printed twice."""
     small = [c for c in accuracies() if c.table == 1 and c.column in ("rte_acc", "mrpc_acc")]
     ours = [cell.one_run for cell in small if cell.row.startswith(("lora2", "adalora"))]
     rest = [cell.one_run for cell in small if not cell.row.startswith(("lora2", "adalora"))]
     shown = f"LoRA2 and AdaLoRA: {sum(ours)} of {len(ours)} cells can be one run; the other rows: "
     shown += f"{sum(rest)} of {len(rest)}"
     printed, where = "ten rows compared as equals", "Table 1, RTE and MRPC"
-    how = "the granularity test below on the two smallest sets, which tell most"
+    how = "the granularity test below, on the two smallest sets, which are most informative"
     yield finding("grim/kinds", where, printed, shown, how)
     ours, theirs = _row("lora2", 8)["qnli_acc"], _row("sora", 8)["qnli_acc"]
     printed = f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}"
     shown = "equal" if ours == theirs else "not equal"
-    how = "compared; this value is also one that no single run rounds to (see the last section)"
+    how = "compared; no single run rounds to this value either (see the last section)"
     yield finding("repeated/qnli", "Table 1, QNLI", printed, shown, how)
 
 
@@ -290,7 +290,7 @@ def granularity() -> Iterator[Finding]:
         around = " and ".join(rounded(Decimal(100) * m / cell.n, 3) for m in (below, below + 1))
         cut = by_truncation(cell.printed, cell.n)
         how = f"no multiple of 100/{cell.n}"
-        how += ", though cut off instead of rounded it would be" if cut else ""
+        how += " rounds to it, but one cut off after two decimals gives it" if cut else ""
         runs = fewest_runs(cell.printed, cell.n)
         how += f"; a mean over runs on this set needs at least {runs}"
         id = f"grim/table{cell.table}/{cell.row}/{cell.column}"

@@ -1,6 +1,6 @@
-"""The numbers printed in the paper (arXiv 2408.06854v1), and its rule for averaging GLUE.
+"""Read the numbers printed in the paper (arXiv 2408.06854v1), and average GLUE by its rule.
 
-Cells are the printed text. No pandas: a command line checks a table's file against them at once.
+Cells are the printed text. pandas is not imported: the command line reads this at start-up.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def table(number: int | str) -> tuple[Line, ...]:
 
 
 def hyperparameters() -> tuple[Line, ...]:
-    """Return the settings of the public LoRA2 and AdaLoRA scripts, a line per method and task."""
+    """Return the settings of the public LoRA2 and AdaLoRA scripts, one line per script."""
     return _read("hyperparameters.csv")
 
 
 def claims() -> dict[str, Line]:
-    """Return the numbers and comparisons stated in the paper's text, by a short name."""
+    """Return the numbers and comparisons stated in the paper's text, by id."""
     return {line["id"]: line for line in _read("claims.csv")}
 
 
@@ -85,7 +85,7 @@ def printed_values(number: int | str, row: Mapping[str, Any]) -> dict[tuple[str,
 
     ``row`` selects it by column values of the table's CSV, e.g. ``{"method": "lora2", "rank": 8}``.
     Table 2 has its methods in columns: ``{"column": "lora2_s_per_it"}``.
-    The printed average, where there is one, is under ``("average", "average")``.
+    The printed average has the key ``("average", "average")``.
 
     Raises:
         LookupError: no such table, or not exactly one row is selected.
@@ -101,7 +101,7 @@ def printed_values(number: int | str, row: Mapping[str, Any]) -> dict[tuple[str,
 
 
 def printed_size(number: int | str, row: Mapping[str, Any]) -> str:
-    """Return the parameter count that the paper prints for one row, as printed; "" where none."""
+    """Return the parameter count that the paper prints for a row, as text; "" if none."""
     line = printed_row(number, row)
     return line.get("params") or line.get("params_printed") or ""
 
@@ -129,7 +129,7 @@ def _same(printed: str, value: Any) -> bool:
 
 
 def exact(value: object) -> Decimal:
-    """Return a printed number without a binary rounding error: ``exact(0.31)`` is 0.31."""
+    """Return a printed number without binary rounding error: ``exact(0.31)`` is 0.31."""
     return Decimal(str(value))
 
 

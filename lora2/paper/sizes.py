@@ -1,4 +1,4 @@
-"""What the paper counts: parameters, sensitivity scores, ranks, from the encoders' shapes alone."""
+"""Recount the paper's parameters, sensitivity scores and ranks from the encoders' shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora2.paper.numbers import claims, exact, rounded, table
 
 SHAPE = "DeBERTaV3-base, 12 layers of 768/3072"
 MATRICES = ("query", "key", "value", "attention_output", "intermediate", "output")
-Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> how many numbers
+Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> a count
 
 
 class Encoder(NamedTuple):
@@ -44,7 +44,7 @@ class Encoder(NamedTuple):
 
 
 def encoder(name: str) -> Encoder:
-    """Return a published encoder by the numbers of its config.json."""
+    """Return a published encoder's sizes, from its config.json."""
     file = resources.files("lora2.config") / "encoder_shapes.json"
     shape = json.loads(file.read_text(encoding="utf-8"))[name]
     return Encoder(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
@@ -61,7 +61,7 @@ def lora_parameters(r: int, singular_values: int = 0) -> Count:
 
 
 def lora2_scores_kept(k: int, r: int = 8) -> Count:
-    """Count the sensitivities that Eq. 9 still reads: of the singular values, v and U."""
+    """Count the sensitivities that Eq. 9 reads: of the singular values, v and U."""
     return lambda d_in, d_out: r + 2 * k * r
 
 
@@ -100,7 +100,7 @@ def parameters() -> Iterator[Finding]:
 
 
 def claimed_sizes() -> Iterator[Finding]:
-    """Compare Section 4.2's numbers on RoBERTa-large, and the abstract's on sizes."""
+    """Check Section 4.2's numbers for RoBERTa-large, and the sizes in the abstract."""
     base, large = encoder("deberta-v3-base"), encoder("roberta-large")
     ours, eight = large.total(lora2_parameters(1)), lora_parameters(8)
     name, how = "roberta-params", "LoRA2 k=1, r=8, six matrices per layer"
@@ -138,7 +138,7 @@ def scores() -> Iterator[Finding]:
 
 
 def readings() -> Iterator[Finding]:
-    """Try the two factors that Section 3.2 can mean to drop: it names them inconsistently."""
+    """Try the pairs of factors that Section 3.2, which is inconsistent, may mean to drop."""
     size = {"u": 768, "v": 8, "U": 8, "V": 768}  # k=1, r=8, d_in = d_out = 768
     value = claims()["scores"]["value"]
     for first, second in ("uU", "vU", "uV"):
@@ -163,7 +163,7 @@ def ranks() -> Iterator[Finding]:
     """Compute the rank of LoRA2's update (Eq. 4), whatever r is."""
     for k in (1, 8):
         same = ", the same class of updates as LoRA with r=1" if k == 1 else ""
-        how = "numerical rank of u v diag(L) U V, random factors, width 64; at most min(k, r) = "
-        how += f"{min(k, 8)}{same}"
+        how = "numerical rank of u v diag(L) U V with random factors of width 64; at most "
+        how += f"min(k, r) = {min(k, 8)}{same}"
         printed, where = f"multi-scale update with k={k}, r=8", "Section 3.1, Eq. 4"
         yield finding(f"rank/k={k}", where, printed, f"rank {update_rank(k)}", how)

@@ -1,1 +1,1 @@
-"""runs.csv -> tables, figures and pages."""
+"""Make tables, figures and pages from runs.csv."""

@@ -1,4 +1,4 @@
-"""The cells of a table: the runs of each, their means, and the paper's numbers beside them."""
+"""Sort runs into a table's cells and average them, beside the paper's numbers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SIZES = ("params_adapter", "params_kept", "params_head", "params_encoder")
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one row and task: the finished ones by seed, and the number of others.
+    """The runs of one row and task: the finished ones, indexed by seed, and the number of others.
 
-    ``repeated`` names the runs of the ambiguous seeds.
+    ``repeated`` names the runs of ambiguous seeds: those with several runs.
     """
 
     finished: pd.DataFrame
@@ -39,8 +39,8 @@ class Cell:
 class TableResults:
     """A table and its cells by row id and task.
 
-    ``seeds`` None takes whatever seeds were run. ``conditions`` stand in the heading, ``suffix``
-    in the names of the files: table1-equal.md.
+    ``seeds`` None accepts any seed. ``conditions`` are shown in the heading; ``suffix`` ends the
+    files' stem: table1-equal.md.
     """
 
     table: Table
@@ -50,7 +50,7 @@ class TableResults:
     suffix: str
 
     def used(self) -> pd.DataFrame:
-        """Return the runs that any cell averages, each once for every row ("label") it is in."""
+        """Return the averaged runs of all cells; a run of several rows once per row ("label")."""
         return pd.concat(
             cell.finished.reset_index().assign(label=row.label)
             for row in self.table.rows
@@ -65,7 +65,7 @@ def fill(
     conditions: Mapping[str, str] | None = None,
     suffix: str = "",
 ) -> TableResults:
-    """Sort the runs of each row (by its id, whatever their task, seed and status) into cells."""
+    """Sort the runs of each row (``runs_of``, by row id) into cells by task."""
     cells = {
         row.id: {task: _cell(table, task, runs_of[row.id], seeds) for task in table.tasks}
         for row in table.rows
@@ -74,15 +74,15 @@ def fill(
 
 
 def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | None) -> Cell:
-    """Two runs of one seed cannot both count: the seed is ambiguous and neither is averaged.
+    """Return a cell. A seed with two runs is ambiguous: neither is averaged.
 
     A finished run without one of the task's metrics counts as failed.
     """
     runs = runs.loc[runs["task"] == task]
     if seeds is not None:
         runs = runs.loc[runs["seed"].isin(list(seeds))]
-    twice = runs["seed"].duplicated(keep=False)
-    repeated, single = runs.loc[twice], runs.loc[~twice]
+    ambiguous = runs["seed"].duplicated(keep=False)
+    repeated, single = runs.loc[ambiguous], runs.loc[~ambiguous]
     columns = [f"best_{metric}" for metric in table.metrics_of(task)]
     scored = single.reindex(columns=columns).notna().all(axis=1)
     finished = single.loc[(single["status"] == "finished") & scored]
@@ -100,10 +100,9 @@ def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | No
 def build(results: TableResults) -> pd.DataFrame:
     """Return the long form of a table: one line per row, task and metric, and one per average.
 
-    Scores in percent; ``mean``, ``std``, ``ci_low``, ``ci_high`` over seeds at the best evaluation
-    of each run, ``last_*`` after its last step; ``paper`` and ``difference`` (ours minus the
-    paper's); ``planned`` = n + failed + diverged + ambiguous + missing, of which only n are
-    averaged.
+    Scores are in percent: ``mean``, ``std``, ``ci_low``, ``ci_high`` over seeds at the best
+    evaluation of each run, ``last_*`` after its last step; ``paper`` and ``difference`` (ours minus
+    the paper's). ``planned`` = n + failed + diverged + ambiguous + missing; only n are averaged.
     """
     table, lines = results.table, []
     for row in table.rows:
@@ -144,7 +143,7 @@ def _scores(table: Table, cell: Cell, task: str, which: str) -> pd.DataFrame:
 
 
 def _record(best: list[float], last: list[float], paper: float) -> dict[str, float]:
-    """Return the numbers of a cell; ``last`` may hold fewer values than ``best``, never NaN."""
+    """Return the numbers of a cell; ``last`` may have fewer values than ``best``, none is NaN."""
     shown, final = stats.summary(best), stats.summary(last)
     return {
         **{("ci_" + k if k in ("low", "high") else k): v for k, v in shown._asdict().items()},
@@ -156,10 +155,10 @@ def _record(best: list[float], last: list[float], paper: float) -> dict[str, flo
 
 
 def _average_record(table: Table, row: Row, cells: Mapping[str, Cell]) -> dict:
-    """Average by the paper's rule over the tasks, each of which has a finished run.
+    """Average over the tasks by the paper's rule; each task has a finished run.
 
-    Per seed, with deviation and interval, where all tasks have the same seeds; else the mean of
-    the tasks' means, alone.
+    If all tasks have the same seeds, the average is per seed, with deviation and interval;
+    otherwise it is only the mean of the tasks' means.
     """
     best, last = (_averages(table, cells, which) for which in ("best", "last"))
     sizes = [len(cell.finished) for cell in cells.values()]
@@ -188,14 +187,14 @@ def _averages(table: Table, cells: Mapping[str, Cell], which: str) -> list[float
 
 
 def printed(table: Table, row: Row) -> Mapping[tuple[str, str], float]:
-    """Return the paper's numbers of a row by task and metric; none where it has no such row."""
+    """Return the paper's numbers of a row by task and metric; empty if it has no such row."""
     return printed_values(table.table, row.paper_row) if row.paper_row else {}
 
 
 def paper_average(table: Table, row: Row) -> float:
     """Return the paper's average over the table's tasks; NaN if a cell is not printed.
 
-    Recomputed, because two of the printed averages are not the mean of their row (see audit).
+    It is recomputed: two of the printed averages are not the mean of their row (see the audit).
     """
     paper = printed(table, row)
     keys = [(task, metric) for task in table.tasks for metric in table.metrics_of(task)]

@@ -1,4 +1,4 @@
-"""Each row of a table against the row it is compared with: paired by seed and by example."""
+"""Test each row of a table against its reference row, paired by seed and by example."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lora2.tables.build import TableResults
 
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
-# Predictions are not committed, so the p-values computed from them are kept here: two runs, the
-# metric, the difference of their scores (a different one: other models), p.
+# Predictions are not committed, so the p-values computed from them are saved in this file: two
+# runs, the metric, the difference of their scores (which tells other models apart) and p.
 SAVED = "example_tests.csv"
 KEY = ["first", "second", "metric", "difference"]
 Saved = dict[tuple[str, str, str, float], float]
 
 
 def compare(results: TableResults, folder: Path) -> pd.DataFrame:
-    """Return a line per row, task and metric: LoRA2 minus the row over common seeds, and p-values.
+    """Return a line per row, task and metric: reference minus row over common seeds, and p-values.
 
-    ``against`` is ``Table.reference``. ``*_holm`` are corrected over all lines of the table, the
-    tests by seed and those by example as a family each. Tests by example ask whether two trained
-    models differ on this validation set, tests by seed whether two training recipes do. Tests by
-    example read the predictions in ``folder``/runs; without them, example_tests.csv.
+    Tests by seed ask whether two training recipes differ, tests by example whether two trained
+    models differ on this validation set. Each kind is one family for Holm's correction
+    (``*_holm``). Tests by example read the predictions in ``folder``/runs, or, if they are not
+    here, example_tests.csv.
     """
     table, saved = results.table, _read_saved(folder / SAVED)
     before = dict(saved)
@@ -60,7 +60,7 @@ def _tests(
     by_seed = stats.by_seed(gaps)
     pairs = [(first.loc[seed], second.loc[seed]) for seed in seeds]
     if not pairs and len(first) == len(second) == 1:
-        # One run each, of different seeds (the public RTE script has its own): the two trained
+        # One run each, with different seeds (the public RTE script uses another): the two trained
         # models can still be compared on the same examples.
         pairs = [(first.iloc[0], second.iloc[0])]
     by_example = _by_example(metric, [_example_p(metric, *pair, folder, saved) for pair in pairs])
@@ -75,7 +75,7 @@ def _tests(
 
 
 def _by_example(metric: str, values: list[float | None]) -> stats.Outcome:
-    """Merge the p-values of the seeds' pairs of runs."""
+    """Merge the p-values of several pairs of runs, one pair per seed."""
     tested = [p for p in values if p is not None and not math.isnan(p)]
     if not tested:
         why = "their run folders are not here" if None in values else "no common predictions"
@@ -110,7 +110,7 @@ def _example_p(
 def read_predictions(folder: Path, run: str, metric: str) -> pd.DataFrame | None:
     """Read the validation predictions of a run for one metric, by split and idx; None if absent.
 
-    ``matched_accuracy`` takes the matched split alone, ``mismatched_accuracy`` the other.
+    ``matched_accuracy`` reads only the matched split, ``mismatched_accuracy`` only the other.
 
     Raises:
         StoreError: the file is damaged.

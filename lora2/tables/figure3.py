@@ -1,4 +1,4 @@
-"""Figure 3: how many singular values each matrix of each layer keeps, several tasks at once."""
+"""Draw Figure 3: how many singular values each matrix of each layer keeps, a panel per task."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from matplotlib.ticker import MaxNLocator
 from lora2.markup import one_line
 from lora2.records.store import StoreError
 
-# The matrices in the order data passes them, with the paper's symbols.
+# The matrices in the order in which data passes through them, with the paper's symbols.
 SYMBOLS = {
     "query": "$W_q$", "key": "$W_k$", "value": "$W_v$", "attention_output": "$W_o$",
     "intermediate": "$W_{f1}$", "output": "$W_{f2}$",
 }  # fmt: skip
 COLUMNS = {"module", "layer", "matrix", "index", "kept"}
-# Light = kept, as in the paper; even in lightness, so readable in grey and without colour vision.
+# Light = kept, as in the paper. Its lightness is uniform: readable in grey and if colour-blind.
 COLOURS = "cividis"
-LETTERS = 14  # of the note to an inch of the figure's width
+LETTERS = 14  # of the note per inch of the figure's width
 
 
 def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
@@ -55,16 +55,14 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
 
 
 def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the mean number of kept singular values, matrices x layers, over runs (a frame each).
+    """Return the number of kept singular values, (matrices, layers), averaged over runs.
 
     A frame is a run's ranks.csv: one line per singular value with module, layer, matrix, index
-    and kept (0 or 1). Matrices come in the order of ``SYMBOLS``, others after them by name.
+    and kept (0 or 1). Matrices are in the order of ``SYMBOLS``, others after them by name.
 
     Raises:
         ValueError: a frame lacks a column, or the runs adapt different matrices.
     """
-    if not frames:
-        raise ValueError("no ranks to draw: give at least one run")
     grids = []
     for frame in frames:
         if missing := sorted(COLUMNS - set(frame.columns)):
@@ -72,27 +70,20 @@ def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
         kept = frame.assign(kept=frame["kept"].astype(int))
         grids.append(kept.pivot_table("kept", "matrix", "layer", aggfunc="sum"))
     if any(not grid.axes[axis].equals(grids[0].axes[axis]) for grid in grids for axis in (0, 1)):
-        raise ValueError("the runs adapt different matrices or layers: draw them apart")
+        raise ValueError("the runs adapt different matrices or layers")
     places = {matrix: place for place, matrix in enumerate(SYMBOLS)}
     order = sorted(grids[0].index, key=lambda matrix: (places.get(matrix, len(places)), matrix))
     return (sum(grids) / len(grids)).loc[order]
 
 
-def full_rank(frames: Sequence[pd.DataFrame]) -> int:
-    """Return the largest number of singular values any matrix started with."""
-    return max(int(frame.groupby("module")["index"].nunique().max()) for frame in frames)
-
-
 def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure:
     """Draw one heat map per task; ``panels`` gives the ranks.csv frames of its runs by title.
 
-    All panels share one colour scale from 0 to the rank at the start. ``note`` stands below,
-    e.g. that the profile is not the paper's.
+    All panels share one colour scale from 0 to the initial rank. ``note`` is printed below them.
     """
     grids = {title: kept_ranks(frames) for title, frames in panels.items()}
-    if not grids:
-        raise ValueError("no tasks to draw: give at least one panel")
-    most = max(full_rank(frames) for frames in panels.values())
+    most = max(int(frame.groupby("module")["index"].nunique().max())
+               for frames in panels.values() for frame in frames)  # fmt: skip
     layers = max(grid.shape[1] for grid in grids.values())
     matrices = max(grid.shape[0] for grid in grids.values())
     columns = 1 if len(grids) == 1 else 2
@@ -118,7 +109,7 @@ def _panel(axes: Axes, grid: pd.DataFrame, title: str, most: int) -> AxesImage:
     image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=most, aspect="auto")
     share = np.nansum(values) / (most * np.count_nonzero(~np.isnan(values)))
     axes.set_title(f"{title}: {share:.0%} kept", fontsize=10)
-    # A name from a file is not to be taken for mathematics.
+    # matplotlib reads text between dollar signs as mathematics.
     names = [SYMBOLS.get(name, one_line(name).replace("$", r"\$")) for name in grid.index]
     axes.set_xticks(range(grid.shape[1]), [str(layer) for layer in grid.columns], fontsize=8)
     axes.set_yticks(range(grid.shape[0]), names, fontsize=9)

@@ -1,4 +1,4 @@
-"""From the runs in a results folder to the tables and Figure 3."""
+"""Make the tables and Figure 3 from the runs in a results folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.config.load import Resolved, as_tree
+from lora2.config.load import as_tree
 from lora2.records import store
 from lora2.sweep.presets import Profile
 from lora2.sweep.table import PLACES, Job, Table, jobs, load_table
 from lora2.tables import figure3, render
 from lora2.tables.build import TableResults, fill
 
-# Whole tables of their own, with files of their own: table1-equal.md.
+# Words that give a whole table of its own, with separate files: table1-equal.md.
 VARIANTS = ("protocol", "ranks")
 
 
@@ -28,8 +28,8 @@ def report_table(
 ) -> list[Path]:
     """Write a table (or Figure 3) from the runs in ``folder``; return the files written.
 
-    A cell's runs are those whose settings are the table's (with ``extra`` words), whatever their
-    seed and machine. ``seeds`` None takes the profile's and whatever others were run.
+    A cell's runs are those with the table's settings (and ``extra`` words), from any machine.
+    ``seeds`` None takes the profile's seeds and any others that were run.
 
     Raises:
         StoreError: there are no runs of this table.
@@ -55,7 +55,7 @@ def print_table(
     seeds: Sequence[int] | None = None,
     extra: Sequence[str] = (),
 ) -> str:
-    """Return what ``report_table`` would write as Markdown, for a part or a variant of a table.
+    """Return the Markdown of a table, or of a part or variant of it; write nothing.
 
     Raises:
         StoreError: there are no runs of this table.
@@ -78,11 +78,11 @@ def find_results(
         StoreError: there are none.
     """
     cells = jobs(table, profile, None, extra)
-    tried = [comparable(settings) for settings in store.settings(runs)]
+    run_settings = [comparable(settings) for settings in store.settings(runs)]
     runs_of = {}
     for row in table.rows:
-        wanted = [comparable(_flat(job.resolved)) for job in cells if job.row == row.id]
-        runs_of[row.id] = runs.loc[[settings in wanted for settings in tried]]
+        wanted = [_comparable_job(job) for job in cells if job.row == row.id]
+        runs_of[row.id] = runs.loc[[settings in wanted for settings in run_settings]]
     run_seeds = {int(seed) for row in runs_of.values() for seed in row["seed"]}
     if not run_seeds:
         raise store.StoreError(f"{folder} has no runs of table {table.name}")
@@ -97,39 +97,37 @@ def find_results(
 
 
 def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
-    """Return, by the name of each of ``cells``, the run with its settings and seed.
+    """Return, by the name of each job in ``cells``, the run with its settings and seed.
 
-    The run of that very name where there is one, else the last that ran the same elsewhere: its
-    data or encoder lay in another folder. Cells that were not run are left out.
+    That is the run of the same name if there is one, otherwise the last with the same settings,
+    whose data or encoder were in another folder. Jobs that were not run are left out.
     """
     names = set(runs["run"])
     settings = [comparable(flat) for flat in store.settings(runs)]
-    tried = list(zip(runs["run"], runs["seed"].astype(int), settings, strict=True))
+    recorded = list(zip(runs["run"], runs["seed"].astype(int), settings, strict=True))
     matched = {}
     for job in cells:
-        wanted, seed = comparable(_flat(job.resolved)), job.resolved.config.seed
-        same = [job.name] * (job.name in names)
-        same = same or [run for run, other, run_settings in tried
-                        if other == seed and run_settings == wanted]  # fmt: skip
-        if same:
-            matched[job.name] = same[-1]
+        wanted = (job.resolved.config.seed, _comparable_job(job))
+        same = [name for name, *values in recorded if tuple(values) == wanted]
+        if job.name in names or same:
+            matched[job.name] = job.name if job.name in names else same[-1]
     return matched
 
 
 def comparable(settings: dict[str, object]) -> dict[str, object]:
-    """Return the settings that decide a run's result, its seed apart: not where things lie."""
+    """Return the settings that decide a run's result, without its seed and without folders."""
     kept = {k: v for k, v in settings.items() if k not in PLACES and v is not None}
     if store.WARM_START in kept:
         kept[store.WARM_START] = Path(str(kept[store.WARM_START])).name
     return kept
 
 
-def _flat(resolved: Resolved) -> dict[str, object]:
-    return store.flatten(as_tree(resolved.config))
+def _comparable_job(job: Job) -> dict[str, object]:
+    return comparable(store.flatten(as_tree(job.resolved.config)))
 
 
 def is_official(table: Table, extra: Sequence[str]) -> bool:
-    """Tell whether this is a whole table, wherever its data lies: only that is written."""
+    """Tell whether this is a whole table with its own settings: only that is written to files."""
     allowed = (*PLACES, *VARIANTS)
     return table == load_table(table.name) and all(
         word.partition("=")[0] in allowed for word in extra

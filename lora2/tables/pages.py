@@ -1,4 +1,4 @@
-"""The generated tables in README and docs, between markers; ``--check`` only compares.
+"""Refresh the generated tables in README and docs, between markers; ``--check`` only compares.
 
 python -m lora2.tables.pages [--check]
 """
@@ -20,8 +20,8 @@ BLOCK = re.compile(r"(<!-- begin (?P<path>results/\S+\.md) -->\n).*?(<!-- end --
 def refresh(text: str, root: Path = ROOT) -> str:
     """Return ``text`` with every block replaced by the first table of the file it names.
 
-    A block stands between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``. What a
-    table says before its first grid (title, warnings, how to read it) and under it comes along.
+    A block is between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``. The text
+    before the table's first grid (title, warnings, how to read it) and the notes under it are kept.
 
     Raises:
         FileNotFoundError: a block names a table that does not exist.
@@ -35,7 +35,7 @@ def refresh(text: str, root: Path = ROOT) -> str:
 
 
 def first_table(markdown: str) -> str:
-    """Return a table file to the end of its first table's notes, headings made smaller."""
+    """Return a table file up to the notes of its first table, headings two levels lower."""
     lines: list[str] = []
     for line in markdown.splitlines():
         if line.startswith("#") and any(above.startswith("|") for above in lines):
@@ -45,7 +45,7 @@ def first_table(markdown: str) -> str:
 
 
 def write_pages(pages: dict[Path, str], check: bool, command: str) -> int:
-    """Write each page that changed; with ``check`` name those instead, and return 1 for any."""
+    """Write each page that changed; with ``check`` only name them, and return 1 if any did."""
     stale = [path for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
     for path in stale:
         if check:

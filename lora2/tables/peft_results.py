@@ -1,7 +1,7 @@
-"""Each run as one JSON in the layout of PEFT's method_comparison results.
+"""Write each run as JSON in the layout of PEFT's method_comparison results.
 
-What those results hold and runs.csv does not is null: dates, mean memory, tokens, the settings of
-a language model, the score on the test split, whose labels are not public.
+Fields of that layout that runs.csv lacks are null: dates, mean memory, tokens, the settings of a
+language model, the score on the test split (its labels are not public).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
 
 
 def write(runs: pd.DataFrame, folder: Path) -> Path:
-    """Write ``folder``/json/RUN.json for each run, and remove those of other runs."""
+    """Write ``folder``/json/RUN.json for each run; remove the files of other runs."""
     target = folder / "json"
     target.mkdir(exist_ok=True)
     lines = runs.astype(object).where(runs.notna(), None).to_dict("records")
@@ -38,7 +38,7 @@ def write(runs: pd.DataFrame, folder: Path) -> Path:
 
 
 def result(line: Line, config: Line, file_size: int | None) -> Line:
-    """Return one run's JSON from its line of runs.csv and its settings by dotted key."""
+    """Return a run's JSON from its line of runs.csv and its settings by dotted key."""
     sizes = {name: line.get(f"params_{name}") or 0 for name in ("adapter", "head", "encoder")}
     whole = sizes["encoder"] + sizes["head"]
     on_gpu = not str(line.get("device")).startswith("cpu")
@@ -80,7 +80,7 @@ def _train_config(line: Line, config: Line) -> Line:
     train = {key.removeprefix("train."): value for key, value in config.items()}
     return dict.fromkeys(NO_SETTING) | {
         "model_id": config.get("backbone.name"),
-        "dtype": "float32",  # of the weights; with use_amp the products have line["precision"]
+        "dtype": "float32",  # of the weights; with use_amp, products are in line["precision"]
         "max_seq_length": train.get("max_seq_length"),
         "batch_size": train.get("batch_size"),
         "batch_size_eval": train.get("eval_batch_size"),

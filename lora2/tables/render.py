@@ -1,4 +1,4 @@
-"""Tables as files: CSV in long form, Markdown and LaTeX to read."""
+"""Write tables as files: CSV in long form, Markdown and LaTeX for readers."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ MIXED = {  # column of the runs -> its plural in the note that its values are mi
     "datasets": "datasets versions", "accelerate": "accelerate versions",
 }  # fmt: skip
 HOW_COMPARED = (
-    "Best scores over common seeds, the row subtracted from the one it is compared with. "
-    "By seed: could the two recipes be equal? By example: could these trained models be? "
-    "The p by example of several seeds are merged by Rüger's rule for dependent tests. "
-    "Holm's correction is over this table, for each kind of test."
+    "Best scores over common seeds: the reference row minus the row. The test by seed asks whether "
+    "the two training recipes differ, the test by example whether these trained models do. "
+    "The p-values by example of several seeds are merged by Rüger's rule for dependent tests. "
+    "Holm's correction covers this table, separately for each kind of test."
 )
 Grid = list[list[str]]  # unescaped cells, the head first
 
 
 def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, str]:
-    """Return the files of a table by the ending of their names; ``folder`` has its predictions."""
+    """Return a table's files by the ending of their names; ``folder`` has the predictions."""
     cells, notes, tests = build(results), notes_of(results), compare(results, folder)
     title, note = heading(results.table, profile, results.conditions)
     about, best = caption(results, cells), score_grid(results, cells, profile.name)
@@ -72,14 +72,14 @@ def write_files(folder: Path, stem: str, texts: Mapping[str, str]) -> list[Path]
 
 
 def heading(table: Table, profile: Profile, conditions: Mapping[str, str]) -> tuple[str, str]:
-    """Return the title and the profile's note, which stands before the numbers."""
+    """Return the title, and the profile's note, which is printed before the numbers."""
     named = "".join(f", {name} {value}" for name, value in conditions.items())
     title = f"{table.title} (profile {profile.name}{named})"
     return title, f"Profile {profile.name}: {profile.note}"
 
 
 def opening(table: Table, profile: Profile, conditions: Mapping[str, str]) -> list[str]:
-    """Return the first lines of a table's Markdown page."""
+    """Return the first lines of a table's Markdown file."""
     title, note = heading(table, profile, conditions)
     return [f"# Table {table.table}: {markdown(title)}", "", f"**{markdown(note)}**", ""]
 
@@ -93,12 +93,13 @@ def caption(results: TableResults, cells: pd.DataFrame) -> str:
         seeds = sorted(set(results.seeds))
         most = len(seeds)
     named = f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})" * bool(seeds)
-    runs = f"mean ± standard deviation of n = {most} runs a cell" if most > 1 else "one run a cell"
+    runs = "one run per cell"
+    if most > 1:
+        runs = f"mean ± standard deviation of n = {most} runs per cell"
     return (
-        f"Percent, {runs}{named}. (n/planned; why) marks a cell that "
-        "lacks runs; failed and diverged runs are never averaged in. Parameters: those of the "
-        "adapter at the start, without the head, and their share of encoder and head; kept: those "
-        "left after pruning."
+        f"Percent, {runs}{named}. (n/planned; why) marks a cell that lacks runs; failed and "
+        "diverged runs are not averaged in. Parameters: the adapter's, before pruning and without "
+        "the head, and their share of encoder and head. Kept: those left after pruning."
     )
 
 
@@ -107,7 +108,7 @@ def score_grid(
 ) -> Grid:
     """Return the printed table: a head, then per row ours, the paper's and the difference.
 
-    The difference is shown for the ``paper`` profile alone: elsewhere encoder and data differ.
+    Only the ``paper`` profile shows the difference: in the others, encoder and data differ.
     """
     table = results.table
     mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
@@ -138,7 +139,7 @@ def _head(table: Table) -> list[str]:
 def _cell(group: pd.DataFrame, mean: str, std: str, most: int) -> str:
     """Return mean and deviation of a task's metrics: "91.62/88.05 ± 0.10/0.08 (2/3; 1 failed)".
 
-    The brackets name the planned runs that are lost; "(n=2)": fewer than the ``most`` of a cell.
+    The brackets name planned runs that cannot be averaged; "(n=2)": other cells have more runs.
     """
     text = "–"
     if not group.empty and group[mean].notna().all():
@@ -172,7 +173,7 @@ def _share(cell: pd.Series) -> str:
 
 
 def comparison_grid(tests: pd.DataFrame) -> Grid:
-    """Return the comparisons that could be made, as text."""
+    """Return the comparisons of rows with common seeds, as text."""
     lines = [["Row", "Against", "Task", "Metric", "Seeds", "Against - row", "Test by seed", "p",
               "p (Holm)", "Test by example", "p", "p (Holm)"]]  # fmt: skip
     for r in tests.loc[tests["n"] > 0].itertuples():
@@ -191,7 +192,7 @@ def _p(value: float) -> str:
 
 
 def notes_of(results: TableResults) -> list[str]:
-    """Return the notes under a table: mixed conditions, uneven selection, lost runs, misprints."""
+    """Return the notes under a table: mixed conditions, uneven evaluations, misprints and more."""
     used = results.used()
     return [
         *_condition_notes(used.drop_duplicates("run")),
@@ -213,7 +214,7 @@ def _condition_notes(used: pd.DataFrame) -> Iterator[str]:
 
 
 def _data_notes(table: Table, used: pd.DataFrame) -> Iterator[str]:
-    """Name tasks whose runs had different data, and the marks of the data, alike tasks together."""
+    """Name tasks whose runs had different data, and the marks of each task's data."""
     marked: dict[str, list[str]] = {}
     for task, group in used.groupby("task", sort=False):
         versions = group.get("data_fingerprint", pd.Series(dtype=str)).nunique()
@@ -228,7 +229,7 @@ def _data_notes(table: Table, used: pd.DataFrame) -> Iterator[str]:
 
 
 def _evaluation_notes(used: pd.DataFrame) -> Iterator[str]:
-    """Name tasks in which one row's best score was picked from more evaluations than another's."""
+    """Name tasks whose rows were evaluated a different number of times."""
     alike: dict[str, list[str]] = {}
     counts = used.reindex(columns=["task", "label", "evaluations"]).dropna().drop_duplicates()
     for task, group in counts.groupby("task", sort=False):
@@ -238,13 +239,13 @@ def _evaluation_notes(used: pd.DataFrame) -> Iterator[str]:
             alike.setdefault(", ".join(parts), []).append(str(task))
     for parts, tasks in alike.items():
         yield (
-            f"{', '.join(tasks)}: the best score is of a different number of evaluations: "
-            f"{parts}; more of them favour a row."
+            f"{', '.join(tasks)}: rows had different numbers of evaluations: {parts}. The best of "
+            "more evaluations tends to be higher."
         )
 
 
 def _early_notes(used: pd.DataFrame) -> Iterator[str]:
-    """Name rows and tasks with a best score that was taken before the ranks kept were final."""
+    """Name rows and tasks whose best score comes from a step before the ranks were final."""
     steps = used.reindex(columns=["steps", "step_best"]).astype(float)
     runs = zip(store.settings(used), steps["steps"], strict=True)
     final = [_ranks_final(settings, last) for settings, last in runs]
@@ -252,16 +253,16 @@ def _early_notes(used: pd.DataFrame) -> Iterator[str]:
     rows = [f"{label} ({', '.join(group['task'].unique())})" for label, group in early]
     if rows:
         yield (
-            f"Best scores of a step at which the ranks were not final yet: {'; '.join(rows)}. The "
-            "ranks kept are those of the last step."
+            f"Best scores from a step before the ranks were final: {'; '.join(rows)}. The ranks "
+            "kept are those of the last step."
         )
 
 
 def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:
-    """Return the optimiser step from which a run's ranks stay as they are; 0 without pruning.
+    """Return the optimiser step after which a run's ranks do not change; 0 without pruning.
 
-    SoRA's gates move until the last step, AdaLoRA's budget is reached at steps - tfinal, LoRA2's
-    there if deltaT divides it, else a step later.
+    SoRA's gates move until the last step. AdaLoRA reaches its budget at steps - tfinal, LoRA2 too
+    if deltaT divides that, otherwise one step later.
     """
     if settings.get("method.xi") or settings.get("method.xi_max"):
         return steps
@@ -281,7 +282,7 @@ def _row_notes(results: TableResults) -> Iterator[str]:
             if cell.ambiguous:
                 yield (
                     f"{row.label}, {task}: {cell.ambiguous} seed(s) have several runs and are "
-                    f"not averaged ({', '.join(cell.repeated)}): remove those out of date."
+                    f"not averaged ({', '.join(cell.repeated)}): remove the outdated runs."
                 )
         paper = printed(table, row)
         average, recomputed = paper.get((AVERAGE, AVERAGE), math.nan), paper_average(table, row)

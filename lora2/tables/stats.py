@@ -1,4 +1,4 @@
-"""Means over seeds with their intervals, and tests of two methods against each other."""
+"""Compute means over seeds with their intervals, and test two methods against each other."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ class Outcome(NamedTuple):
 
 
 def summary(values: Sequence[float] | np.ndarray) -> Summary:
-    """Describe one cell's scores over seeds.
+    """Describe a cell's scores over seeds.
 
-    Raises ValueError for a value that is not finite: a diverged run is never averaged in.
+    Raises:
+        ValueError: a score is not finite; diverged runs must not be averaged in.
     """
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():
@@ -49,9 +50,9 @@ def summary(values: Sequence[float] | np.ndarray) -> Summary:
 def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
     """Test whether differences paired by seed are centred at zero.
 
-    From six seeds on the exact sign-flip permutation test, which assumes only symmetry; below
-    that it cannot reach 5% (its smallest p is 2 / 2^n), so the paired t-test, which assumes
-    normal differences. With fewer than two seeds, or equal non-zero differences, no t-test.
+    From six seeds on, this is the exact sign-flip permutation test, which assumes only symmetry.
+    With fewer its smallest p (2 / 2^n) is above 5%, so the paired t-test is used, which assumes
+    normal differences; it needs two seeds and differences that are not all equal.
     """
     array = np.asarray(differences, dtype=float)
     n = len(array)
@@ -105,11 +106,11 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> float:
-    """Return the two-sided p-value that ``metric`` is the same for two models, examples resampled.
+    """Return the two-sided p-value of equal ``metric`` for two models, by resampling examples.
 
     ``label``, ``first`` and ``second`` are (n,) over the same examples. The p-value is twice the
-    smaller share of resampled differences on either side of zero, the sample itself counted
-    (so never 0); ``seed`` fixes the resampling.
+    smaller share of resampled differences on either side of zero; the sample itself counts, so it
+    is never 0. ``seed`` fixes the resampling.
     """
     statistic = STATISTICS[metric]
 
@@ -118,7 +119,7 @@ def paired_bootstrap(
 
     arrays = tuple(np.asarray(x, dtype=float) for x in (label, first, second))
     with warnings.catch_warnings():
-        # Equal models give a constant, for which scipy warns about the interval we do not use.
+        # Equal models give a constant; scipy warns about its interval, which is not used here.
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         drawn = stats.bootstrap(
             arrays, difference, paired=True, vectorized=True, method="percentile",
@@ -129,9 +130,9 @@ def paired_bootstrap(
 
 
 def merge(p_values: Sequence[float]) -> float:
-    """Merge dependent p-values, here one per seed on the same examples, into a valid one.
+    """Merge dependent p-values (one per seed, on the same examples) into a valid p-value.
 
-    Rüger (1978): K / j times the j-th smallest of K, taken at the median.
+    Rüger (1978): K / j times the j-th smallest of K, here with the median as j.
     """
     if not len(p_values):
         return float("nan")
@@ -140,7 +141,7 @@ def merge(p_values: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Apply Holm's step-down correction (1979) to a family; NaN stays NaN and is not counted."""
+    """Apply Holm's step-down correction (1979) to a family of p-values; NaN is not counted."""
     array = np.asarray(p_values, dtype=float)
     order = np.argsort(array, kind="stable")[: np.count_nonzero(~np.isnan(array))]  # NaN is last
     factors = np.arange(len(order), 0, -1)

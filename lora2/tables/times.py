@@ -1,4 +1,4 @@
-"""Table 2: seconds per optimiser step of several methods, as ratios measured side by side."""
+"""Make Table 2: seconds per optimiser step of several methods, measured side by side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
 
 ROUNDS = 9
 BATCHES = 3  # of each task, taken in turn
-STEPS = BATCHES + ROUNDS  # that each method takes of each task, warming up included
+STEPS = BATCHES + ROUNDS  # of each method on each task, including warm-up
 COLUMNS = ("row", "task", "backbone", "seconds", "ratio", "paper_ratio", "against", "tokens",
            "steps_measured", "precision", "device")  # fmt: skip
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
@@ -35,9 +35,9 @@ def measure(
 ) -> pd.DataFrame:
     """Measure every row of a ``times`` table task by task; return one line per row and task.
 
-    Columns: seconds (median), quartiles, examples of a batch and their mean padded length in
-    tokens, ``ratio`` to the row that ``against`` names (the median over rounds; NaN for itself),
-    the paper's seconds and ratio, and where it was measured.
+    Columns: median seconds, quartiles, batch size, mean padded length in tokens, ``ratio`` to the
+    row that ``against`` names (the median over rounds; NaN if there is none), the paper's seconds
+    and ratio, and where it was measured.
     """
     lines = []
     for task in table.tasks:
@@ -114,7 +114,7 @@ def _about(table: Table, times: pd.DataFrame) -> str:
 
 
 def _notes(times: pd.DataFrame) -> list[str]:
-    """Return what stands under the table: lengths, and whether uncommitted code was measured."""
+    """Return the notes under the table: lengths, and whether uncommitted code was measured."""
     lengths = [f"{TASK_NAMES[line.task]} {line.tokens:.0f}"
                for line in times.drop_duplicates("task").itertuples()]  # fmt: skip
     notes = [f"Tokens per example, padding included: {', '.join(lengths)}."]
@@ -142,7 +142,7 @@ def _grid(table: Table, times: pd.DataFrame) -> Grid:
 
 
 def _on_gpu(times: pd.DataFrame) -> bool:
-    """Tell whether seconds are shown: those of a processor mean little on another."""
+    """Tell whether to show seconds: those of a processor mean little on another."""
     return not str(times["device"].iloc[0]).startswith("cpu")
 
 
@@ -170,7 +170,7 @@ def write(table: Table, times: pd.DataFrame, profile: Profile, folder: Path) -> 
 
 
 def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
-    """Write the files of ``write`` again from the times in ``folder``'s CSV; return their paths.
+    """Write the table's files again from the times in ``folder``'s CSV; return their paths.
 
     Raises:
         FileNotFoundError: nothing was measured yet.

@@ -1,8 +1,8 @@
-"""How far a method's first steps move the weights of a model, beside LoRA's.
+"""Measure how far a method's first steps move a model's weights, compared with LoRA's.
 
-Takes the words of scripts/run_glue.py. Without method=, every row of Table 1 is measured, and LoRA2
-with the orthogonal start; with it that method, weight by weight. backbone.random_init=true takes
-two layers of the encoder's shape and random tokens, and needs no file.
+Takes the words of scripts/run_glue.py. Without method=, it measures every row of Table 1, and LoRA2
+with the orthogonal start; with method=, that method, weight by weight. backbone.random_init=true
+uses two random layers of the encoder's shape and random tokens, and needs no file.
 
 python -m lora2.tables.update_size task=cola backbone=minilm data.dir=GLUE_FOLDER train.batch_size=8
 usage: python -m lora2.tables.update_size task=TASK [method=METHOD] [backbone=NAME] [key=value ...]
@@ -36,8 +36,8 @@ from lora2.run.trainer import build_optimizer
 from lora2.sweep.pool import command
 from lora2.sweep.table import load_table
 
-STEPS = 10  # of the second column
-LAYERS = 2  # of an encoder without weights: all are alike
+STEPS = 10  # of the second column of sizes
+LAYERS = 2  # of an encoder with random weights: all layers are alike
 START = ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")
 
 
@@ -66,7 +66,7 @@ def _runs(words: Sequence[str]) -> dict[str, Resolved]:
 
 
 def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
-    """Return an encoder with a new head, and batches of a run's first rows, or of random tokens."""
+    """Return an encoder with a new head, and batches of a run's first rows or of random tokens."""
     task, size = get_task(config.task), config.train.batch_size
     set_seed(config.seed)
     if config.backbone.random_init:
@@ -103,7 +103,7 @@ def _line(label: str, sizes: UpdateSizes, update: Update) -> str:
 
 
 def _kind(parameter: str) -> str:
-    """Return the part of a name that many parameters share: lora2_lambda, key.bias."""
+    """Return the last part of a parameter's name: lora2_lambda, key.bias."""
     parts = [part for part in parameter.split(".") if part not in ("default", "weight")]
     return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
 

@@ -136,8 +136,8 @@ def test_a_best_score_of_more_evaluations_is_flagged(tmp_path: Path) -> None:
         make_run(tmp_path, f"i{name}", task="cola", method=name, settings=k, evaluations=number)
     tasks = ["rte", "mrpc", "qnli", "sst2", "cola"]
     flags = [note for note in built(tmp_path, tasks)[1] if "evaluations" in note]
-    start = "the best score is of a different number of evaluations: 12"
-    end = "31 (LoRA (r=8)); more of them favour a row."
+    start = "rows had different numbers of evaluations: 12"
+    end = "31 (LoRA (r=8)). The best of more evaluations tends to be higher."
     assert flags == [
         f"rte: {start} (LoRA2 (k=1) / LoRA2 (k=8)), {end}",
         f"qnli: {start} (LoRA2 (k=1)), {end}",
@@ -187,8 +187,8 @@ def test_a_best_score_before_the_ranks_were_final_is_flagged(
     make_run(tmp_path, "a", settings=changed, steps=100, step_best=step_best)
     make_run(tmp_path, "b", task="mrpc", settings=changed, steps=100, step_best=100)
     make_run(tmp_path, "c", settings={"k": 1, **settings}, steps=100, step_best=step_best)
-    flags = [note for note in built(tmp_path, ["rte", "mrpc"])[1] if "not final" in note]
-    expected = ["Best scores of a step at which the ranks were not final yet: LoRA2 (k=1) (rte); "
+    flags = [note for note in built(tmp_path, ["rte", "mrpc"])[1] if "were final" in note]
+    expected = ["Best scores from a step before the ranks were final: LoRA2 (k=1) (rte); "
                 "LoRA2 (k=8) (rte). The ranks kept are those of the last step."]  # fmt: skip
     assert flags == (expected if early else [])
 

@@ -73,11 +73,11 @@ def test_other_profiles_say_so_and_give_no_difference(
 
 def test_a_reader_learns_how_many_runs_a_cell_has(folder: Path) -> None:
     text = written(folder, "paper")["table1.md"]
-    assert "mean ± standard deviation of n = 2 runs a cell (seeds 0, 1)" in text
-    assert "one run a cell (seed 0)" in written(folder, "paper", (0,))["table1.md"]
+    assert "mean ± standard deviation of n = 2 runs per cell (seeds 0, 1)" in text
+    assert "one run per cell (seed 0)" in written(folder, "paper", (0,))["table1.md"]
     make_run(folder, "o2", seed=7, score=0.82)
     text = written(folder, "paper", None)["table1.md"]  # whatever seeds were run, none missing
-    assert "n = 3 runs a cell (seeds 0, 1, 7)" in text
+    assert "n = 3 runs per cell (seeds 0, 1, 7)" in text
     ours = next(line for line in text.splitlines() if line.startswith("| LoRA2 (k=1)"))
     assert "81.00 ± 1.00 |" in ours and "90.00/86.00 ± 0.00/0.00 (n=2) |" in ours
 
