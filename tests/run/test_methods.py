@@ -155,7 +155,7 @@ def test_there_are_as_many_configuration_files_as_are_tested():
 
 
 def runs_of(path: Path) -> list[RunConfig]:
-    """Some runs that a configuration file has a part in: all rows of a table, one of any other."""
+    """Return runs of a file: all rows of a table, one of each method of a study, else one run."""
     words = {"task": "rte", "method": "lora2", "backbone": "embedded"}
     if path.parent.name == "table":
         plan = load_table(path.stem)
@@ -165,10 +165,10 @@ def runs_of(path: Path) -> list[RunConfig]:
         study = load_study(path.stem)
         parts = reversed(study.parts)  # the first part of each row: the shortest
         cells = {row: part for part in parts for row in part.rows if row in study.rates}
-        return [
-            study.candidate(part, row, study.rates[row]).resolved.config
-            for row, part in cells.items()
+        runs = [
+            study.candidate(part, row, study.rates[row]).resolved for row, part in cells.items()
         ]
+        return list({run.config.method.name: run.config for run in runs}.values())
     if path.parent.name == "profile":
         profile = load_profile(path.stem)
         encoders = [name for name in profile.encoders.values() if name is not None]
