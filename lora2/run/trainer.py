@@ -77,8 +77,11 @@ def tokenize_once(
     path = folder / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
     unfinished = path.with_suffix(".unfinished")
     with hold(path.with_suffix(".lock"), wait=True):  # one process tokenises, others wait for it
-        if not path.is_dir():
+        try:
+            return datasets.load_from_disk(path)
+        except (OSError, ValueError, KeyError):  # not there yet, or damaged
             shutil.rmtree(unfinished, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
             datasets.disable_progress_bars()
             tokenize(frame, task, tokenizer, max_length).save_to_disk(unfinished)
             os.replace(unfinished, path)

@@ -87,3 +87,15 @@ def test_what_a_killed_writer_left_is_gone_after_the_next(make, monkeypatch):
     assert [path.suffix for path in make.folder.iterdir()] == [".unfinished"]
     assert make()[:] == make()[:]
     assert [path.suffix for path in make.folder.iterdir()] == [""]
+
+
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json"])
+def test_a_file_cut_short_is_replaced(make, name):
+    first = make()
+    (path,) = make.folder.glob(f"*/{name}")
+    path.write_bytes(path.read_bytes()[:100])
+    assert (
+        make()[:]
+        == tokenize(make_frame(TASKS["mnli"], ROWS), TASKS["mnli"], make_tokenizer(), 32)[:]
+    )
+    assert len(make.calls) == 2 and len(make()) == len(first)
