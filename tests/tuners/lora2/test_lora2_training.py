@@ -287,7 +287,7 @@ class OwnModel(nn.Module):
         self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
 
     def forward(self, x):
-        return self.adapted_layers(x)
+        return self.layers(x)
 
 
 def test_a_model_of_ones_own_trains_with_an_explicit_regulariser(recwarn):
