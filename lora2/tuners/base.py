@@ -7,6 +7,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -274,8 +275,13 @@ def _is_read(model: nn.Module, key: str) -> bool:
     Mamba on a GPU, of nn.TransformerEncoderLayer in eval mode). Looks into the source of the class.
     """
     parent, _, name = key.rpartition(".")
+    return _reads_weight(type(model.get_submodule(parent)), name)
+
+
+@cache  # parsing a module's file for every layer would take most of the time of get_peft_model
+def _reads_weight(kind: type[nn.Module], name: str) -> bool:
     sources = []
-    for cls in type(model.get_submodule(parent)).__mro__:
+    for cls in kind.__mro__:
         if cls is nn.Module:
             break
         with contextlib.suppress(OSError, TypeError):  # no source
