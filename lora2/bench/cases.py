@@ -32,7 +32,7 @@ from lora2.bench.step import (
 from lora2.config.load import resolve
 from lora2.config.schema import RunConfig
 from lora2.embedded import encoder_path
-from lora2.glue.tasks import get_task
+from lora2.glue.tasks import TASKS
 from lora2.run.device import autocast
 from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
@@ -267,7 +267,7 @@ def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as work:
         trainer = build_trainer(
             model, tokenizer, rows, last, config, total,
-            Recorder(get_task(TASK), {"validation": case.batch}), tuner, Path(work), False,
+            Recorder(TASKS[TASK], {"validation": case.batch}), tuner, Path(work), False,
         )  # fmt: skip
 
         def bare_step() -> None:

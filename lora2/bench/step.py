@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
 from lora2.bench.counters import counting, peak_bytes
 from lora2.config.schema import RunConfig
 from lora2.embedded import encoder_path, make_split
-from lora2.glue.tasks import get_task
+from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run.device import autocast, use_matmul_precision
 from lora2.run.encoder_sizes import encoder_config, longest, random_encoder
@@ -184,7 +184,7 @@ def measure(
     """
     if base is None:
         first = next(iter(runs.values()))[0]
-        shape, labels = encoder_config(first.backbone), get_task(first.task).num_labels
+        shape, labels = encoder_config(first.backbone), TASKS[first.task].num_labels
         base = random_encoder(shape, labels, first.backbone.attention)
         base = base.to("cuda" if torch.cuda.is_available() else "cpu")
     steppers = {
@@ -294,7 +294,7 @@ def batches(config: RunConfig, count: int) -> list[Batch]:
     """
     if config.data.source == "embedded":
         return _embedded_batches(config, count)
-    task, train, encoder = get_task(config.task), config.train, encoder_config(config.backbone)
+    task, train, encoder = TASKS[config.task], config.train, encoder_config(config.backbone)
     generator = torch.Generator().manual_seed(config.seed)
     quantiles, most = glue_lengths()[task.name], longest(encoder, train.max_seq_length)
     drawn = []
@@ -308,7 +308,7 @@ def _embedded_batches(config: RunConfig, count: int) -> list[Batch]:
     tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
     size = config.train.batch_size
     frame = make_split(config.task, "train").head(count * size)
-    rows = tokenize(frame, get_task(config.task), tokenizer, config.train.max_seq_length)
+    rows = tokenize(frame, TASKS[config.task], tokenizer, config.train.max_seq_length)
     starts = range(0, len(rows), size)
     collate = DataCollatorWithPadding(tokenizer)
     return [

@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lora2 import hub
-from lora2.glue.checks import GlueDataError, check_row_count, check_table
-from lora2.glue.tasks import REPOSITORY, TEST_ROWS, Task, get_task
+from lora2.embedded import make_split
+from lora2.glue.checks import GlueDataError, check_table
+from lora2.glue.tasks import REPOSITORY, TASKS, TEST_ROWS, Task
 
 Source = Literal["hub", "folder", "embedded"]
-LAYOUT = "DIR/<task>/<split>.parquet"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class GlueData:
     """
 
     task: Task
-    source: Source
     train: pd.DataFrame
     validation: dict[str, pd.DataFrame]
     marks: tuple[str, ...]
@@ -54,7 +53,7 @@ def load_task(
     holdout: int | None = None,
     seed: int = 0,
 ) -> GlueData:
-    """Load and check one task.
+    """Load and check one task; ``config/checks.py`` has refused options that exclude each other.
 
     Args:
         source: "hub" (`nyu-mll/glue`), "folder" (``dir/<task>/<split>.parquet``) or "embedded".
@@ -68,37 +67,29 @@ def load_task(
     Raises:
         GlueDataError: data that is not available, or not what it is named.
     """
-    task = get_task(task_name)
-    train_split, validation_splits = _choose(task, source, dir, train, validation, train_rows)
-    if holdout is not None and validation is not None:
-        raise GlueDataError(f"data.validation={validation}: type null with data.holdout={holdout}")
-    splits = (train_split, *(validation_splits if holdout is None else ()))
-    tables, places, revision = _read(task, source, dir, splits)
-    frames = []
-    for split, table, where in zip(splits, tables, places, strict=True):
-        table = check_table(table, task, where)
-        if source != "embedded" and split in task.rows:
-            check_row_count(table.num_rows, task, split, where)
-        frames.append(table.replace_schema_metadata(None).to_pandas())
-    train_frame, marks = frames[0], _marks(task, source, splits, frames)
+    task = TASKS[task_name]
+    validation_splits = task.validation_splits if validation is None else (validation,)
+    splits = (train, *(validation_splits if holdout is None else ()))
+    tables, revision = _read(task, source, dir, splits)
+    frames, marks = [], ["embedded data"] if source == "embedded" else []
+    for split, (where, table) in zip(splits, tables.items(), strict=True):
+        official = None if source == "embedded" else task.rows.get(split)
+        frames.append(_as_frame(check_table(table, task, where, official)))
+        if split == "train_subset":
+            marks.append(f"train_subset ({table.num_rows:,} of {task.rows['train']:,} rows)")
+        elif split == "validation_unofficial":
+            marks.append(f"unofficial validation split ({table.num_rows:,} rows)")
+    train_frame, validation_frames = frames[0], dict(zip(splits[1:], frames[1:], strict=True))
     if train_rows is not None and train_rows < len(train_frame):
         rows = np.random.default_rng(seed).choice(len(train_frame), train_rows, replace=False)
-        marks += (f"train_rows={train_rows} of {len(train_frame):,}, seeded subset (seed {seed})",)
+        total = f"{len(train_frame):,}"
+        marks.append(f"train_rows={train_rows} of {total}, seeded subset (seed {seed})")
         train_frame = _take(train_frame, rows)
-    if holdout is None:
-        validation_frames = dict(zip(validation_splits, frames[1:], strict=True))
-    else:
+    if holdout is not None:
         train_frame, validation_frames = _hold_out(train_frame, task, holdout, seed)
-        marks += (f"scored on {holdout:,} rows held out of train",)
-    return GlueData(
-        task=task,
-        source=source,
-        train=train_frame,
-        validation=validation_frames,
-        marks=marks,
-        fingerprint=fingerprint(task, [train_frame, *validation_frames.values()]),
-        revision=revision,
-    )
+        marks.append(f"scored on {holdout:,} rows held out of train")
+    digest = fingerprint(task, [train_frame, *validation_frames.values()])
+    return GlueData(task, train_frame, validation_frames, tuple(marks), digest, revision)
 
 
 def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[str, pd.DataFrame]:
@@ -109,19 +100,18 @@ def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[st
     Raises:
         GlueDataError: data that is not available, or not what it is named.
     """
-    task, frames = get_task(task_name), {}
+    task, frames = TASKS[task_name], {}
     for split, rows in TEST_ROWS[task_name].items():
-        asked, name = (replace(task, name="ax"), "test") if split == "ax" else (task, split)
-        if source == "embedded":
-            asked, name = task, split
-        (table,), (where,), _ = _read(asked, source, dir, (name,))
-        table = check_table(table, task, where, hidden=True)
-        if source != "embedded" and table.num_rows != rows:
-            raise GlueDataError(
-                f"{where} has {table.num_rows:,} rows, but the GLUE server expects {rows:,}"
-            )
-        frames[split] = table.replace_schema_metadata(None).to_pandas()
+        place, name, official = task, split, None if source == "embedded" else rows
+        if split == "ax" and source != "embedded":  # a data set of its own
+            place, name = replace(task, name="ax"), "test"
+        ((where, table),) = _read(place, source, dir, (name,))[0].items()
+        frames[split] = _as_frame(check_table(table, task, where, official, hidden=True))
     return frames
+
+
+def _as_frame(table: pa.Table) -> pd.DataFrame:
+    return table.replace_schema_metadata(None).to_pandas()
 
 
 def fingerprint(task: Task, frames: list[pd.DataFrame]) -> str:
@@ -140,79 +130,29 @@ def fingerprint(task: Task, frames: list[pd.DataFrame]) -> str:
     return digest.hexdigest()
 
 
-def _choose(
-    task: Task,
-    source: str,
-    dir: str | Path | None,
-    train: str,
-    validation: str | None,
-    train_rows: int | None,
-) -> tuple[str, tuple[str, ...]]:
-    """Check the options against each other; return the train and validation splits to read."""
-    if source not in ("hub", "folder", "embedded"):
-        raise GlueDataError(f"unknown data source {source!r}; type hub, folder or embedded")
-    if (source == "folder") != (dir is not None):
-        need = "needs" if dir is None else "cannot take"
-        raise GlueDataError(f"data source {source!r} {need} data.dir=DIR")
-    if train_rows is not None and train_rows < 1:
-        raise GlueDataError(f"data.train_rows={train_rows}; type a number of at least 1")
-    official = task.validation_splits
-    partial = source == "folder"
-    train_choices = ("train", "train_subset") if partial else ("train",)
-    validation_choices: tuple[str, ...] = ()  # MNLI has two files, so no single name stands for it
-    if len(official) == 1:
-        validation_choices = (*official, "validation_unofficial") if partial else official
-    if train not in train_choices:
-        raise GlueDataError(
-            f"data.train={train}: with source {source}, type one of {', '.join(train_choices)}"
-        )
-    if validation is not None and validation not in validation_choices:
-        raise GlueDataError(
-            f"data.validation={validation}: with source {source}, {task.name} takes "
-            f"{', '.join(validation_choices) or 'none'}, or null for {' and '.join(official)}"
-        )
-    return train, official if validation is None else (validation,)
-
-
 def _read(
     task: Task, source: str, dir: str | Path | None, splits: tuple[str, ...]
-) -> tuple[list[pa.Table], list[str], str | None]:
-    """Return the tables of ``splits``, their names for messages, and the revision."""
+) -> tuple[dict[str, pa.Table], str | None]:
+    """Return the tables of ``splits`` in order, by their names for messages, and the revision."""
     if source == "hub":
-        tables, revision = read_hub(task, splits)
-        return tables, [f"{REPOSITORY} {task.name} {split}" for split in splits], revision
+        return read_hub(task, splits)
     if source == "folder":
-        assert dir is not None  # checked by _choose
-        pairs = [_read_file(Path(dir).expanduser(), task, split) for split in splits]
-        return [table for table, _ in pairs], [path for _, path in pairs], None
-    from lora2.embedded import make_split
-
-    tables = [
-        pa.Table.from_pandas(make_split(task.name, split), preserve_index=False) for split in splits
-    ]
-    return tables, [f"embedded {task.name} {split}" for split in splits], None
+        return dict(_read_file(Path(str(dir)) / task.name, split) for split in splits), None
+    frames = {f"embedded {task.name} {split}": make_split(task.name, split) for split in splits}
+    tables = {k: pa.Table.from_pandas(frame, preserve_index=False) for k, frame in frames.items()}
+    return tables, None
 
 
-def _read_file(folder: Path, task: Task, split: str) -> tuple[pa.Table, str]:
-    """Read ``<folder>/<task>/<split>.parquet``, or the shards of a clone of ``nyu-mll/glue``."""
-    task_folder = folder / task.name
-    for path in (folder, task_folder):
-        if path.exists() and not path.is_dir():
-            raise GlueDataError(f"{path} is not a folder; data.dir=DIR wants {LAYOUT}")
-    if not folder.exists():
-        raise GlueDataError(f"data.dir={folder} does not exist; it should hold {LAYOUT}")
-    if not task_folder.exists():
-        hint = ""
-        if any(folder.glob("*.parquet")):
-            hint = f"; did you mean its parent, data.dir={folder.absolute().parent}?"
-        raise GlueDataError(f"{folder} has no folder {task.name}; data.dir wants {LAYOUT}{hint}")
-    path = task_folder / f"{split}.parquet"
-    files = [path] if path.exists() else sorted(task_folder.glob(f"{split}-*-of-*.parquet"))
+def _read_file(folder: Path, split: str) -> tuple[str, pa.Table]:
+    """Read ``<folder>/<split>.parquet``, or the shards of a clone of ``nyu-mll/glue``."""
+    path = folder / f"{split}.parquet"
+    files = [path] if path.exists() else sorted(folder.glob(f"{split}-*-of-*.parquet"))
     if not files:
-        raise GlueDataError(_missing(task_folder, task, split))
+        present = ", ".join(sorted(file.name for file in folder.glob("*.parquet")))
+        raise GlueDataError(f"{path} does not exist; its folder has {present or 'no such file'}")
     try:
         tables = [pq.read_table(file, partitioning=None) for file in files]
-        return pa.concat_tables(tables), str(files[0])
+        return str(files[0]), pa.concat_tables(tables)
     except (pa.ArrowException, OSError) as error:
         raise GlueDataError(
             f"{files[0]} cannot be read as parquet ({error}): it is cut short or is another kind "
@@ -220,27 +160,10 @@ def _read_file(folder: Path, task: Task, split: str) -> tuple[pa.Table, str]:
         ) from error
 
 
-def _missing(task_folder: Path, task: Task, split: str) -> str:
-    files = sorted(path.stem for path in task_folder.glob("*.parquet"))
-    official = ""
-    if split in task.rows:
-        official = f", the official {task.name} {split} split ({task.rows[split]:,} rows)"
-    has = ", ".join(files) or "no parquet file"
-    message = f"{task_folder} has no {split}.parquet{official}; it has {has}"
-    option = "train" if split == "train" else "validation"
-    other = "train_subset" if split == "train" else "validation_unofficial"
-    if split in task.rows and other in files:
-        message += (
-            f". To use {other} instead, type data.{option}={other}: every result is then marked "
-            "with it and is not comparable with published GLUE results"
-        )
-    return message
-
-
-def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[list[pa.Table], str | None]:
+def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], str | None]:
     """Load ``splits`` with ``datasets.load_dataset``, from its cache if the hub is not available.
 
-    Returns the tables, and the data set's revision (a commit hash) if known.
+    Returns the tables by name, and the data set's revision (a commit hash) if known.
 
     Raises:
         GlueDataError: no network and no cached copy; the message gives the three ways out.
@@ -249,8 +172,7 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[list[pa.Table], str |
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    revision: str | None = None
-    reason: str | None = "HF_HUB_OFFLINE=1 is set"
+    revision, reason = None, "HF_HUB_OFFLINE=1 is set"
     if not is_offline_mode():
         seconds = hub.PROBE_SECONDS
         revision, reason = hub.ask(lambda: HfApi().dataset_info(REPOSITORY, timeout=seconds).sha)
@@ -266,10 +188,11 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[list[pa.Table], str |
             f"{task.name} could not be loaded from {REPOSITORY} {why}. "
             f"{hub.ways_out([(REPOSITORY, 'dataset')])}"
         ) from error
-    tables = [
-        part.with_format("arrow")[:].replace_schema_metadata(part.features.arrow_schema.metadata)
-        for part in parts
-    ]
+    tables = {}
+    for split, part in zip(splits, parts, strict=True):
+        metadata = part.features.arrow_schema.metadata
+        table = part.with_format("arrow")[:].replace_schema_metadata(metadata)
+        tables[f"{REPOSITORY} {task.name} {split}"] = table
     if revision is None and parts[0].cache_files:  # `datasets` names their folder by the commit
         folder = Path(parts[0].cache_files[0]["filename"]).parent.name
         match = re.search(r"[0-9a-f]{40}", folder)
@@ -318,15 +241,3 @@ def _hold_out(
 def _take(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     """Return some rows in file order, numbered from 0."""
     return frame.iloc[np.sort(rows)].reset_index(drop=True)
-
-
-def _marks(
-    task: Task, source: str, splits: tuple[str, ...], frames: list[pd.DataFrame]
-) -> tuple[str, ...]:
-    marks = ["embedded data"] if source == "embedded" else []
-    for split, frame in zip(splits, frames, strict=True):
-        if split == "train_subset":
-            marks.append(f"train_subset ({len(frame):,} of {task.rows['train']:,} rows)")
-        elif split == "validation_unofficial":
-            marks.append(f"unofficial validation split ({len(frame):,} rows)")
-    return tuple(marks)

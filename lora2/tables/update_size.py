@@ -25,7 +25,7 @@ from lora2.bench.step import Batch, batches
 from lora2.bench.update_size import Update, UpdateSizes, update_sizes
 from lora2.config.load import Resolved, resolve
 from lora2.config.schema import RunConfig
-from lora2.glue.tasks import get_task
+from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.hub import check_available
 from lora2.run.encoder_sizes import random_encoder, shaped
@@ -67,7 +67,7 @@ def _runs(words: Sequence[str]) -> dict[str, Resolved]:
 
 def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
     """Return an encoder with a new head, and batches of a run's first rows or of random tokens."""
-    task, size = get_task(config.task), config.train.batch_size
+    task, size = TASKS[config.task], config.train.batch_size
     set_seed(config.seed)
     if config.backbone.random_init:
         shape = shaped(config.backbone.name, layers=LAYERS)

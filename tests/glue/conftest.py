@@ -1,9 +1,10 @@
-"""Made GLUE files with the official row counts, and the real ones where they are at hand."""
+"""Synthetic GLUE files with the official row counts, and the real ones where there are any."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,12 @@ def make_frame(task: Task, rows: int, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(columns | {"idx": np.arange(rows, dtype=np.int32)})
 
 
+@cache
+def _parquet(task: Task, rows: int, seed: int) -> bytes:
+    content: bytes = make_frame(task, rows, seed).to_parquet()
+    return content
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., Path]:
     """``made("rte", train=None, validation=None)`` writes splits; None means official size."""
@@ -38,8 +45,8 @@ def made(tmp_path: Path) -> Callable[..., Path]:
         task = TASKS[task_name]
         (tmp_path / task_name).mkdir(exist_ok=True)
         for seed, (split, count) in enumerate(rows.items()):
-            frame = make_frame(task, task.rows[split] if count is None else count, seed)
-            frame.to_parquet(tmp_path / task_name / f"{split}.parquet")
+            content = _parquet(task, task.rows[split] if count is None else count, seed)
+            (tmp_path / task_name / f"{split}.parquet").write_bytes(content)
         return tmp_path
 
     return write

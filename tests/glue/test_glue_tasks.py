@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import math
 import subprocess
 import sys
 
 import pytest
 
 import lora2.glue.tasks as tasks_module
-from lora2.glue.tasks import TASKS, get_task, score
+from lora2.glue.tasks import TASKS, score
 
 EXAMPLES = [
     ("cola", {"matthews_correlation": 0.7}, 70.0),
@@ -31,13 +30,6 @@ def test_examples_cover_all_tasks():
     assert [name for name, _, _ in EXAMPLES] == list(TASKS)
 
 
-def test_score_names_what_is_missing():
-    with pytest.raises(ValueError, match=r"mnli: the score needs.*missing mismatched_accuracy"):
-        score(TASKS["mnli"], {"matched_accuracy": 0.9})
-    with pytest.raises(ValueError, match="not finite"):
-        score(TASKS["rte"], {"accuracy": math.nan})
-
-
 def test_shapes_of_tasks():
     assert {name: task.num_labels for name, task in TASKS.items()} == {
         "cola": 2, "sst2": 2, "mrpc": 2, "qqp": 2, "stsb": 1, "mnli": 3, "qnli": 2, "rte": 2,
@@ -46,11 +38,6 @@ def test_shapes_of_tasks():
     assert TASKS["qnli"].columns == ("question", "sentence", "label", "idx")
     assert [name for name, task in TASKS.items() if task.is_regression] == ["stsb"]
     assert len({hash(task) for task in TASKS.values()}) == 8
-
-
-def test_unknown_task_lists_the_known():
-    with pytest.raises(ValueError, match=r"unknown task 'wnli'.*cola sst2 mrpc"):
-        get_task("wnli")
 
 
 LOAD_ALONE = """

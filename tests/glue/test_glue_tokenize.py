@@ -88,11 +88,3 @@ def test_text_of_the_longest_allowed_length_is_read_whole(caplog):
     assert np.array_equal(rows["input_ids"][0], rows["input_ids"][1])
     assert rows["input_ids"][0][-2] == WORDS.index("b")
     assert "1 texts in column sentence" in caplog.text
-
-
-@pytest.mark.parametrize(("name", "bad", "least"), [("rte", 4, 5), ("cola", 2, 3), ("rte", 65, 5)])
-def test_lengths_the_model_cannot_read_are_refused(name, bad, least):
-    frame = make_frame(TASKS[name], 3)
-    with pytest.raises(ValueError, match=f"max_length={bad}: this tokeniser allows {least} to 64"):
-        tokenize(frame, TASKS[name], make_tokenizer(), bad)
-    assert len(tokenize(frame, TASKS[name], make_tokenizer(), least)) == 3

@@ -129,5 +129,5 @@ def test_a_folders_test_split_is_read_with_its_hidden_labels(tmp_path, rows):
     if rows == 3000:
         assert len(load_test("rte", "folder", tmp_path)["test"]) == rows
     else:
-        with pytest.raises(ValueError, match="the GLUE server expects 3,000"):
+        with pytest.raises(ValueError, match="the official rte split has 3,000"):
             load_test("rte", "folder", tmp_path)

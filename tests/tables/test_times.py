@@ -8,7 +8,7 @@ import torch
 
 from lora2.bench import step
 from lora2.bench.step import Measured, batches, build, measure
-from lora2.glue.tasks import get_task
+from lora2.glue.tasks import TASKS
 from lora2.run.encoder_sizes import encoder_config, longest, random_encoder
 from lora2.sweep.presets import load_profile
 from lora2.sweep.table import jobs, load_table, narrow
@@ -98,7 +98,7 @@ def test_a_timed_row_says_whether_it_had_tf32(word, said):
 
 def test_a_step_trains_and_drives_the_allocator():
     one = cells(["lora2-k8"], max_seq_length=8, batch_size=2)[0].resolved
-    task = get_task("rte")
+    task = TASKS["rte"]
     base = random_encoder(encoder_config(one.config.backbone), task.num_labels)
     taken = build(base, one.config, 400)
     batch = {key: value.to(taken.device) for key, value in batches(one.config, 1)[0].items()}
