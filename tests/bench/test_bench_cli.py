@@ -11,8 +11,8 @@ import torch
 
 from lora2.bench import cases, cli
 from lora2.bench.cases import METHODS, Case, part_counts
-from lora2.run import encoder_sizes as shapes
-from lora2.run.provenance import PACKAGES
+from lora2.run import model as shapes
+from lora2.run.device import PACKAGES
 
 TINY = ["--layers=1", "--batch=2", "--tokens=8", "--rounds=2"]
 
@@ -156,7 +156,6 @@ def test_other_rows_sizes_or_precision_replace_no_file(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "measure", lambda *_: [{"row": "lora-r8", "seconds": 1.0}])
     monkeypatch.setattr(cli, "provenance", dict)  # asks git twice
-    monkeypatch.setattr(cli, "release", lambda: None)  # collects the garbage of the whole suite
     words = ["--only", part, *words]
     assert cli.main(words) == 0
     assert ("shown, not written" in capsys.readouterr().out) != written
