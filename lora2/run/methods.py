@@ -25,8 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import lora2
-from lora2.config.checks import EncoderSizes, check_encoder
-from lora2.config.load import as_tree
+from lora2.config.checks import check_encoder
 from lora2.config.problems import ConfigError, Problem, unknown
 from lora2.config.schema import (
     Adalora,
@@ -39,7 +38,9 @@ from lora2.config.schema import (
     Peft,
     RunConfig,
     Sora,
+    as_tree,
 )
+from lora2.records.store import flatten
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
 from lora2.tuners.lora2 import Lora2Config
@@ -133,9 +134,8 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
             length that the encoder cannot read.
     """
     encoder = model.config
-    sizes = EncoderSizes(encoder.model_type, int(encoder.hidden_size), tokens)
-    method, length = as_tree(config)["method"], config.train.max_seq_length
-    problems = list(check_encoder(config.task, method, length, sizes))
+    sizes = {"model_type": encoder.model_type, "width": encoder.hidden_size, "tokens": tokens}
+    problems = list(check_encoder(flatten(as_tree(config)), sizes))
     problems += _targets(dict(model.named_modules()), config)
     inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
     heads = [

@@ -24,10 +24,9 @@ from transformers import (
 )
 
 import lora2
-from lora2.config.load import build
 from lora2.config.parse import parse_yaml
 from lora2.config.problems import ConfigError, Problem
-from lora2.config.schema import Backbone, Method, Peft, RunConfig
+from lora2.config.schema import Backbone, Method, Peft, RunConfig, build
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
 from lora2.hub import offline_reason, ways_out

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 
-from lora2.config.load import config_hash, run_name
+from lora2.config.load import total_steps
 from lora2.config.problems import ConfigError
-from lora2.config.schedule import total_steps
-from lora2.config.schema import Peft, RunConfig
+from lora2.config.schema import Peft, RunConfig, config_hash, run_name
 from lora2.glue.data import GlueData, load_task
 from lora2.glue.tasks import Task
 from lora2.records import store

@@ -30,8 +30,7 @@ from transformers import (
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lora2.callbacks import Lora2Callback
-from lora2.config.load import run_name
-from lora2.config.schema import Lora2, RunConfig, Train
+from lora2.config.schema import Lora2, RunConfig, Train, run_name
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold

@@ -16,9 +16,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-from lora2.config.load import run_name
 from lora2.config.problems import ConfigError
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.records.paths import log_file, run_dir, status_of, work_dir
 from lora2.records.run_folder import hold_run, newest_checkpoint

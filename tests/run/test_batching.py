@@ -15,7 +15,8 @@ from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 from transformers import EvalPrediction
 
-from lora2.config.load import config_hash, resolve
+from lora2.config.load import resolve
+from lora2.config.schema import config_hash
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run import trainer as batching
@@ -55,7 +56,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(do_run):
     )
     folder = do_run(*words)
     frame = pd.read_parquet(folder / "predictions.parquet")
-    rows = load_data(resolve([*TINY, *words]).config).validation["validation"]
+    rows = load_data(resolve([*TINY, *words]).config).validation["holdout"]
     assert list(frame["idx"]) == list(rows["idx"]) and list(frame["label"]) == list(rows["label"])
     np.testing.assert_allclose(frame["last"][::SOME], alone(folder, words), rtol=0, atol=2e-6)
     assert frame["last"].nunique() > len(frame) / 2  # a constant would be in any order
@@ -122,7 +123,7 @@ def test_lengths_are_those_of_the_rows():
 
 def test_stopped_and_resumed_grouped_run_equals_uninterrupted(do_run, monkeypatch, tmp_path):
     """It goes on from step 6, in the middle of the second epoch of 4 steps."""
-    words = ("task=mrpc", "method=lora2", "data.train_rows=32", "train.max_steps=8", *GROUPED)
+    words = ("task=mrpc", "method=lora2", "data.train_rows=72", "train.max_steps=8", *GROUPED)
     words = (*words, "train.save_steps=2", "train.eval_steps=2")
     whole = do_run(*words)
 
