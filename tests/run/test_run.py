@@ -203,6 +203,6 @@ def test_best_is_the_first_of_the_highest():
         recorder.last = np.array([step, step])
         metrics = {"eval_accuracy": score / 100, "eval_score": score, "eval_loss": 1.0}
         state = SimpleNamespace(global_step=step, epoch=0.1)
-        recorder.on_evaluate(None, state, None, metrics)
+        recorder.on_evaluate(None, state, None, metrics=metrics)
     assert recorder.best_row["step"] == 2
     assert list(recorder.best) == [2, 2] and list(recorder.last) == [3, 3]

@@ -79,12 +79,6 @@ def test_seven_tasks_make_no_submission(untrained, tmp_path):
     assert not (tmp_path / "glue.zip").exists()
 
 
-def test_a_file_with_another_number_of_rows_is_refused():
-    texts = {"RTE.tsv": "index\tprediction\n" + "0\tentailment\n" * 2999}
-    with pytest.raises(module.SubmissionError, match=r"RTE.tsv has 2,999 rows.*expects 3,000"):
-        module.check_rows("rte", texts)
-
-
 def test_similarities_stay_within_the_scale(untrained, monkeypatch, tmp_path):
     def decide(task, outputs):
         return outputs.reshape(-1) * 0 + torch.linspace(-2, 9, len(outputs)).numpy()
