@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import gc
 import statistics
@@ -13,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, DataCollatorWithPadding, set_seed
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
 
 from lora2.bench.counters import counting, peak_bytes
 from lora2.config.schema import RunConfig
@@ -28,7 +34,7 @@ from lora2.run.model import encoder_config, longest, random_encoder
 from lora2.run.trainer import build_optimizer
 
 STEPS = 100_000  # of the assumed training: no measurement gets to its last phase
-TABLE = Path(__file__).parent / "glue_lengths.csv"
+LENGTHS = Path(__file__).parent / "glue_lengths.csv"
 QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent
 FIRST_WORD = 5  # smaller ids are special in every tokeniser here
 Batch = dict[str, Tensor]
@@ -76,89 +82,55 @@ class Stepper:
         self._drive("after_optimizer_step", self.number)
         self.optimizer.zero_grad()
 
-    def memory_mib(self, batch: Batch) -> float:
-        """Take a step; return the most MiB that this method alone would have held in it.
-
-        Weights, optimiser state, and the most that was made during the step. Other models in the
-        process, and the allocator's reserves, are not counted.
-        """
-        return (held_bytes(self) + peak_bytes(lambda: self.step(batch), self.device)) / 2**20
-
-    def trainable(self) -> int:
-        """Return the number of trained parameters, the head included."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-
     def _drive(self, hook: str, number: int) -> None:
         if self.driver is not None and hasattr(type(self.driver), hook):
             getattr(self.driver, hook)(number)
 
 
-def held_bytes(stepper: Stepper) -> int:
-    """Return the bytes of a model's weights, buffers and optimiser state, each storage once."""
+def held_mib(stepper: Stepper) -> float:
+    """Return the MiB of a model's weights, buffers and optimiser state, each storage once."""
     state = [value for entry in stepper.optimizer.state.values() for value in entry.values()]
     tensors = [*stepper.model.parameters(), *stepper.model.buffers()]
     tensors += [value for value in state if isinstance(value, Tensor)]
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+    return sum(storages.values()) / 2**20
 
 
 def build(
     base: nn.Module, config: RunConfig, steps: int = STEPS, *, fused: bool = False
 ) -> Stepper:
-    """Prepare the model, method and optimiser of a run of ``steps`` optimiser steps.
+    """Prepare a copy of ``base``, method and optimiser of a run of ``steps`` optimiser steps.
 
-    The model uses ``base``'s memory for what the method leaves frozen. An allocator starts at once
-    (tinit = 0): scoring and masking is its expensive part. TF32 is on or off in the whole process,
-    as the latest run wants it. The optimiser is the run's, whose AdamW is fused on a GPU alone;
-    ``fused`` has it fused here too, so that operations are counted as a GPU is given them.
+    An allocator starts at once (tinit = 0): scoring and masking is its expensive part. TF32 is on
+    or off in the whole process, as the latest run wants it. The optimiser is the run's, whose AdamW
+    is fused on a GPU alone; with ``fused`` it is fused here too, so that operations are counted as
+    on a GPU.
     """
     set_seed(config.seed)
     use_matmul_precision(config)
     if hasattr(config.method, "tinit"):
         config = dataclasses.replace(config, method=dataclasses.replace(config.method, tinit=0))
-    model, driver = prepare(twin(base), config, steps)
-    own_trained(model, base)
+    model, driver = prepare(copy.deepcopy(base), config, steps)
     model.to(next(base.parameters()).device)
     optimizer = build_optimizer(model, config)
     for group in optimizer.param_groups if fused else ():
         group["fused"] = True
+    train = config.train
     return Stepper(
-        model,
-        driver,
-        optimizer,
-        steps,
-        max_grad_norm=config.train.max_grad_norm,
-        precision=config.train.precision,
-    )
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """Return a copy whose parameters are its own but share ``model``'s memory.
-
-    Many methods then fit beside each other: a frozen weight is there once. One that is trained
-    must be moved to other memory first (``own_trained``).
-    """
-    shared = {id(p): nn.Parameter(p.data, p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, shared)
-
-
-def own_trained(model: nn.Module, shared: nn.Module) -> None:
-    """Copy every trained parameter of ``model`` that lies in ``shared``'s memory."""
-    theirs = {parameter.data_ptr() for parameter in shared.parameters()}
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.data_ptr() in theirs:
-            parameter.data = parameter.data.clone()
+        model, driver, optimizer, steps,
+        max_grad_norm=train.max_grad_norm, precision=train.precision,
+    )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Hold one configuration's steps: seconds each, and what a step needs."""
+    """One configuration's steps: seconds each, and what one more step needs (0: not counted)."""
 
     seconds: list[float]
     tokens: float  # per example, padding included; mean over the batches
-    trainable: int  # parameters, head included
-    peak_memory_mb: float  # MiB: weights, optimiser state, and the most made in a step
-    held_memory_mb: float  # MiB: of that, weights and optimiser state
+    trainable: int = 0  # parameters, head included
+    peak_memory_mb: float = 0.0  # MiB of this model: what it holds, and the most made in a step
+    held_memory_mb: float = 0.0  # MiB of that in weights and optimiser state
     kernels: int = 0  # operations that are no views
     syncs: int = 0  # places where the host waits for values of the device
 
@@ -175,12 +147,13 @@ def measure(
     base: nn.Module | None = None,
     *,
     fused: bool = False,
+    count: bool = True,
 ) -> dict[str, Measured]:
     """Time the steps of several runs (configuration and length), taken in turn.
 
-    In a round all step on the same batch. All run on ``base``'s weights and device; without it on
-    random weights of the first run's encoder, on a GPU where there is one. ``fused`` as in
-    ``build``.
+    In a round all step on the same batch. All start from ``base``'s weights, on its device; without
+    it from random weights of the first run's encoder, on a GPU if there is one. ``fused`` as in
+    ``build``. With ``count`` each takes one more step, whose operations and memory are counted.
     """
     if base is None:
         first = next(iter(runs.values()))[0]
@@ -192,29 +165,34 @@ def measure(
     }
     device = next(base.parameters()).device
     moved = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
-    seconds = take_turns(steppers, moved, rounds, warm_up)
-    lengths = [batch["input_ids"].shape[1] for batch in moved]
-    widest = moved[lengths.index(max(lengths))]
-    tokens = statistics.mean(lengths)
-    results = {row: _measured(s, seconds[row], tokens, widest) for row, s in steppers.items()}
-    del steppers, base
+    actions = {
+        name: lambda number, stepper=stepper: stepper.step(moved[number % len(moved)])
+        for name, stepper in steppers.items()
+    }
+    seconds = interleave(actions, device.type, rounds, warm_up)
+    widest = max(moved, key=lambda batch: batch["input_ids"].shape[1])
+    tokens = statistics.mean(batch["input_ids"].shape[1] for batch in moved)
+    results = {
+        name: Measured(seconds[name], tokens, **(needs(stepper, widest) if count else {}))
+        for name, stepper in steppers.items()
+    }
+    del steppers, actions, base
     release()
     return results
 
 
-def _measured(stepper: Stepper, seconds: list[float], tokens: float, batch: Batch) -> Measured:
-    """Take one more step, to count its operations and its memory."""
+def needs(stepper: Stepper, batch: Batch) -> dict[str, Any]:
+    """Take a step; return its counts, and the memory that this model alone needs."""
+    held = held_mib(stepper)
     with counting(stepper.device) as counts:
-        peak = stepper.memory_mib(batch)
-    return Measured(
-        seconds,
-        tokens,
-        stepper.trainable(),
-        peak,
-        held_bytes(stepper) / 2**20,
-        len(counts.kernels),
-        len(counts.syncs),
-    )
+        made = peak_bytes(lambda: stepper.step(batch), stepper.device) / 2**20
+    return {
+        "trainable": sum(p.numel() for p in stepper.model.parameters() if p.requires_grad),
+        "peak_memory_mb": held + made,
+        "held_memory_mb": held,
+        "kernels": len(counts.kernels),
+        "syncs": len(counts.syncs),
+    }
 
 
 def own_clock(device: str) -> Callable[[], float]:
@@ -250,18 +228,6 @@ def interleave(
     return seconds
 
 
-def take_turns(
-    steppers: Mapping[str, Stepper], batches: Sequence[Batch], rounds: int, warm_up: int = 2
-) -> Seconds:
-    """``interleave`` the steps of several methods, all on the same batch in a round."""
-    actions = {
-        name: lambda number, stepper=stepper: stepper.step(batches[number % len(batches)])
-        for name, stepper in steppers.items()
-    }
-    device = next(iter(steppers.values())).device
-    return interleave(actions, device, rounds, warm_up)
-
-
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
     """Return the median over rounds of a time against another of the same round."""
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
@@ -274,7 +240,7 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 
 
 def settle() -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -292,51 +258,40 @@ def batches(config: RunConfig, count: int) -> list[Batch]:
 
     The embedded tasks' own sentences; for GLUE random tokens, as many as its sentences have.
     """
+    task, train = TASKS[config.task], config.train
     if config.data.source == "embedded":
-        return _embedded_batches(config, count)
-    task, train, encoder = TASKS[config.task], config.train, encoder_config(config.backbone)
+        tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
+        return real_batches(make_split(config.task, "train"), config, tokenizer, count)
+    encoder = encoder_config(config.backbone)
     generator = torch.Generator().manual_seed(config.seed)
-    quantiles, most = glue_lengths()[task.name], longest(encoder, train.max_seq_length)
+    most = longest(encoder, train.max_seq_length)
     drawn = []
     for _ in range(count):
-        lengths = draw(quantiles, train.batch_size, generator).clamp(max=most)
+        lengths = draw_lengths(task.name, train.batch_size, generator).clamp(max=most)
         drawn.append(padded_batch(lengths, encoder.vocab_size, task.num_labels, generator))
     return drawn
 
 
-def _embedded_batches(config: RunConfig, count: int) -> list[Batch]:
-    tokenizer = AutoTokenizer.from_pretrained(encoder_path(config.backbone.name))
+def real_batches(
+    rows: pd.DataFrame, config: RunConfig, tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[Batch]:
+    """Return the first ``count`` batches of ``rows`` of a run's training split, tokenised."""
     size = config.train.batch_size
-    frame = make_split(config.task, "train").head(count * size)
-    rows = tokenize(frame, TASKS[config.task], tokenizer, config.train.max_seq_length)
-    starts = range(0, len(rows), size)
-    collate = DataCollatorWithPadding(tokenizer)
-    return [
-        dict(collate([rows[i] for i in range(start, min(start + size, len(rows)))]))
-        for start in starts
-    ]
+    rows = rows.head(count * size)
+    data = tokenize(rows, TASKS[config.task], tokenizer, config.train.max_seq_length)
+    return list(DataLoader(data, size, collate_fn=DataCollatorWithPadding(tokenizer)))
 
 
-def glue_lengths() -> dict[str, tuple[float, ...]]:
-    """Read the quantiles of each task's training set in DeBERTaV3's tokens.
+def draw_lengths(task: str, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` lengths of a GLUE task's training examples in DeBERTaV3's tokens, (count,).
 
-    Special tokens included, cut to the public script's max_seq_length; at each of ``QUANTILES``.
+    They are drawn by the quantiles in ``LENGTHS``, which include special tokens and are cut to the
+    public script's max_seq_length.
     """
-    with open(TABLE, newline="", encoding="utf-8") as file:
-        return {
-            row["task"]: tuple(float(row[f"p{quantile}"]) for quantile in QUANTILES)
-            for row in csv.DictReader(file)
-        }
-
-
-def draw(quantiles: tuple[float, ...], count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` lengths in whole tokens, interpolated linearly between the quantiles."""
-    at = torch.tensor(QUANTILES, dtype=torch.float64) / 100
-    tokens = torch.tensor(quantiles, dtype=torch.float64)
-    where = torch.rand(count, generator=generator, dtype=torch.float64)
-    right = torch.searchsorted(at, where, right=True).clamp(1, len(at) - 1)
-    share = (where - at[right - 1]) / (at[right] - at[right - 1])
-    return torch.lerp(tokens[right - 1], tokens[right], share).round().long()
+    quantiles = pd.read_csv(LENGTHS, index_col="task").loc[task, [f"p{q}" for q in QUANTILES]]
+    where = 100 * torch.rand(count, generator=generator, dtype=torch.float64).numpy()
+    lengths = np.interp(where, QUANTILES, quantiles.astype(float))
+    return torch.from_numpy(lengths).round().long()
 
 
 def padded_batch(

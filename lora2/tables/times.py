@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from lora2.bench import step
 from lora2.bench.step import Measured, batches
@@ -19,9 +20,10 @@ from lora2.sweep.presets import Profile
 from lora2.sweep.table import Job, Row, Table
 from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
 
-ROUNDS = 9
+# Steps of each method on each task: measured, and before them to warm up. A processor takes long.
+ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
+STEPS = ROUNDS + WARM_UP
 BATCHES = 3  # of each task, taken in turn
-STEPS = BATCHES + ROUNDS  # of each method on each task, including warm-up
 COLUMNS = ("row", "task", "backbone", "seconds", "ratio", "paper_ratio", "against", "tokens",
            "steps_measured", "precision", "device")  # fmt: skip
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
@@ -45,7 +47,8 @@ def measure(
         tell(f"timing {task}: {len(of_task)} methods, {rounds} steps each in turn")
         runs = {job.row: (job.resolved.config, job.resolved.steps or 10_000) for job in of_task}
         drawn = batches(of_task[0].resolved.config, BATCHES)
-        lines += _lines(table, task, of_task, step.measure(runs, drawn, rounds, BATCHES))
+        measured = step.measure(runs, drawn, rounds, WARM_UP, count=False)
+        lines += _lines(table, task, of_task, measured)
     return pd.DataFrame(lines)
 
 

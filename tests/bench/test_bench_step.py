@@ -1,10 +1,10 @@
-"""Every method of the bench takes whole training steps, in turn, on shared frozen weights."""
+"""Every method of the bench takes whole training steps, in turn, from the same weights."""
 
 from __future__ import annotations
 
-import csv
 import time
 
+import pandas as pd
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,18 +13,17 @@ from lora2.bench import step
 from lora2.bench.cases import METHODS, Case
 from lora2.bench.counters import counting
 from lora2.bench.step import (
+    LENGTHS,
     QUANTILES,
-    TABLE,
-    draw,
-    glue_lengths,
-    held_bytes,
+    draw_lengths,
+    held_mib,
     interleave,
+    measure,
+    needs,
     own_clock,
     padded_batch,
     quartiles,
     ratio,
-    take_turns,
-    twin,
 )
 from lora2.config.load import resolve
 from lora2.glue.tasks import TASKS
@@ -91,7 +90,7 @@ def test_the_clock_is_that_of_the_device_measured_on(visible, monkeypatch):
 def test_methods_are_timed_by_the_clock_of_their_device(base, batch, monkeypatch):
     asked = []
     monkeypatch.setattr(step, "own_clock", lambda device: asked.append(device) or time.perf_counter)
-    take_turns({"lora-r8": build(base, "lora-r8")}, [batch], rounds=1, warm_up=0)
+    measure({"lora-r8": (CASE.run("lora-r8"), 9)}, [batch], 1, 0, base, count=False)
     assert asked == ["cpu"]
 
 
@@ -103,7 +102,7 @@ def test_a_ratio_compares_times_of_the_same_round():
 
 
 @pytest.mark.parametrize("row", METHODS)
-def test_a_step_trains_what_the_method_trains_and_leaves_the_shared_weights(base, batch, row):
+def test_a_step_trains_what_the_method_trains_and_leaves_the_first_weights(base, batch, row):
     shared = {name: p.detach().clone() for name, p in base.named_parameters()}
     one = build(base, row)
     before = {n: p.detach().clone() for n, p in one.model.named_parameters()}
@@ -143,16 +142,16 @@ def test_allocators_mask_from_the_first_step_and_penalties_are_in_the_loss(base,
 def test_trained_and_held_sizes(base, batch):
     full, ours = build(base, "full"), build(base, "lora2-k8")
     numbers = sum(p.numel() for p in base.parameters())
-    assert full.trainable() == numbers
     buffers = sum(b.untyped_storage().nbytes() for b in base.buffers())
-    assert held_bytes(full) == 4 * numbers + buffers
+    assert held_mib(full) * 2**20 == 4 * numbers + buffers
     full.step(batch)
     ours.step(batch)
     # AdamW: two moments and a step counter for each parameter.
-    counters = 4 * len(list(base.parameters()))
-    assert held_bytes(full) == 12 * numbers + buffers + counters
-    assert 16 * numbers < full.memory_mib(batch) * 2**20 < 16 * numbers + 8e6
-    assert ours.memory_mib(batch) < full.memory_mib(batch) / 2
+    held = 12 * numbers + buffers + 4 * len(list(base.parameters()))
+    needed = needs(full, batch)
+    assert needed["trainable"] == numbers and needed["held_memory_mb"] * 2**20 == held
+    assert 16 * numbers < needed["peak_memory_mb"] * 2**20 < 16 * numbers + 8e6
+    assert needs(ours, batch)["peak_memory_mb"] < needed["peak_memory_mb"] / 2
 
 
 def test_counts_of_a_step(base, batch):
@@ -169,12 +168,14 @@ def test_counts_of_a_step(base, batch):
 
 def test_all_step_on_the_same_batch_in_a_round(base, batch, monkeypatch):
     seen = []
-    monkeypatch.setattr(step.Stepper, "step", lambda self, own: seen.append((id(self), id(own))))
-    steppers = {row: build(base, row) for row in ("lora-r8", "lora2-k1")}
-    other = dict(batch)
-    take_turns(steppers, [batch, other], rounds=2, warm_up=1)
-    mine = [id(one) for one in steppers.values()]
-    assert seen == [(one, id(own)) for own in (batch, other, batch) for one in mine]
+    monkeypatch.setattr(
+        step.Stepper, "step", lambda self, own: seen.append((id(self), len(own["labels"])))
+    )
+    runs = {row: (CASE.run(row), 9) for row in ("lora-r8", "lora2-k1")}
+    other = {key: value[:1] for key, value in batch.items()}
+    measure(runs, [batch, other], 2, 1, base, count=False)
+    first, second = dict.fromkeys(stepper for stepper, _ in seen)
+    assert seen == [(one, size) for size in (2, 1, 2) for one in (first, second)]
 
 
 def test_shapes_can_be_made_narrower_and_shallower_and_nothing_odd():
@@ -186,37 +187,25 @@ def test_shapes_can_be_made_narrower_and_shallower_and_nothing_odd():
         shaped("roberta-large", width=100)
 
 
-def test_a_twin_shares_memory_and_nothing_else(base):
-    other = twin(base)
-    for one, two in zip(base.parameters(), other.parameters(), strict=True):
-        assert one is not two and one.data_ptr() == two.data_ptr()
-    other.requires_grad_(False)
-    assert all(p.requires_grad for p in base.parameters())
-
-
 def test_the_table_holds_every_task_cut_where_training_cuts():
-    known = glue_lengths()
-    assert list(known) == list(TASKS)
-    with open(TABLE, newline="") as file:
-        rows = {row["task"]: row for row in csv.DictReader(file)}
-    for name, tokens in known.items():
+    table = pd.read_csv(LENGTHS, index_col="task")
+    assert list(table.index) == list(TASKS)
+    for name, row in table.iterrows():
         words = [f"task={name}", "method=lora2", "backbone=deberta-v3-base"]
-        longest = int(rows[name]["max_seq_length"])
-        assert longest == resolve(words).config.train.max_seq_length
-        assert list(tokens) == sorted(tokens)
-        assert tokens[0] >= 3 and tokens[-1] <= longest
-        assert 0 < int(rows[name]["rows"]) <= TASKS[name].rows["train"]
+        assert row["max_seq_length"] == resolve(words).config.train.max_seq_length
+        tokens = list(row[[f"p{quantile}" for quantile in QUANTILES]])
+        assert tokens == sorted(tokens)
+        assert tokens[0] >= 3 and tokens[-1] <= row["max_seq_length"]
+        assert 0 < row["rows"] <= TASKS[name].rows["train"]
 
 
 def test_drawn_lengths_have_the_quantiles():
-    one = glue_lengths()["rte"]
-    drawn = draw(one, 20_000, torch.Generator().manual_seed(0)).double()
+    row = pd.read_csv(LENGTHS, index_col="task").loc["rte"]
+    drawn = draw_lengths("rte", 20_000, torch.Generator().manual_seed(0)).double()
     for quantile in (5, 25, 50, 75, 95):
-        expected = one[QUANTILES.index(quantile)]
         found = torch.quantile(drawn, quantile / 100).item()
-        assert found == pytest.approx(expected, rel=0.06, abs=1), quantile
-    assert drawn.min() >= one[0] and drawn.max() <= one[-1]
-    assert set(draw((7.0,) * len(QUANTILES), 50, torch.Generator()).tolist()) == {7}
+        assert found == pytest.approx(row[f"p{quantile}"], rel=0.06, abs=1), quantile
+    assert drawn.min() >= row["p0"] and drawn.max() <= row["p100"]
 
 
 def test_a_batch_is_padded_to_its_longest():

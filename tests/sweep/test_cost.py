@@ -167,10 +167,10 @@ def test_plan_of_a_timed_table_says_what_its_steps_cost(tmp_path, monkeypatch, c
     words = ["table=2", "profile=embedded", "tasks=rte,mrpc", "rows=lora-r8,full", "plan=true"]
     assert script("reproduce").main(words) == 0
     shown = capsys.readouterr().out
-    # 3 to warm up and 9 that count, of 2 rows x 2 tasks, 5 s each
-    assert "4 of 4 runs to do, 48 steps: 4 min" in shown and "nothing is trained" in shown
+    # 1 to warm up and 3 that count, of 2 rows x 2 tasks, 5 s each
+    assert "4 of 4 runs to do, 16 steps: 80 s" in shown and "nothing is trained" in shown
     row = next(line for line in shown.splitlines() if line.startswith("full "))
-    assert row.split()[1:] == ["2", "0", "24", "5.000", "2", "min", "9", "0.0"]
+    assert row.split()[1:] == ["2", "0", "8", "5.000", "40", "s", "9", "0.0"]
     assert snapshot(tmp_path) == []
 
 
