@@ -27,9 +27,8 @@ from lora2.bench.cases import METHODS, Case, Row
 from lora2.bench.report import PARTS, RESULTS
 from lora2.bench.step import release
 from lora2.records.store import write_atomically
-from lora2.run.device import AUTOCAST
-from lora2.run.encoder_sizes import SHAPES
-from lora2.run.provenance import device_name, provenance
+from lora2.run.device import AUTOCAST, device_name, provenance
+from lora2.run.model import SHAPES
 
 ENCODERS = ("deberta-v3-base", "roberta-large")
 DRIVEN = "minilm"  # the encoder of the driver's row: small, so that overhead is seen

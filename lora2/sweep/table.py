@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.load import Resolved, resolve, run_name
+from lora2.config.load import Resolved, resolve
 from lora2.config.parse import CONFIGS, options, read_yaml
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
-from lora2.config.schema import Name, Seed, TaskName, checked
+from lora2.config.schema import Name, Seed, TaskName, checked, run_name
 from lora2.glue.tasks import TASKS
 from lora2.paper.numbers import printed_values
 

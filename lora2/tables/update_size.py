@@ -28,9 +28,8 @@ from lora2.config.load import Resolved, resolve
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.hub import check_available
-from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
-from lora2.run.model import load_backbone
+from lora2.run.model import load_backbone, random_encoder, shaped
 from lora2.run.run import load_data
 from lora2.run.trainer import build_optimizer
 from lora2.sweep.pool import command

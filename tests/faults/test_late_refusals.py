@@ -12,8 +12,8 @@ from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import run_dir
-from lora2.run.encoder_sizes import encoder_config, random_encoder
 from lora2.run.methods import check_model, prepare
+from lora2.run.model import encoder_config, random_encoder
 from lora2.sweep.worker import Order, carry_out, train
 from tests.faults import bad_words_by_hand as by_hand
 from tests.faults import refusals
