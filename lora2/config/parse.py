@@ -9,13 +9,7 @@ from typing import Any
 
 import yaml
 
-from lora2.config.problems import (
-    ConfigError,
-    Problem,
-    ProblemList,
-    field_names,
-    unknown,
-)
+from lora2.config.problems import ConfigError, Problem, ProblemList, field_names, unknown
 from lora2.config.schema import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

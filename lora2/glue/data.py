@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from lora2 import hub
 from lora2.embedded import make_split
 from lora2.glue.checks import GlueDataError, check_table
-from lora2.glue.tasks import REPOSITORY, TASKS, TEST_ROWS, Task
+from lora2.glue.tasks import REPOSITORY, TASKS, TEST_SPLITS, Task
 
 Source = Literal["hub", "folder", "embedded"]
 
@@ -101,7 +101,7 @@ def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[st
         GlueDataError: data that is not available, or not what it is named.
     """
     task, frames = TASKS[task_name], {}
-    for split, rows in TEST_ROWS[task_name].items():
+    for split, (_, rows) in TEST_SPLITS[task_name].items():
         place, name, official = task, split, None if source == "embedded" else rows
         if split == "ax" and source != "embedded":  # a data set of its own
             place, name = replace(task, name="ax"), "test"

@@ -103,15 +103,15 @@ def _train_and_record(
     assert steps is not None
     tokenizer, base = load_start(config)
     check_model(base, config, tokenizer.model_max_length)
+    _, encoder = count_trained(base, config.backbone)
+    model, driver = prepare(base, config, steps)
+    head, adapter = count_trained(model, config.backbone)
     length, folder = config.train.max_seq_length, tokens_dir(config)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, length, folder, f"{data.fingerprint} {split}")
         for split, frame in {"train": data.train, **data.validation}.items()
     ]
 
-    _, encoder = count_trained(base, config.backbone)
-    model, driver = prepare(base, config, steps)
-    head, adapter = count_trained(model, config.backbone)
     recorder = Recorder(data.task, {split: len(f) for split, f in data.validation.items()})
     eval_set = concatenate_datasets(eval_sets)
     trainer = build_trainer(
