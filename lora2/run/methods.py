@@ -1,4 +1,4 @@
-"""From a method's configuration to a model whose parameters of that method are trainable."""
+"""Build a method on an encoder: PEFT's configurations, checks of their arguments, drivers."""
 
 from __future__ import annotations
 

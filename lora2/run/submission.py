@@ -1,4 +1,4 @@
-"""Predictions on GLUE's test splits, in the files and the zip that the GLUE server takes."""
+"""Write predictions on GLUE's test splits, in the files and the zip of the GLUE server."""
 
 from __future__ import annotations
 
