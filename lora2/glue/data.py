@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -138,9 +139,13 @@ def _read(
         return read_hub(task, splits)
     if source == "folder":
         return dict(_read_file(Path(str(dir)) / task.name, split) for split in splits), None
-    frames = {f"embedded {task.name} {split}": make_split(task.name, split) for split in splits}
-    tables = {k: pa.Table.from_pandas(frame, preserve_index=False) for k, frame in frames.items()}
-    return tables, None
+    return {f"embedded {task.name} {split}": embedded(task.name, split) for split in splits}, None
+
+
+@functools.cache  # a worker performs many runs
+def embedded(task_name: str, split: str) -> pa.Table:
+    """Return a split of the embedded grammar."""
+    return pa.Table.from_pandas(make_split(task_name, split), preserve_index=False)
 
 
 def _read_file(folder: Path, split: str) -> tuple[str, pa.Table]:
