@@ -27,8 +27,7 @@ from lora2.run.model import (
     read_config,
 )
 from lora2.study.spec import load_study
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import jobs, load_table, narrow
+from lora2.sweep.table import jobs, load_profile, load_table, narrow
 from lora2.tuners.base import in_head
 from lora2.tuners.lora2.layer import Lora2Linear
 from tests.conftest import TINY
