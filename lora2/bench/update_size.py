@@ -21,8 +21,8 @@ from lora2.bench.step import Batch, Stepper
 from lora2.tuners.base import in_head
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora_xs.model import LoraXsLinear
-from lora2.tuners.sora.layer import SoraLinear
+from lora2.tuners.lora_xs import LoraXsLinear
+from lora2.tuners.sora import SoraLinear
 
 # What their get_delta_weight returns is added to the base weight. OFT's, say, is a rotation.
 _ADDING = (LoraLinear, SVDLinear, Lora2Linear, LoraXsLinear, SoraLinear)
