@@ -100,11 +100,13 @@ audit: $(READY)
 	$(PY) -m lora2.paper.audit
 
 # torch first: whatever depends on it must find the pinned build and not fetch another.
+# Byte-compiling all of it takes as long as installing it: Python compiles what it imports.
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 $(READY): requirements.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.txt)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt setuptools
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) $$(grep '^torch==' requirements.txt)
+	$(PIP) -r requirements.txt setuptools
+	$(PIP) --no-deps --no-build-isolation -e .
 	touch $(READY)
 
 clean:

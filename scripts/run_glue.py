@@ -13,9 +13,10 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from lora2.config.load import Resolved, resolve, run_name
+from lora2.config.load import Resolved, resolve
 from lora2.config.parse import overridden
 from lora2.config.problems import ConfigError
+from lora2.config.schema import run_name
 from lora2.hub import HubUnavailable, check_available
 from lora2.records.paths import lock_file, status_of
 from lora2.records.run_folder import hold_run

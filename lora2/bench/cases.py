@@ -34,8 +34,8 @@ from lora2.config.schema import RunConfig
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS
 from lora2.run.device import autocast
-from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
+from lora2.run.model import random_encoder, shaped
 from lora2.run.recorder import Recorder
 from lora2.run.trainer import build_trainer
 
@@ -66,7 +66,7 @@ INFERENCE_ROUNDS = 4  # for one of training: shorter, and of times that lie clos
 class Case:
     """An encoder with random weights and the batches that it is given."""
 
-    encoder: str  # a name of encoder_sizes.SHAPES
+    encoder: str  # a name of run.model.SHAPES
     layers: int | None  # None: the published number
     width: int | None  # None: the published hidden size
     batch: int  # sequences

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.bench.cli import PARTS, RESULTS
 from lora2.markup import grid
 from lora2.records.store import write_atomically
 
+RESULTS = Path("results/bench")
+PARTS = ("micro", "step", "driver")
 JUDGED = "deberta-v3-base"  # the targets of a step are stated at its width
 TARGETS = [  # text, part, row, column, at most on a processor, at most on a GPU
     ("Step of LoRA² k=8, time to LoRA r=8", "step", "lora2-k8", "ratio_to_lora", 1.05, 1.05),

@@ -29,8 +29,8 @@ from lora2.embedded import encoder_path, make_split
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run.device import autocast, use_matmul_precision
-from lora2.run.encoder_sizes import encoder_config, longest, random_encoder
 from lora2.run.methods import prepare
+from lora2.run.model import encoder_config, longest, random_encoder
 from lora2.run.trainer import build_optimizer
 
 STEPS = 100_000  # of the assumed training: no measurement gets to its last phase

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
-import hashlib
-import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +23,7 @@ from lora2.config.problems import (
     unknown,
     unknown_key,
 )
-from lora2.config.schedule import fit, total_steps, train_rows
-from lora2.config.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Train
+from lora2.config.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Train, build
 from lora2.glue.tasks import TASKS
 
 PATCH_KEYS = ("for", "seed", "method", "train")
@@ -36,6 +35,9 @@ CONDITIONS = {
     "method": [*METHODS, "peft"],
     "task": sorted(TASKS),
 }
+# Step counts of the published recipe, fitted to a run's length; evaluations never become rarer.
+FITTED = ("method.tinit", "method.tfinal", "method.deltaT", "train.warmup_steps")
+SHORTENED = ("train.eval_steps",)
 USUAL = {"protocol": "equal", "ranks": "paper"}
 Tree = dict[str, Any]
 
@@ -68,10 +70,14 @@ def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
         rows = train_rows(tree)
         steps = total_steps(tree["train"], rows)
         notes += fit(tree, published, set(typed), rows)
-        if steps is None and tree["data"]["source"] == "hub":
-            why = "the size of this training split is not known before loading"
-            problems.append(Problem("train.max_steps", None, "a number", why))
-    problems += check_combinations(_well_typed(tree, problems, steps, rows, _binding(list(typed))))
+    if tree["task"] in TASKS:
+        wrong = {".".join(problem.key.split(".")[:2]) for problem in problems}
+        values = {"task": tree["task"]}
+        for section in (*SECTIONS, "method"):
+            given = tree[section] if isinstance(tree[section], dict) else {}
+            keys = {f"{section}.{key}": value for key, value in given.items()}
+            values |= {key: value for key, value in keys.items() if key not in wrong}
+        problems += check_combinations(Checked(values, steps, rows, _binding(list(typed))))
     problems.raise_if_any()
     return Resolved(build(tree), notes, steps)
 
@@ -245,14 +251,10 @@ def check_types(tree: Tree) -> list[Problem]:
     """Return every key that is unknown or missing, and every value of a wrong type or range."""
     known = field_names(RunConfig)
     problems = [unknown_key(key, tree[key], known) for key in tree if key not in known]
-    kinds = {**SECTIONS, "method": METHODS.get(_name(tree["method"]), Peft)}
-    for section, kind in kinds.items():
+    name = tree["method"].get("name") if isinstance(tree["method"], dict) else None
+    for section, kind in {**SECTIONS, "method": METHODS.get(str(name), Peft)}.items():
         problems += check_section(section, kind, tree[section])
     return problems + check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
-
-
-def _name(method: Any) -> str:
-    return str(method.get("name")) if isinstance(method, dict) else ""
 
 
 def _binding(typed: list[str]) -> set[str]:
@@ -261,53 +263,62 @@ def _binding(typed: list[str]) -> set[str]:
     return set(typed) - {"train.eval_steps", "train.save_steps"}.intersection(typed[:cut])
 
 
-def _well_typed(
-    tree: Tree, problems: list[Problem], steps: int | None, rows: int | None, typed: set[str]
-) -> Checked:
-    wrong = {".".join(problem.key.split(".")[:2]) for problem in problems}
-    sections = {
-        name: {
-            key: value
-            for key, value in (tree[name].items() if isinstance(tree[name], dict) else ())
-            if f"{name}.{key}" not in wrong
-        }
-        for name in (*SECTIONS, "method")
-    }
-    return Checked(tree["task"], **sections, steps=steps, rows=rows, typed=typed)
+def train_rows(tree: Tree) -> int | None:
+    """Return how many training examples a run sees per epoch, or None when only loading tells.
 
-
-def build(tree: Tree) -> RunConfig:
-    """Return the typed configuration of a tree that was checked before (a run's config.yaml)."""
-    method_kind = METHODS.get(tree["method"]["name"], Peft)
-    sections = {section: kind(**tree[section]) for section, kind in SECTIONS.items()}
-    return RunConfig(**{**tree, **sections, "method": method_kind(**tree["method"])})
-
-
-def as_tree(config: RunConfig) -> Tree:
-    """Return the resolved configuration as plain nested dicts."""
-    return dataclasses.asdict(config)
-
-
-def config_hash(config: RunConfig) -> str:
-    """Return ten hex digits that name a run: sha256 of its configuration.
-
-    Where results are written and reported is left out, and so are keys that are None, so that a new
-    optional key does not rename the runs that do not use it. A warm start counts by its run's name.
+    Below one where more rows are to be held out than there are, which ``checks`` refuses. Nothing
+    on disk is read but the footer of a folder's subset file.
     """
-    tree = {key: value for key, value in as_tree(config).items() if key != "results"}
-    tree["train"]["report_to"] = None
-    if tree["backbone"]["warm_start"] is not None:
-        tree["backbone"]["warm_start"] = Path(tree["backbone"]["warm_start"]).name
-    text = json.dumps(_without_none(tree), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:10]
+    data, task = tree["data"], tree["task"]
+    rows: int | None = None
+    if data["source"] == "embedded":
+        from lora2.embedded.grammar import ROWS
+
+        rows = ROWS[task][0]
+    elif data["train"] == "train":
+        rows = TASKS[task].rows["train"]
+    elif data["source"] == "folder" and data["dir"]:
+        from pyarrow import ArrowException, parquet
+
+        path = Path(data["dir"]) / task / f"{data['train']}.parquet"
+        with contextlib.suppress(ArrowException, OSError):  # loading reports what is wrong
+            rows = int(parquet.read_metadata(path).num_rows)
+    if rows is None:
+        return None
+    return min(rows, data["train_rows"] or rows) - (data.get("holdout") or 0)
 
 
-def run_name(config: RunConfig) -> str:
-    """Return the run folder's name: task, method, seed and hash."""
-    return f"{config.task}-{config.method.name}-s{config.seed}-{config_hash(config)}"
+def total_steps(train: Tree, rows: int | None) -> int | None:
+    """Return the optimiser steps of a run: ``max_steps``, else epochs * ceil(rows / batch_size)."""
+    if train["max_steps"] is not None:
+        return int(train["max_steps"])
+    if rows is None:
+        return None
+    return max(1, math.ceil(train["num_train_epochs"] * math.ceil(rows / train["batch_size"])))
 
 
-def _without_none(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _without_none(value) for key, value in tree.items() if value is not None}
-    return tree
+def fit(tree: Tree, published: Tree, typed: set[str], rows: int | None) -> list[str]:
+    """Scale the step counts of ``tree`` in place to its own length; return a note for each.
+
+    ``published`` is the same tree before encoder and command line changed it: its step counts
+    belong to its own number of steps on the official training set. A key that was typed, or
+    changed since ``published``, is left as it is.
+    """
+    steps = total_steps(tree["train"], rows)
+    recipe = total_steps(published["train"], TASKS[published["task"]].rows["train"])
+    if steps is None or recipe is None:
+        return []
+    notes = []
+    for key in FITTED + SHORTENED:
+        section, name = key.split(".")
+        value = tree[section].get(name)
+        free = key not in typed and value == published[section].get(name)
+        if not free or not isinstance(value, int) or value < 1:
+            continue
+        length = min(steps, recipe) if key in SHORTENED else steps
+        if (fitted := max(1, value * length // recipe)) != value:
+            tree[section][name] = fitted
+            notes.append(
+                f"{key}: {value} -> {fitted} (for {recipe:,} steps, this run has {steps:,})"
+            )
+    return notes

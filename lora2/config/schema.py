@@ -1,4 +1,4 @@
-"""The typed schema of a run: every key, its type, its range and its unit.
+"""The typed schema of a run: every key, its type, its range and its unit; and a run's name.
 
 Values stand in configs/, keys only here. All classes refuse unknown keys and convert nothing
 silently (``"8"`` is not an integer).
@@ -6,6 +6,10 @@ silently (``"8"`` is not an integer).
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -37,7 +41,7 @@ checked = dataclass(config=ConfigDict(extra="forbid", strict=True), frozen=True,
 
 @checked
 class Train:
-    """How long and how fast; a step is one optimiser step, a batch is the effective one."""
+    """Length, rates and batches; a step is an optimiser step, a batch the effective batch."""
 
     learning_rate: Positive
     head_learning_rate: Positive | None  # None: the head learns at learning_rate
@@ -111,26 +115,19 @@ class Bitfit:
 
 
 @checked
-class Lora:
-    """PEFT's LoRA."""
+class Adapter:
+    """The keys of every method that adds matrices."""
 
-    name: Literal["lora"]
-    r: Count
+    name: Name
     lora_alpha: Positive
     lora_dropout: Fraction
     target_modules: Targets
 
 
 @checked
-class Adalora:
-    """PEFT's AdaLoRA; tinit, tfinal, deltaT in optimiser steps."""
+class Pruned(Adapter):
+    """The keys of ranks pruned to a budget; tinit, tfinal, deltaT in optimiser steps."""
 
-    name: Literal["adalora"]
-    init_r: Count
-    target_r: Count
-    lora_alpha: Positive
-    lora_dropout: Fraction
-    target_modules: Targets
     tinit: Steps
     tfinal: Steps
     deltaT: Count
@@ -140,14 +137,28 @@ class Adalora:
 
 
 @checked
-class Sora:
-    """Ours, after arXiv 2311.11696."""
+class Lora(Adapter):
+    """PEFT's LoRA."""
+
+    name: Literal["lora"]
+    r: Count
+
+
+@checked
+class Adalora(Pruned):
+    """PEFT's AdaLoRA."""
+
+    name: Literal["adalora"]
+    init_r: Count
+    target_r: Count
+
+
+@checked
+class Sora(Adapter):
+    """SoRA (arXiv 2311.11696), implemented here."""
 
     name: Literal["sora"]
     r: Count
-    lora_alpha: Positive
-    lora_dropout: Fraction
-    target_modules: Targets
     sparse_lambda: NonNegative
     xi: NonNegative  # threshold of the first stage
     xi_max: NonNegative | None  # threshold of the last stage; None: xi throughout
@@ -157,23 +168,14 @@ class Sora:
 
 
 @checked
-class Lora2:
-    """LoRA2; tinit, tfinal, deltaT in optimiser steps."""
+class Lora2(Pruned):
+    """LoRA2."""
 
     name: Literal["lora2"]
     r: Count
     k: Count
-    lora_alpha: Positive
-    lora_dropout: Fraction
-    target_modules: Targets
     init_std: Positive  # of the published start
     target_r: Count | None  # None: no pruning
-    tinit: Steps
-    tfinal: Steps
-    deltaT: Count
-    beta1: Fraction
-    beta2: Fraction
-    orth_reg_weight: NonNegative
     orthogonality: Literal["uv", "UV", "uv+UV", "PQ", "uv+UV+PQ", "none"]
     orth_squared: bool
     importance: Literal["factored", "full"]
@@ -182,14 +184,11 @@ class Lora2:
 
 
 @checked
-class LoraXs:
-    """Ours, after arXiv 2405.17604."""
+class LoraXs(Adapter):
+    """LoRA-XS (arXiv 2405.17604), implemented here."""
 
     name: Literal["lora_xs"]
     r: Count
-    lora_alpha: Positive
-    lora_dropout: Fraction
-    target_modules: Targets
     init_std: Positive
 
 
@@ -247,3 +246,40 @@ SECTIONS: dict[str, type] = {
     "data": Data,
     "results": Results,
 }
+
+
+def build(tree: dict[str, Any]) -> RunConfig:
+    """Return the typed configuration of a tree that was checked before (a run's config.yaml)."""
+    method_kind = METHODS.get(tree["method"]["name"], Peft)
+    sections = {section: kind(**tree[section]) for section, kind in SECTIONS.items()}
+    return RunConfig(**{**tree, **sections, "method": method_kind(**tree["method"])})
+
+
+def as_tree(config: RunConfig) -> dict[str, Any]:
+    """Return the resolved configuration as plain nested dicts."""
+    return dataclasses.asdict(config)
+
+
+def config_hash(config: RunConfig) -> str:
+    """Return ten hex digits that name a run: sha256 of its configuration.
+
+    Where results are written and reported is left out, and so are keys that are None, so that a new
+    optional key does not rename the runs that do not use it. A warm start counts by its run's name.
+    """
+    tree = {key: value for key, value in as_tree(config).items() if key != "results"}
+    tree["train"]["report_to"] = None
+    if tree["backbone"]["warm_start"] is not None:
+        tree["backbone"]["warm_start"] = Path(tree["backbone"]["warm_start"]).name
+    text = json.dumps(_without_none(tree), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def run_name(config: RunConfig) -> str:
+    """Return the run folder's name: task, method, seed and hash."""
+    return f"{config.task}-{config.method.name}-s{config.seed}-{config_hash(config)}"
+
+
+def _without_none(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _without_none(value) for key, value in tree.items() if value is not None}
+    return tree

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora2.config.load import run_name
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, run_name
 
 
 def run_dir(config: RunConfig) -> Path:

@@ -11,8 +11,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from pickle import UnpicklingError
 
-from lora2.config.load import run_name
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import flush_to_disk, hold
 from lora2.records.paths import lock_file, status
 

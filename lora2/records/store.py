@@ -16,9 +16,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora2.config.load import as_tree
 from lora2.config.parse import YamlError, parse_yaml
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, as_tree
 from lora2.records.files import replacing
 
 logger = logging.getLogger(__name__)

@@ -1,12 +1,18 @@
-"""What a run asks of this machine's device: checked before loading, fitted into its memory."""
+"""Check that this machine can do a run, fit the run to its memory, record device and code."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+import platform
+import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -15,34 +21,35 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.config.schema import RunConfig, Train
-from lora2.run.provenance import device_name, world_size
 
 logger = logging.getLogger(__name__)
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+PACKAGES = ("torch", "transformers", "peft", "datasets", "accelerate")
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class OutOfMemory(RuntimeError):
     """The device's memory does not hold the smallest part of a batch that can be tried."""
 
 
-def autocast(device: str, precision: str) -> AbstractContextManager[object]:
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
     """Return the context of a forward pass in a run's ``train.precision``."""
     kind = AUTOCAST.get(precision)
-    return torch.autocast(device, kind) if kind else nullcontext()
+    return torch.autocast(device, kind) if kind else contextlib.nullcontext()
 
 
 def use_matmul_precision(config: RunConfig) -> None:
     """Set how this process multiplies float32 matrices: in TF32 only if ``train.tf32`` is set.
 
-    A worker does many runs, so each sets what the one before may have changed.
+    A worker performs many runs, so each run sets it again.
     """
     wanted = "high" if config.train.tf32 else "highest"
-    if torch.get_float32_matmul_precision() != wanted:
+    if torch.get_float32_matmul_precision() != wanted:  # setting it may warn
         torch.set_float32_matmul_precision(wanted)
 
 
 def check_device(config: RunConfig) -> None:
-    """Refuse what this machine lacks: precisions of its device, and trackers.
+    """Refuse precisions that this machine's device lacks, and trackers that are not installed.
 
     Raises:
         ConfigError: naming every key at fault and what to type.
@@ -81,9 +88,8 @@ def _precision_problems(train: Train) -> Iterator[Problem]:
 def _has_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Other processors emulate it, which is slower than fp32.
-    processor = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return bool(is_torch_bf16_gpu_available()) or processor
+    # Processors without the instructions emulate it, which is slower than fp32.
+    return is_torch_bf16_gpu_available() or bool(torch.cpu.get_capabilities().get("avx512_bf16"))
 
 
 def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None]) -> None:
@@ -99,34 +105,83 @@ def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None
         OutOfMemory: one example does not fit, or several processes train together, of which one
             cannot change its part alone.
     """
-    effective, note = requested, ""
+    train, note = requested.train, ""
     while True:
         try:
-            return attempt(effective, note)
+            return attempt(dataclasses.replace(requested, train=train), note)
         except RuntimeError as error:
-            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
+            if not should_reduce_batch_size(error):
                 raise
-            size = _micro_batch(effective.train)
-            note = f"{note}, {size}" if note else f"out of memory at micro-batch {size}"
-            effective = dataclasses.replace(effective, train=_smaller(effective.train, error))
-        logger.warning("%s, now %d", note, effective.train.micro_batch_size)
+            micro = train.micro_batch_size or train.batch_size // world_size()
+            halves = [n for n in range(1, micro // 2 + 1) if train.batch_size % n == 0]
+            if world_size() > 1 or not halves:
+                why = str(error).splitlines()[0]
+                parts = f"train.micro_batch_size={halves[-1]}, " if halves else ""
+                raise OutOfMemory(
+                    f"out of memory with {micro} examples per device and pass ({why}): set {parts}"
+                    "a smaller train.max_seq_length, or use a smaller encoder or a larger device"
+                ) from error
+        note = f"{note}, {micro}" if note else f"out of memory at micro-batch {micro}"
+        evaluated = max(1, train.eval_batch_size // 2)
+        train = dataclasses.replace(train, micro_batch_size=halves[-1], eval_batch_size=evaluated)
+        logger.warning("%s, now %d", note, train.micro_batch_size)
         clear_device_cache(garbage_collection=True)  # after the error, which holds the old model
 
 
-def _smaller(train: Train, error: RuntimeError) -> Train:
-    micro = _micro_batch(train)
-    halves = [n for n in range(1, micro // 2 + 1) if train.batch_size % n == 0]
-    if world_size() > 1 or not halves:
-        why = str(error).splitlines()[0]
-        parts = f"train.micro_batch_size={halves[-1]}, " if halves else ""
-        raise OutOfMemory(
-            f"out of memory with {micro} examples per device and pass ({why}): set {parts}a "
-            "smaller train.max_seq_length, or use a smaller encoder or a larger device"
-        ) from error
-    return dataclasses.replace(
-        train, micro_batch_size=halves[-1], eval_batch_size=max(1, train.eval_batch_size // 2)
-    )
+def provenance() -> dict[str, str | bool]:
+    """Return commit, dirty, device and versions; an installed package has no commit.
+
+    Results are outputs, not code: changes under results/ do not make a tree dirty.
+    """
+    try:
+        commit = _git("rev-parse", "HEAD")[:12]
+        dirty = bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":!results"))
+    except (OSError, subprocess.CalledProcessError):
+        commit, dirty = "", False
+    versions = {package: version(package) for package in PACKAGES}
+    origin = {"commit": commit, "dirty": dirty, "device": device_name()}
+    return {**origin, "python": platform.python_version(), **versions}
 
 
-def _micro_batch(train: Train) -> int:
-    return train.micro_batch_size or train.batch_size // world_size()
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(REPOSITORY), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def device_name(kind: str | None = None) -> str:
+    """Return the accelerator's name, or the processor's architecture and threads.
+
+    ``kind`` is ``cuda`` or ``cpu``; None takes an accelerator where there is one.
+    """
+    if kind != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
+
+
+def forget_peak_memory() -> None:
+    """Reset ``peak_memory_mb``: a worker performs many runs in one process.
+
+    Where the system cannot (macOS, a kernel that forbids it) an earlier run's peak stays.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory held so far in MiB: on the GPU, else the process's resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def world_size() -> int:
+    """Return the number of processes that ``accelerate launch`` started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process of a launch that writes."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,4 +1,4 @@
-"""From a method's configuration to a model whose right parameters are trainable."""
+"""Build a method on an encoder: PEFT's configurations, checks of their arguments, drivers."""
 
 from __future__ import annotations
 
@@ -10,42 +10,29 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import (
-    AdaLoraConfig,
-    AdaLoraModel,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    PeftType,
-    get_peft_model,
-)
+from peft import AdaLoraConfig, AdaLoraModel, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
 from transformers import PreTrainedModel
 
 import lora2
-from lora2.config.checks import EncoderSizes, check_encoder
-from lora2.config.load import as_tree
+from lora2.config.checks import check_encoder
 from lora2.config.problems import ConfigError, Problem, unknown
 from lora2.config.schema import (
     Adalora,
     Backbone,
     Bitfit,
     Full,
-    Lora,
     Lora2,
-    LoraXs,
     Peft,
     RunConfig,
     Sora,
-    Train,
+    as_tree,
 )
+from lora2.records.store import flatten
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
-from lora2.tuners.lora2 import Lora2Config
-from lora2.tuners.lora_xs import LoraXsConfig
-from lora2.tuners.sora import SoraConfig
 
 # Arguments of PEFT's config classes that every run sets.
 SET_BY_US = {
@@ -64,7 +51,7 @@ UNSERVED = {
     "monteclora_config": "MonteCLoRA's loss term would not be added",
     "arrow_config": "Arrow routes between trained adapters, and a run trains one",
 }
-DATA_STARTS = ("eva", "corda", "lora_ga")  # of init_lora_weights
+PER_TYPE = {"ADALORA": dict.fromkeys(("r", "rank_pattern"), "use init_r and target_r")}
 LONGEST = 100_000_000  # steps of a run, as the schema allows
 RANKS = ("r", "init_r", "target_r", "rank")
 
@@ -129,18 +116,15 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
         ConfigError: naming every name of a module that matches nothing, every rank too high, and a
             length that the encoder cannot read.
     """
-    modules, encoder = dict(model.named_modules()), model.config
-    sizes = EncoderSizes(encoder.model_type, int(encoder.hidden_size), tokens)
-    method, length = as_tree(config)["method"], config.train.max_seq_length
-    problems = list(check_encoder(config.task, method, length, sizes))
-    problems += _targets(modules, config)
+    encoder = model.config
+    sizes = {"model_type": encoder.model_type, "width": encoder.hidden_size, "tokens": tokens}
+    problems = list(check_encoder(flatten(as_tree(config)), sizes))
+    problems += _targets(dict(model.named_modules()), config)
     inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
-    children = {**dict(inner.named_children()), **dict(model.named_children())}
     heads = [
         name
-        for name, child in children.items()
-        if child is not inner and name not in ("embeddings", "encoder")
-        if next(child.parameters(), None) is not None
+        for name, child in {**dict(inner.named_children()), **dict(model.named_children())}.items()
+        if child is not inner and name not in ("embeddings", "encoder") and [*child.parameters()]
     ]
     problems += [
         unknown("backbone.head_modules", name, heads, "no module of the encoder's head")
@@ -180,51 +164,22 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     """Return the PEFT configuration of any method but ``full`` and ``bitfit``.
 
     ``steps`` is the run's number of optimiser steps, None before it is known (``Peft`` only).
+
+    Raises:
+        ConfigError: PEFT does not know the type or an argument of ``Peft``, or refuses a value.
     """
     method, backbone = config.method, config.backbone
-    if isinstance(method, Peft):
-        return _any_peft_config(method, backbone, steps)
-    assert steps is not None
-    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    del values["name"]
-    values |= {
-        "target_modules": target_pattern(values["target_modules"], backbone),
-        "modules_to_save": list(backbone.head_modules),
-        "task_type": "SEQ_CLS",
-    }
-    if isinstance(method, Lora):
-        return LoraConfig(**values)
-    if isinstance(method, Adalora):
-        if method.target_r == method.init_r:
-            values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
-        return AdaLoraConfig(**values, total_step=steps)
-    if isinstance(method, Lora2):
-        del values["lambda_lr_ratio"]  # the optimiser's
-        values["init_weights"] = method.init_weights or True
-        return Lora2Config(**values, total_step=steps)
-    if isinstance(method, Sora):
-        values["gate_lr"] = method.gate_lr or config.train.learning_rate
-        values["gate_warmup_ratio"] = warmup_share(config.train, steps)
-        return SoraConfig(**values)
-    assert isinstance(method, LoraXs)
-    return LoraXsConfig(**values)
-
-
-def warmup_share(train: Train, steps: int) -> float:
-    """Return the share of the run's steps in which the learning rate rises."""
-    return min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
-
-
-def _any_peft_config(method: Peft, backbone: Backbone, steps: int | None) -> PeftConfig:
-    kind = method.type.upper()
     lora2.register()
-    known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
-    if kind not in known:
-        raise ConfigError([unknown("method.type", method.type, known, name=kind)])
+    if isinstance(method, Peft):
+        kind, args = method.type.upper(), method.args
+        known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
+        if kind not in known:
+            raise ConfigError([unknown("method.type", method.type, known, name=kind)])
+        if problems := list(_wrong_arguments(kind, PEFT_TYPE_TO_CONFIG_MAPPING[kind], method)):
+            raise ConfigError(problems)
+    else:
+        kind, args = method.name.upper(), _own_arguments(config, steps)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
-    problems = list(_wrong_arguments(kind, config_class, method))
-    if problems:
-        raise ConfigError(problems)
     fields = {field.name for field in dataclasses.fields(config_class)}
     values: dict[str, Any] = {"task_type": "SEQ_CLS"}
     if "modules_to_save" in fields:
@@ -234,13 +189,29 @@ def _any_peft_config(method: Peft, backbone: Backbone, steps: int | None) -> Pef
     if "total_step" in fields:
         values["total_step"] = LONGEST if steps is None else steps
     try:
-        adapter = config_class(**{**values, **method.args})
+        adapter = config_class(**{**values, **args})
     except (TypeError, ValueError) as error:
-        raise ConfigError([Problem("method.args", method.args, str(error))]) from error
-    problems = list(_wrong_schedule(adapter, steps))
-    if problems:
+        raise ConfigError([Problem("method.args", args, str(error))]) from error
+    if problems := list(_wrong_schedule(adapter, steps)):
         raise ConfigError(problems)
     return adapter
+
+
+def _own_arguments(config: RunConfig, steps: int | None) -> dict[str, Any]:
+    """Return the arguments of a method with a section of its own in ``config/schema.py``."""
+    method, train = config.method, config.train
+    others = ("name", "target_modules", "lambda_lr_ratio")  # the last is the optimiser's
+    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    values = {key: value for key, value in values.items() if key not in others}
+    if isinstance(method, Adalora) and method.target_r == method.init_r:
+        values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
+    if isinstance(method, Lora2):
+        values["init_weights"] = method.init_weights or True
+    if isinstance(method, Sora):  # its gates follow the schedule of the learning rate
+        assert steps is not None
+        share = min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
+        values |= {"gate_lr": method.gate_lr or train.learning_rate, "gate_warmup_ratio": share}
+    return values
 
 
 def _wrong_schedule(adapter: PeftConfig, steps: int | None) -> Iterator[Problem]:
@@ -264,38 +235,31 @@ def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) ->
     if targets is not None and "target_modules" not in fields:
         yield Problem("method.target_modules", targets, f"null: {kind} adapts no chosen modules")
     for key, value in method.args.items():
-        allowed = None
-        if key in SET_BY_US:
-            yield Problem(f"method.args.{key}", value, wrong=SET_BY_US[key])
-        elif kind == "ADALORA" and key in ("r", "rank_pattern"):
-            yield Problem(f"method.args.{key}", value, wrong="use init_r and target_r")
-        elif key in UNSERVED and value:
-            yield Problem(f"method.args.{key}", value, wrong=UNSERVED[key])
-        elif key == "init_lora_weights" and value in DATA_STARTS:
-            yield Problem(f"method.args.{key}", value, wrong=UNSERVED[f"{value}_config"])
+        unserved = f"{value}_config" if key == "init_lora_weights" else key
+        wrong = SET_BY_US.get(key) or PER_TYPE.get(kind, {}).get(key)
+        wrong = wrong or (UNSERVED.get(unserved, "") if value else "")
+        allowed = "" if wrong or key not in fields else _allowed(kind, key, types[key], value)
+        if key == "target_modules" and targets is not None:
+            allowed = f"nothing beside method.target_modules, which is {targets}"
+        if wrong or allowed:
+            yield Problem(f"method.args.{key}", value, allowed, wrong)
         elif key not in fields:
             names = fields - SET_BY_US.keys()
             yield unknown(f"method.args.{key}", value, names, f"unknown to {kind}", str(key))
-        elif key == "target_modules" and targets is not None:
-            allowed = f"nothing beside method.target_modules, which is {targets}"
-        elif not _fits(types[key], value):
-            allowed = f"{kind} takes {inspect.formatannotation(types[key])}"
-        elif key in RANKS and isinstance(value, int) and value < 1:
-            allowed = "at least 1"
-        elif key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
-            allowed = "at least 0 and less than 1"
-        if allowed is not None:
-            yield Problem(f"method.args.{key}", value, allowed)
 
 
-def _fits(annotation: Any, value: Any) -> bool:
-    """Tell whether ``value`` is of a field's type, as far as pydantic knows that type."""
-    if "[number" in str(annotation):  # stands for any: Literal['pissa_niter_[number of iters]']
-        return True
+def _allowed(kind: str, key: str, annotation: Any, value: Any) -> str:
+    """Return what a field of a config class allows instead of ``value``, "" if it allows that."""
+    placeholder = "[number" in str(annotation)  # Literal['pissa_niter_[number of iters]']: any
     try:
-        TypeAdapter(annotation).validate_python(value, strict=True)
+        if not placeholder:
+            TypeAdapter(annotation).validate_python(value, strict=True)
     except ValidationError:
-        return False
+        return f"{kind} takes {inspect.formatannotation(annotation)}"
     except PydanticUserError:
-        return True
-    return True
+        pass  # a type that pydantic does not know
+    if key in RANKS and isinstance(value, int) and value < 1:
+        return "at least 1"
+    if key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
+        return "at least 0 and less than 1"
+    return ""

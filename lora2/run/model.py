@@ -1,18 +1,18 @@
-"""An encoder with a classification head: loaded, counted, and loaded again after its run."""
+"""Load an encoder with a new head, draw one by its shape alone, or reload a finished run."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,10 +24,9 @@ from transformers import (
 )
 
 import lora2
-from lora2.config.load import build
 from lora2.config.parse import parse_yaml
 from lora2.config.problems import ConfigError, Problem
-from lora2.config.schema import Backbone, Method, Peft, RunConfig
+from lora2.config.schema import Backbone, Method, Peft, RunConfig, build
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
 from lora2.hub import offline_reason, ways_out
@@ -36,6 +35,10 @@ from lora2.records.store import link_in
 from lora2.tuners.base import in_head
 
 PROBE = "the man was in a house"
+# From the config.json of each published encoder.
+_FILE = resources.files("lora2.config") / "encoder_shapes.json"
+SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
+HEAD_WIDTH = 64  # of one attention head, in every shape but MiniLM's
 
 
 class BackboneError(RuntimeError):
@@ -65,6 +68,7 @@ def load_backbone(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         config = AutoConfig.from_pretrained(path, **options)
+        _check_tokenizer(tokenizer, config)
         set_labels(config, task)
         if cls_dropout is not None:
             deberta = config.model_type.startswith("deberta")
@@ -86,12 +90,11 @@ def load_backbone(
         why = f"{reason}; {error}" if reason else str(error)
         hint = ways_out([(path, "model")])
         raise BackboneError(f"the encoder {path} could not be loaded: {why}\n{hint}") from error
-    _check_tokenizer(path, tokenizer, config)
     return tokenizer, model
 
 
 def set_labels(config: PreTrainedConfig, task: Task, problem_type: str | None = None) -> None:
-    """Give an encoder's configuration the task's labels in place of its own.
+    """Replace the labels in an encoder's configuration by the task's.
 
     Without ``problem_type`` the model takes it from the number of labels and their type.
     """
@@ -104,7 +107,7 @@ def set_labels(config: PreTrainedConfig, task: Task, problem_type: str | None = 
 def _replace_head(
     model: PreTrainedModel, report: Mapping[str, Any], kinds: dict[str, Any]
 ) -> tuple[str, ...]:
-    """Draw a new head in place of one that came with the encoder; return the mark of that."""
+    """Replace a head that came with the encoder by a new one; return the mark that says so."""
     encoder = f"{model.base_model_prefix}."
     misfits = [name for name, *_ in report["mismatched_keys"] if name.startswith(encoder)]
     if misfits:
@@ -118,31 +121,21 @@ def _replace_head(
     return ("the encoder was a classifier before; its head was replaced by a new one",)
 
 
-def _check_tokenizer(
-    path: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
-) -> None:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
     """Refuse a tokenizer without its files, or of another encoder.
 
     From a folder without a vocabulary transformers makes one to which every word is unknown.
     """
     tokens = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
-    size = max(tokenizer.get_vocab().values()) + 1
     if not set(tokens) - {tokenizer.unk_token_id}:
-        why = f"its tokenizer knows none of the words {PROBE!r}: are its files there?"
-    elif size > config.vocab_size:
-        why = (
-            f"its tokenizer has {size:,} tokens and its weights {config.vocab_size:,}: are they "
-            "of two encoders?"
-        )
-    else:
-        return
-    hint = ways_out([(path, "model")])
-    raise BackboneError(f"the encoder {path} cannot be used: {why}\n{hint}")
+        raise ValueError(f"its tokenizer knows none of the words {PROBE!r}: are its files there?")
+    size = max(tokenizer.get_vocab().values()) + 1
+    if size > config.vocab_size:
+        weights = f"{config.vocab_size:,}: are they of two encoders?"
+        raise ValueError(f"its tokenizer has {size:,} tokens and its weights {weights}")
 
 
-def load_start(
-    config: RunConfig,
-) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+def load_start(config: RunConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load what a run starts from: its encoder, or that of the run in ``backbone.warm_start``.
 
     The head is drawn from ``config.seed`` in both cases.
@@ -176,28 +169,13 @@ def load_start(
     return tokenizer, base
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """Numbers of parameters (scalars, not bytes)."""
-
-    adapter: int  # trainable outside the head, at the start
-    head: int  # classifier (and pooler), trained in full by every method
-    encoder: int  # the frozen or fully trained encoder itself
-
-
-def count_encoder(base: nn.Module, backbone: Backbone) -> int:
-    """Count the parameters outside the head, before any method was applied."""
-    named = base.named_parameters()
-    return sum(p.numel() for name, p in named if not in_head(name, backbone.head_modules))
-
-
-def count_start(model: nn.Module, backbone: Backbone, encoder: int) -> Counts:
-    """Count a prepared model before training; nothing is pruned yet."""
-    sizes = {True: 0, False: 0}  # in the head, outside
+def count_trained(model: nn.Module, backbone: Backbone) -> tuple[int, int]:
+    """Count the numbers that are trained: in the head (classifier and pooler), and outside it."""
+    sizes = {True: 0, False: 0}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             sizes[in_head(name, backbone.head_modules)] += parameter.numel()
-    return Counts(adapter=sizes[False], head=sizes[True], encoder=encoder)
+    return sizes[True], sizes[False]
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -232,8 +210,6 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     config = read_config(folder)
     adapter = folder / "adapter"
     is_peft = (adapter / "adapter_config.json").is_file()
-    if is_peft:
-        _check_adapter_config(adapter / "adapter_config.json", config.method)
     path = adapter / ("adapter_model.safetensors" if is_peft else "trainable.safetensors")
     try:
         saved = load_file(path)
@@ -241,42 +217,90 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
         raise ValueError(f"{path} cannot be read: {error}; repeat the run") from error
     tokenizer, base = load_start(config)  # backbone.random_init draws the same encoder again
     set_labels(base.config, TASKS[config.task], TASKS[config.task].problem_type)
-    if not is_peft:
-        _check_shapes(adapter, saved, {name: base.state_dict().get(name) for name in saved})
-        base.load_state_dict(saved, strict=False)
-        return tokenizer, base.eval()
     try:
-        model = PeftModel.from_pretrained(base, str(adapter))
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        model, odd = base, set[str]()
+        if is_peft:
+            model = _load_adapter(base, adapter, config.method)
+            odd = saved.keys() ^ get_peft_model_state_dict(model).keys()
+        else:
+            odd |= {*base.load_state_dict(saved, strict=False).unexpected_keys}
+        if odd:
+            raise ValueError(f"{min(odd)} is in the file or in the model, but not in both")
+    except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise _mismatch(adapter, why) from error
-    _check_shapes(adapter, saved, get_peft_model_state_dict(model))
+        wrong = "is damaged, or was saved from another encoder or method"
+        raise ValueError(f"{adapter} (adapter_config.json, weights) {wrong}: {why}") from error
     return tokenizer, model.eval()
 
 
-def _check_adapter_config(path: Path, method: Method) -> None:
-    """Refuse an adapter of another type than the run's: some types name more folders to load."""
+def _load_adapter(base: PreTrainedModel, adapter: Path, method: Method) -> PeftModel:
+    """Load an adapter of the run's own type: some types name more folders to load."""
+    config = PeftConfig.from_pretrained(str(adapter))
     expected = (method.type if isinstance(method, Peft) else method.name).upper()
-    try:
-        peft_type = json.loads(path.read_text(encoding="utf-8"))["peft_type"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} is no configuration of an adapter: {error}") from error
-    if peft_type != expected:
-        raise ValueError(f"{path} is of a {peft_type} adapter, but its run trained {expected}")
+    if config.peft_type != expected:
+        raise ValueError(f"an adapter of type {config.peft_type} in a run of {expected}")
+    return PeftModel.from_pretrained(base, str(adapter), config=config)
 
 
-def _check_shapes(
-    adapter: Path, saved: Mapping[str, Tensor], model: Mapping[str, Tensor | None]
-) -> None:
-    """Refuse saved parameters that the model lacks, and parameters of the model not saved."""
-    for name in sorted(saved.keys() | model.keys()):
-        in_file, in_model = (
-            "missing" if tensor is None else str(tuple(tensor.shape))
-            for tensor in (saved.get(name), model.get(name))
+def shaped(name: str, layers: int | None = None, width: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of a published encoder, with other layers or width if given.
+
+    ``width`` is the hidden size, a multiple of 64; the feed-forward layer stays four times as wide
+    and an attention head 64 wide.
+
+    Raises:
+        KeyError: no such shape.
+        ValueError: a width that gives no whole number of heads.
+    """
+    values = dict(SHAPES[name])
+    if layers is not None:
+        values["num_hidden_layers"] = layers
+    if width is not None:
+        if width < HEAD_WIDTH or width % HEAD_WIDTH:
+            raise ValueError(f"width={width} (allowed: a multiple of {HEAD_WIDTH})")
+        values |= {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_attention_heads": width // HEAD_WIDTH,
+        }
+        if "pooler_hidden_size" in values:
+            values["pooler_hidden_size"] = width
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def encoder_config(backbone: Backbone) -> PreTrainedConfig:
+    """Return the encoder's configuration from its folder, the package, or the shapes above.
+
+    Raises:
+        LookupError: an encoder of which neither a folder nor the shape is here.
+    """
+    if backbone.path is None:
+        return AutoConfig.from_pretrained(encoder_path(backbone.name))
+    folder = Path(backbone.path).expanduser()
+    if (folder / "config.json").is_file():
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if backbone.name not in SHAPES:
+        raise LookupError(
+            f"the shape of {backbone.name} is not available: give backbone.path=DIR with its "
+            "config.json"
         )
-        if in_file != in_model or in_file == "missing":
-            raise _mismatch(adapter, f"{name} is {in_file} in the file and {in_model} in the model")
+    return shaped(backbone.name)
 
 
-def _mismatch(adapter: Path, why: str) -> ValueError:
-    return ValueError(f"{adapter} was saved from another encoder or method: {why}")
+def random_encoder(
+    config: PreTrainedConfig, num_labels: int = 2, attention: str | None = None
+) -> PreTrainedModel:
+    """Return a classifier with weights drawn from torch's generator.
+
+    ``attention`` is transformers' name of an implementation; None takes the encoder's default.
+    """
+    config.num_labels = num_labels
+    kinds = {} if attention is None else {"attn_implementation": attention}
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **kinds)
+
+
+def longest(config: PreTrainedConfig, wanted: int) -> int:
+    """Return ``wanted`` tokens, or as many as the encoder has positions for."""
+    # RoBERTa's positions start after the padding token's.
+    room = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
+    return min(wanted, room)

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState
-from transformers.training_args import TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainerState
 
 from lora2.glue.metrics import NonFinitePredictionsError, compute_splits, decide
 from lora2.glue.tasks import Task, score
 from lora2.records.files import flush_to_disk
 from lora2.records.run_folder import LAST_FILE, keep_checkpoint
+
+PLAIN = ("history", "train_seconds", "timed_steps", "loss")  # saved as JSON
 
 
 class Diverged(RuntimeError):
@@ -36,21 +37,18 @@ class Recorder(TrainerCallback):
     def __init__(self, task: Task, lengths: Mapping[str, int]):
         self.task, self.lengths = task, dict(lengths)
         self.history: list[dict[str, float]] = []
-        self.best: np.ndarray | None = None  # (n,) predictions of the best evaluation
-        self.last: np.ndarray | None = None  # (n,)
+        self.best = self.last = np.empty(0)  # (n,) predictions of the best and last evaluation
         self.train_seconds = 0.0  # optimiser steps only: no evaluation, no checkpoint
         self.timed_steps = 0
+        self.loss = math.nan  # mean of training since the last log
         self._step_started = 0.0
-        self._loss = math.nan
         self._step = 0  # the current optimiser step, from 1
         self._losses: list[tuple[int, Tensor]] = []  # since the last log; on their device
 
     def compute_metrics(self, evaluation: EvalPrediction) -> dict[str, float]:
-        """Metrics of one evaluation (fractions) and "score" (percent points, the paper's rule)."""
-        outputs = evaluation.predictions
-        outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+        """Return an evaluation's metrics (fractions) and "score" (percent points, the paper's)."""
         try:
-            self.last = decide(self.task, outputs)  # (n, num_labels) -> (n,)
+            self.last = decide(self.task, evaluation.predictions)  # (n, num_labels) -> (n,)
         except NonFinitePredictionsError as error:
             raise Diverged(f"evaluation after step {self._step}: {error}") from error
         metrics = compute_splits(self.task, self.last, evaluation.label_ids, self.lengths)
@@ -60,16 +58,12 @@ class Recorder(TrainerCallback):
     def best_row(self) -> dict[str, float]:
         return max(self.history, key=lambda row: row["score"])
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         kwargs["model"].register_forward_hook(self._watch)
         if state.global_step > 0:
             self._load(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LAST_FILE)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._step_started = time.perf_counter()
         self._step = state.global_step + 1
 
@@ -78,9 +72,7 @@ class Recorder(TrainerCallback):
         if model.training and isinstance(loss := getattr(output, "loss", None), Tensor):
             self._losses.append((self._step, loss.detach()))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available() and (control.should_evaluate or control.should_save):
             torch.cuda.synchronize()  # what is still queued belongs to training, not to evaluation
         self.train_seconds += time.perf_counter() - self._step_started
@@ -89,43 +81,28 @@ class Recorder(TrainerCallback):
             # The run folder comes next. From a checkpoint here a Trainer would take one step more.
             control.should_save = False
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if logs and "loss" in logs:
-            self._loss = float(logs["loss"])
-            losses, self._losses = self._losses, []
-            if not math.isfinite(self._loss):
-                bad = [step for step, loss in losses if not math.isfinite(loss)]
-                step = bad[0] if bad else state.global_step
-                raise Diverged(
-                    f"the training loss is {self._loss} at step {step}: try a lower "
-                    "train.learning_rate, or train.precision=fp32"
-                )
+    def on_log(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        if "loss" not in kwargs["logs"]:
+            return
+        self.loss = float(kwargs["logs"]["loss"])
+        losses, self._losses = self._losses, []
+        if not math.isfinite(self.loss):
+            bad = (step for step, loss in losses if not math.isfinite(loss))
+            raise Diverged(
+                f"the training loss is {self.loss} at step {next(bad, state.global_step)}: try a "
+                "lower train.learning_rate, or train.precision=fp32"
+            )
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        metrics = kwargs["metrics"]
         names = (*self.task.metric_names, "score", "loss")
         row = {"step": state.global_step, "epoch": float(state.epoch or 0)}
         row |= {f"eval_{n}" if n == "loss" else n: metrics[f"eval_{n}"] for n in names}
         if not self.history or row["score"] > self.best_row["score"]:
             self.best = self.last
-        self.history.append(row | {"train_loss": self._loss})
+        self.history.append(row | {"train_loss": self.loss})
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its random state
         if state.is_world_process_zero:
@@ -135,27 +112,13 @@ class Recorder(TrainerCallback):
             keep_checkpoint(folder.parent, folder)
 
     def _save(self, path: Path) -> None:
-        plain = {
-            "history": self.history,
-            "train_seconds": self.train_seconds,
-            "timed_steps": self.timed_steps,
-            "loss": self._loss,
-        }
-        empty = np.empty(0)
+        plain = {name: getattr(self, name) for name in PLAIN}
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(
-            temporary,
-            plain=np.array(json.dumps(plain)),
-            best=empty if self.best is None else self.best,
-            last=empty if self.last is None else self.last,
-        )
+        np.savez(temporary, plain=np.array(json.dumps(plain)), best=self.best, last=self.last)
         os.replace(temporary, path)
 
     def _load(self, path: Path) -> None:
         with np.load(path, allow_pickle=False) as saved:
-            plain = json.loads(str(saved["plain"]))
-            self.best = saved["best"] if len(plain["history"]) else None
-            self.last = saved["last"] if len(plain["history"]) else None
-        self.history = plain["history"]
-        self.train_seconds, self.timed_steps = plain["train_seconds"], plain["timed_steps"]
-        self._loss = plain["loss"]
+            self.best, self.last, plain = saved["best"], saved["last"], str(saved["plain"])
+        for name, value in json.loads(plain).items():
+            setattr(self, name, value)

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer
 
-from lora2.config.load import config_hash, run_name
+from lora2.config.load import total_steps
 from lora2.config.problems import ConfigError
-from lora2.config.schedule import total_steps
-from lora2.config.schema import Peft, RunConfig
+from lora2.config.schema import Peft, RunConfig, config_hash, run_name
 from lora2.glue.data import GlueData, load_task
 from lora2.glue.tasks import Task
 from lora2.records import store
@@ -33,15 +32,17 @@ from lora2.records.run_folder import (
     publish,
     remove_checkpoints,
 )
-from lora2.run.device import check_device, use_matmul_precision, within_memory
-from lora2.run.methods import check_model, peft_config, prepare
-from lora2.run.model import Counts, count_encoder, count_start, load_start, set_labels
-from lora2.run.provenance import (
+from lora2.run.device import (
+    check_device,
     forget_peak_memory,
     is_main_process,
     peak_memory_mb,
     provenance,
+    use_matmul_precision,
+    within_memory,
 )
+from lora2.run.methods import check_model, peft_config, prepare
+from lora2.run.model import count_trained, load_start, set_labels
 from lora2.run.recorder import Diverged, Recorder
 from lora2.run.trainer import build_trainer, tokenize_once
 
@@ -61,36 +62,26 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
     """
     if isinstance(requested.method, Peft):
         peft_config(requested, None)  # only PEFT can check its arguments: before loading anything
+    folder, work = run_dir(requested), work_dir(requested)
     if status_of(requested) == "finished":
-        logger.info("%s is finished already", run_dir(requested))
-        return run_dir(requested)
+        logger.info("%s is finished already", folder)
+        return folder
     check_device(requested)
     with explain_full_disk(Path(requested.results.dir)):
         try:
             within_memory(requested, partial(_train_and_record, requested, progress))
         except ConfigError:
             raise
-        except Diverged as error:
-            record_failure(requested, "diverged", error)
-            _remove_checkpoints(requested)
-            raise
         except Exception as error:
-            _keep_newest_checkpoint(requested)
+            diverged = isinstance(error, Diverged)
             if not is_disk_full(error):  # such a run resumes when there is space again
-                record_failure(requested, "failed", error)
+                record_failure(requested, "diverged" if diverged else "failed", error)
+            if is_main_process():
+                keep_checkpoint(work, None if diverged else newest_checkpoint(work))
             raise
-        _remove_checkpoints(requested)
-    return run_dir(requested)
-
-
-def _remove_checkpoints(config: RunConfig) -> None:
-    if is_main_process():
-        remove_checkpoints(work_dir(config))
-
-
-def _keep_newest_checkpoint(config: RunConfig) -> None:
-    if is_main_process():
-        keep_checkpoint(work_dir(config), newest_checkpoint(work_dir(config)))
+        if is_main_process():
+            remove_checkpoints(work)
+    return folder
 
 
 def _train_and_record(
@@ -102,7 +93,8 @@ def _train_and_record(
     then says so on the row.
     """
     config, work = effective, work_dir(requested)
-    _keep_newest_checkpoint(requested)
+    if is_main_process():
+        keep_checkpoint(work, newest_checkpoint(work))
     forget_peak_memory()
     use_matmul_precision(config)
 
@@ -111,15 +103,15 @@ def _train_and_record(
     assert steps is not None
     tokenizer, base = load_start(config)
     check_model(base, config, tokenizer.model_max_length)
+    _, encoder = count_trained(base, config.backbone)
+    model, driver = prepare(base, config, steps)
+    head, adapter = count_trained(model, config.backbone)
     length, folder = config.train.max_seq_length, tokens_dir(config)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, length, folder, f"{data.fingerprint} {split}")
         for split, frame in {"train": data.train, **data.validation}.items()
     ]
 
-    encoder = count_encoder(base, config.backbone)
-    model, driver = prepare(base, config, steps)
-    counts = count_start(model, config.backbone, encoder)
     recorder = Recorder(data.task, {split: len(f) for split, f in data.validation.items()})
     eval_set = concatenate_datasets(eval_sets)
     trainer = build_trainer(
@@ -130,19 +122,19 @@ def _train_and_record(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     if trainer.is_world_process_zero():
-        kept = driver.kept_ranks() if hasattr(driver, "kept_ranks") else {}
-        counted = hasattr(driver, "kept_parameters")
-        kept_count = driver.kept_parameters() if counted else counts.adapter
+        ranks = driver.kept_ranks() if hasattr(driver, "kept_ranks") else {}
+        kept = driver.kept_parameters() if hasattr(driver, "kept_parameters") else adapter
+        counts = {"adapter": adapter, "kept": kept, "head": head, "encoder": encoder}
         row = {
             **_identity(requested, data, base.marks),
             **_scores(recorder),
-            **_cost(config, trainer, recorder, counts, kept_count),
+            **_cost(config, trainer, recorder, counts),
             **provenance(),
             "notes": note,
             "status": "finished",
             "error": "",
         }
-        publish(run_dir(requested), partial(_write, requested, row, model, data, recorder, kept))
+        publish(run_dir(requested), partial(_write, requested, row, model, data, recorder, ranks))
 
 
 def load_data(config: RunConfig) -> GlueData:
@@ -192,26 +184,21 @@ def _save_weights(adapter: Path, model: nn.Module, task: Task) -> None:
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(adapter))
         return
-    trained = {
-        name: parameter.detach().cpu().contiguous()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     save_file(trained, str(adapter / "trainable.safetensors"))
 
 
 def record_failure(config: RunConfig, status: str, error: Exception) -> None:
     """Write the folder of a run that ended as ``status`` (failed or diverged) by ``error``."""
-    if not is_main_process():
-        return
-    text = f"{type(error).__name__}: {error}"
-    row = {**_identity(config, None), "status": status, "error": text, **provenance()}
 
     def write(folder: Path) -> None:
+        text = f"{type(error).__name__}: {error}"
+        row = {**_identity(config, None), "status": status, "error": text, **provenance()}
         (folder / "traceback.txt").write_text(traceback.format_exc())
         store.write_run(folder, config, row)
 
-    publish(run_dir(config), write)
+    if is_main_process():
+        publish(run_dir(config), write)
 
 
 def _identity(
@@ -256,19 +243,15 @@ def _scores(recorder: Recorder) -> dict[str, Any]:
 
 
 def _cost(
-    config: RunConfig, trainer: Trainer, recorder: Recorder, counts: Counts, kept: int
+    config: RunConfig, trainer: Trainer, recorder: Recorder, counts: dict[str, int]
 ) -> dict[str, Any]:
-    revision = getattr(trainer.model.config, "_commit_hash", None)
-    per_step = recorder.train_seconds / recorder.timed_steps if recorder.timed_steps else math.nan
+    encoder, timed = trainer.model.config, recorder.timed_steps
     return {
-        "backbone_revision": revision or "",
-        "attention": config.backbone.attention or trainer.model.config._attn_implementation,
-        "params_adapter": counts.adapter,
-        "params_kept": kept,
-        "params_head": counts.head,
-        "params_encoder": counts.encoder,
+        "backbone_revision": getattr(encoder, "_commit_hash", None) or "",
+        "attention": config.backbone.attention or encoder._attn_implementation,
+        **{f"params_{part}": number for part, number in counts.items()},
         "steps": trainer.state.global_step,
-        "seconds_per_step": per_step,
+        "seconds_per_step": recorder.train_seconds / timed if timed else math.nan,
         "train_seconds": recorder.train_seconds,
         "peak_memory_mb": peak_memory_mb(),
         "processes": trainer.args.world_size,

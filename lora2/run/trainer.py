@@ -1,4 +1,4 @@
-"""From rows to tokens to batches to transformers' Trainer, in the same way for every method."""
+"""Build a run's Trainer: tokens, batches, optimiser, arguments; the same for every method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
 from transformers import (
     DataCollatorWithPadding,
     EvalPrediction,
@@ -28,16 +27,15 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lora2.callbacks import Lora2Callback
-from lora2.config.load import run_name
-from lora2.config.schema import Lora2, RunConfig, Train
+from lora2.config.schema import Lora2, RunConfig, Train, run_name
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
 from lora2.records.paths import tracking_dir
-from lora2.run.provenance import world_size
+from lora2.run.device import world_size
 from lora2.run.recorder import Recorder
 from lora2.tuners.base import in_head
 from lora2.tuners.lora2.optimizer import lambda_groups
@@ -54,18 +52,14 @@ def tokenize_once(
     max_length: int,
     folder: Path,
     rows_hash: str,
-    kept_rows: int = KEPT_ROWS,
 ) -> Dataset:
-    """``tokenize``, but keep a split of at least ``kept_rows`` rows in ``folder``.
+    """``tokenize``, but keep a split of at least ``KEPT_ROWS`` rows in ``folder``.
 
     datasets writes and reads it; it is named by a hash of everything that decides the tokens.
     ``rows_hash`` stands for the rows (``GlueData.fingerprint`` and the split's name).
-
-    Raises:
-        ValueError: as ``tokenize``.
     """
     core = getattr(tokenizer, "backend_tokenizer", None)
-    if len(frame) < kept_rows or core is None:
+    if len(frame) < KEPT_ROWS or core is None:
         return tokenize(frame, task, tokenizer, max_length)
     core.no_truncation()  # left over from the last call; each call sets its own
     core.no_padding()
@@ -75,17 +69,14 @@ def tokenize_once(
         version("tokenizers"), version("transformers"),
     ]  # fmt: skip
     path = folder / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
-    unfinished = path.with_suffix(".unfinished")
     with hold(path.with_suffix(".lock"), wait=True):  # one process tokenises, others wait for it
         try:
             return datasets.load_from_disk(path)
-        except (OSError, ValueError, KeyError):  # not there yet, or damaged
-            shutil.rmtree(unfinished, ignore_errors=True)
+        except (OSError, ValueError, KeyError):  # missing, damaged, or its writer was killed
             shutil.rmtree(path, ignore_errors=True)
             datasets.disable_progress_bars()
-            tokenize(frame, task, tokenizer, max_length).save_to_disk(unfinished)
-            os.replace(unfinished, path)
-    return datasets.load_from_disk(path)
+            tokenize(frame, task, tokenizer, max_length).save_to_disk(path)
+            return datasets.load_from_disk(path)
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, train: Train) -> DataCollatorWithPadding:
@@ -106,48 +97,23 @@ def lengths(rows: Dataset) -> np.ndarray:
     return pc.list_value_length(table["input_ids"]).to_numpy()
 
 
-class LengthGrouped(Sampler[int]):
+class LengthGrouped(LengthGroupedSampler):
     """Rows in a random order that puts rows of similar length into one batch.
 
     The rule is transformers' (``train_sampling_strategy="group_by_length"``): shuffle, sort within
-    stretches of at most 50 batches. The order depends on seed and epoch alone, so that a resumed
-    run and any number of processes see the same batches.
+    stretches of at most 50 batches. Here the order depends on seed and epoch alone, so that a
+    resumed run and any number of processes see the same batches; transformers' own option would
+    also shuffle the rows of an evaluation.
     """
 
-    def __init__(
-        self, lengths: np.ndarray, batch_size: int, seed: int, epoch: Callable[[], int] = lambda: 0
-    ):
-        self.lengths, self.batch_size = lengths.tolist(), batch_size
-        self.seed, self.epoch = seed, epoch
+    def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
+        super().__init__(batch_size, lengths=lengths.tolist())
+        self.seed = seed
+        self.set_epoch(0)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch())
-        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-
-
-def group_by_length(trainer: Trainer, batch_size: int, seed: int) -> None:
-    """Let ``trainer`` draw its training batches by ``LengthGrouped``.
-
-    ``batch_size`` is the effective one. transformers' own option would also shuffle the rows of an
-    evaluation, and its batches depend on the number of processes.
-    """
-    rows = trainer.train_dataset
-    sampler = LengthGrouped(lengths(rows), batch_size, seed, lambda: int(trainer.state.epoch or 0))
-
-    def batches() -> DataLoader:
-        loader = DataLoader(
-            rows,
-            batch_size=trainer.args.train_batch_size,
-            sampler=sampler,
-            collate_fn=trainer.data_collator,
-            pin_memory=trainer.args.dataloader_pin_memory,
-        )
-        return trainer.accelerator.prepare(loader)
-
-    trainer.get_train_dataloader = batches
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of an epoch; accelerate calls this before each."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 def longest_first(rows: Dataset, metrics: Metrics) -> tuple[Dataset, Metrics]:
@@ -160,16 +126,11 @@ def longest_first(rows: Dataset, metrics: Metrics) -> tuple[Dataset, Metrics]:
     back = np.argsort(order)
 
     def restored(evaluation: EvalPrediction) -> dict[str, float]:
-        outputs = _take(evaluation.predictions, back)
-        return metrics(EvalPrediction(predictions=outputs, label_ids=evaluation.label_ids[back]))
+        outputs, labels = evaluation.predictions, evaluation.label_ids
+        outputs = outputs[0] if isinstance(outputs, tuple) else outputs  # (n, num_labels)
+        return metrics(EvalPrediction(predictions=outputs[back], label_ids=labels[back]))
 
     return rows.select(order), restored
-
-
-def _take(outputs: Any, rows: np.ndarray) -> Any:
-    if isinstance(outputs, tuple):
-        return tuple(_take(part, rows) for part in outputs)
-    return outputs[rows]
 
 
 def build_trainer(
@@ -210,11 +171,15 @@ def build_trainer(
         callbacks=[*([] if driver is None else [Lora2Callback(driver=driver)]), recorder],
     )
     if config.train.group_by_length:
-        group_by_length(trainer, config.train.batch_size, config.seed)
+        sizes = lengths(train_set)
+        sampler = LengthGrouped(sizes, config.train.batch_size, config.seed)
+        trainer._get_train_sampler = lambda *_: sampler
     # The Trainer assumes that a forward with **kwargs scales its loss by num_items_in_batch.
     # Sequence classifiers average over their own batch: leave the scaling to the Trainer.
     trainer.model_accepts_loss_kwargs = False
     trainer.remove_callback(PrinterCallback)  # the recorder keeps what it would print
+    # It walks all modules at every step for a count of operations that nothing here reads.
+    trainer.floating_point_ops = lambda inputs: 0
     return trainer
 
 
@@ -268,7 +233,7 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 
     The head has a rate of its own where ``train.head_learning_rate`` says so.
     """
-    groups = list(parameter_groups(model.named_parameters(), config.train, config))
+    groups = list(parameter_groups(model, config))
     if isinstance(config.method, Lora2) and config.method.lambda_lr_ratio is not None:
         groups = lambda_groups(model, groups, config.method.lambda_lr_ratio)
     return torch.optim.AdamW(
@@ -276,20 +241,14 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     )
 
 
-def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], train: Train, config: RunConfig
-) -> Iterable[dict[str, Any]]:
+def parameter_groups(model: nn.Module, config: RunConfig) -> Iterable[dict[str, Any]]:
     """Yield optimiser groups of the trainable parameters: (encoder, head) x (decay, none)."""
-    head_rate = train.head_learning_rate or train.learning_rate
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in parameters:
+    train, groups = config.train, dict[tuple[bool, bool], list[nn.Parameter]]()
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = not (name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name)
             key = (in_head(name, config.backbone.head_modules), decays)
             groups.setdefault(key, []).append(parameter)
     for (head, decays), members in groups.items():
-        yield {
-            "params": members,
-            "lr": head_rate if head else train.learning_rate,
-            "weight_decay": train.weight_decay if decays else 0.0,
-        }
+        rate = (head and train.head_learning_rate) or train.learning_rate
+        yield {"params": members, "lr": rate, "weight_decay": train.weight_decay * decays}

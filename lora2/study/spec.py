@@ -9,12 +9,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.parse import CONFIGS, options, overridden, read_yaml
+from lora2.config.parse import CONFIGS, options, overridden
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
-from lora2.sweep.presets import load_profile
 from lora2.sweep.request import Seeds, split_words
-from lora2.sweep.table import PLACES, Job, Row, Table, jobs, load_table, narrow
+from lora2.sweep.table import (
+    PLACES,
+    Job,
+    Row,
+    Table,
+    jobs,
+    load_profile,
+    load_table,
+    narrow,
+    read_named,
+)
 
 Words = list[str]  # of run_glue.py
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # ids of rows
@@ -135,13 +144,8 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
     Raises:
         ConfigError: no such study, or a file with wrong keys, rows, tasks or rates.
     """
-    names, where = options("study", configs), f"study {name}"
-    if name not in names:
-        raise ConfigError([unknown("study", name, names)])
-    values = read_yaml(configs / "study" / f"{name}.yaml")
-    if not isinstance(values, dict):
-        raise ConfigError([Problem(where, values, "a mapping of keys to values")])
-    tree: dict[str, Any] = {**values, "name": name}
+    where = f"study {name}"
+    tree: dict[str, Any] = {**read_named("study", name, configs), "name": name}
     problems = ProblemList()
     for key, kind in (("parts", Part), ("rows", Row), ("questions", Question)):
         if isinstance(entries := tree.get(key), list):

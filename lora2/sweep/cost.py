@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.paths import status_of
-from lora2.sweep.pool import duration, plan_workers
-from lora2.sweep.presets import gpu_count
+from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
 BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured

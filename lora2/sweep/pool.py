@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import time
@@ -20,7 +21,6 @@ from lora2.hub import HubUnavailable, check_available
 from lora2.records.files import DiskFull, explain_full_disk
 from lora2.records.paths import log_file, status_of
 from lora2.records.run_folder import tidy
-from lora2.sweep.presets import gpu_count, gpu_names
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 
@@ -210,9 +210,19 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
     count = max(1, min(count, len(jobs)))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
     base = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
-    names = gpu_names(gpus)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = visible.split(",") if visible else [str(i) for i in range(gpus)]
     device = [{"CUDA_VISIBLE_DEVICES": names[i % gpus]} if gpus else {} for i in range(count)]
     return [base | variables for variables in device]
+
+
+def gpu_count() -> int:
+    """Return how many CUDA (or ROCm) GPUs torch can use; torch is loaded only if there is one."""
+    if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi")):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:

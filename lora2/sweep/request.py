@@ -27,12 +27,28 @@ from lora2.config.problems import (
     unknown,
 )
 from lora2.config.schema import Count, Seed, checked
-from lora2.sweep.presets import AUTO, Profile, choose, encoder_for, load_profile
-from lora2.sweep.table import ALL, Job, Table, jobs, load_table, narrow
+from lora2.glue.tasks import REPOSITORY
+from lora2.hub import describe, unavailable
+from lora2.sweep.pool import gpu_count
+from lora2.sweep.table import (
+    ALL,
+    AUTO,
+    Job,
+    Profile,
+    Table,
+    jobs,
+    load_profile,
+    load_table,
+    narrow,
+)
 
 INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}  # run_glue's word -> ours
 GROUPS = ("backbone", "protocol", "ranks")
 LISTS = ("table", "tasks", "rows", "parts", "seeds")
+HOW_TO_PAPER = (
+    "the paper's: profile=paper on a machine with a CUDA GPU, and either a network or "
+    "backbone.path=DIR data.dir=DIR"
+)
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Kind = TypeVar("Kind")
 
@@ -178,10 +194,8 @@ def _tables(given: ReportOptions, problems: ProblemList) -> list[Table]:
             problems.append(Problem(key, "", f"at least one of {', '.join(sorted(known))}"))
     kept = []
     for plan in plans:
-        ids = [row.id for row in plan.rows]
-        tasks = [task for task in plan.tasks if given.tasks is None or task in given.tasks]
-        rows = [row for row in ids if given.rows is None or row in given.rows]
-        kept += [narrow(plan, tasks, rows)] if tasks and rows else []
+        part = narrow(plan, given.tasks, given.rows)
+        kept += [part] if part.tasks and part.rows else []
     if plans and not kept and not any(problem.key in there for problem in problems):
         problems.append(Problem("rows", given.rows, wrong="no table has these rows and tasks"))
     return kept or plans
@@ -202,7 +216,13 @@ def _profile(
 ) -> tuple[Profile | None, list[str]]:
     notes: list[str] = []
     if name == AUTO and plans:
-        name, notes = choose(plans[0].encoder, extra)
+        lacking = what_paper_lacks(plans[0].encoder, extra)
+        name = "embedded" if lacking else "paper"
+        notes = ["profile auto -> paper: a CUDA GPU, the encoder and GLUE are available"]
+        if lacking:
+            first, *rest = lacking
+            notes = [f"profile auto -> embedded: {first}", *(f"  {reason}" for reason in rest),
+                     f"  {HOW_TO_PAPER}"]  # fmt: skip
     profile = None
     with problems.collect():
         profile = load_profile("embedded" if name == AUTO else name)
@@ -212,6 +232,21 @@ def _profile(
     return profile, notes
 
 
+def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
+    """Return what keeps the paper's profile from running here, each with its reason.
+
+    A folder that is typed need not be available from the hub.
+    """
+    if gpu_count() == 0:
+        return ["no CUDA GPU is visible"]
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    raw = read_yaml(CONFIGS / "backbone" / f"{encoder}.yaml")
+    needs = [(given.get("backbone.path", raw["path"]), "model")]
+    if "data.dir" not in given:
+        needs.append((REPOSITORY, "dataset"))
+    return describe(unavailable(needs))
+
+
 def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Iterator[Problem]:
     """Refuse a typed encoder of another profile: its runs would stand under the wrong heading."""
     typed = [word.partition("=")[2] for word in extra if word.startswith("backbone=")][-1:]
@@ -219,7 +254,7 @@ def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Itera
         return
     usual, other = (
         read_yaml(CONFIGS / "backbone" / f"{name}.yaml").get("profile")
-        for name in (encoder_for(profile, plan.encoder), typed[0])
+        for name in (profile.encoder_for(plan.encoder), typed[0])
     )
     if usual != other:
         allowed = f"an encoder of profile {profile.name}, or profile={other} beside it"

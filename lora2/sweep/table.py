@@ -1,4 +1,4 @@
-"""A table's file (configs/table/NAME.yaml) and the runs it is made of."""
+"""A table's file, a profile's file (configs/table, configs/profile), and the runs of the two."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.load import Resolved, resolve, run_name
+from lora2.config.load import Resolved, resolve
 from lora2.config.parse import CONFIGS, options, read_yaml
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
-from lora2.config.schema import Name, TaskName, checked
+from lora2.config.schema import Name, Seed, TaskName, checked, run_name
 from lora2.glue.tasks import TASKS
 from lora2.paper.numbers import printed_values
-from lora2.sweep.presets import Profile, encoder_for
 
+AUTO = "auto"  # a profile: paper where it can run, else embedded
 ALL = ("1", "2", "3", "4", "figure3")
 # Keys that do not tell one cell's runs apart: the seed, where things lie, how a batch is split.
 PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
@@ -65,6 +65,32 @@ class Table:
         return next((other for other in self.rows if other.id == row.against), None)
 
 
+@checked
+class Profile:
+    """Which encoder, data, length and seeds stand for the paper's.
+
+    ``encoders`` maps the paper's encoder to the one used here.
+    """
+
+    name: str
+    note: str  # one sentence, printed before anything runs
+    encoders: dict[str, str | None]  # None: nothing here stands for that encoder
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None  # None: those of the public scripts
+    overrides: list[str]  # words of run_glue.py, for every run
+
+    def encoder_for(self, encoder: str) -> str:
+        """Return the backbone that stands for the paper's ``encoder``.
+
+        Raises:
+            ConfigError: the profile has none.
+        """
+        backbone = self.encoders.get(encoder)
+        if backbone is None:
+            wrong = f"it has no encoder in place of {encoder}"
+            raise ConfigError([Problem("profile", self.name, "another profile", wrong)])
+        return backbone
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One run of a table's cell."""
@@ -85,9 +111,9 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
     Raises:
         ConfigError: no such table, or a file with wrong keys, ids or references.
     """
-    values = _read(name, configs)
+    values = read_named("table", name, configs, "all")
     source = str(values.pop("rows_of", name))
-    rows = _rows(source, values if source == name else _read(source, configs))
+    rows = _rows(source, values if source == name else read_named("table", source, configs))
     if source != name:  # the paper's rows with an encoder that it prints no numbers for
         rows = [dataclasses.replace(row, paper_row=None, ours=True) for row in rows]
     where, tree = f"table {name}", {**values, "name": name, "rows": rows}
@@ -99,13 +125,29 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
     return table
 
 
-def _read(name: str, configs: Path) -> dict[str, Any]:
-    names = options("table", configs)
+def load_profile(name: str, configs: Path = CONFIGS) -> Profile:
+    """Read configs/profile/<name>.yaml.
+
+    Raises:
+        ConfigError: no such profile, or a file with unknown or missing keys.
+    """
+    values = {**read_named("profile", name, configs, AUTO), "name": name}
+    ProblemList(check_section(f"profile {name}", Profile, values)).raise_if_any()
+    return Profile(**values)
+
+
+def read_named(group: str, name: str, configs: Path, *also: str) -> dict[str, Any]:
+    """Read configs/<group>/<name>.yaml; ``also`` are other names that a user may type.
+
+    Raises:
+        ConfigError: there is no such file, or no mapping in it.
+    """
+    names = options(group, configs)
     if name not in names:
-        raise ConfigError([unknown("table", name, [*names, "all"])])
-    values = read_yaml(configs / "table" / f"{name}.yaml")
+        raise ConfigError([unknown(group, name, [*names, *also])])
+    values = read_yaml(configs / group / f"{name}.yaml")
     if not isinstance(values, dict):
-        raise ConfigError([Problem(f"table {name}", values, "a mapping with a list of rows")])
+        raise ConfigError([Problem(f"{group} {name}", values, "a mapping of keys to values")])
     return values
 
 
@@ -166,7 +208,7 @@ def jobs(
     Raises:
         ConfigError: every problem of every cell, each once.
     """
-    backbone = encoder_for(profile, table.encoder)
+    backbone = profile.encoder_for(table.encoder)
     every: list[Job] = []
     problems = ProblemList()
     for row in table.rows:
@@ -175,18 +217,12 @@ def jobs(
                      *profile.overrides, *table.overrides, *row.overrides, *extra]  # fmt: skip
             with problems.collect():
                 resolved = resolve([*words, f"seed={seeds[0]}"] if seeds else words)
-                cell = [with_seed(resolved, seed) for seed in seeds] if seeds else [resolved]
-                every += [
-                    Job(row.id, task, run, (*words, f"seed={run.config.seed}")) for run in cell
-                ]
+                for seed in seeds or [resolved.config.seed]:
+                    config = dataclasses.replace(resolved.config, seed=seed)
+                    run = dataclasses.replace(resolved, config=config)
+                    every.append(Job(row.id, task, run, (*words, f"seed={seed}")))
     problems.raise_if_any()
     return every
-
-
-def with_seed(resolved: Resolved, seed: int) -> Resolved:
-    """Return the same run with another seed."""
-    config = dataclasses.replace(resolved.config, seed=seed)
-    return dataclasses.replace(resolved, config=config)
 
 
 def distinct(every: Sequence[Job]) -> list[Job]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 import signal
 import sys
@@ -16,9 +17,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
-from lora2.config.load import run_name
 from lora2.config.problems import ConfigError
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.records.paths import log_file, run_dir, status_of, work_dir
 from lora2.records.run_folder import hold_run, newest_checkpoint
@@ -79,6 +79,9 @@ def serve(connection: Connection, environment: Mapping[str, str], run: Run, reco
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         while (order := connection.recv()) is not None:
             connection.send(carry_out(order, run, record))
+            if not gc.get_freeze_count():  # half a million objects that the first run imported
+                gc.collect()
+                gc.freeze()  # later collections, one or more a run, do not go through them
 
 
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:

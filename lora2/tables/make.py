@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.config.load import as_tree
+from lora2.config.schema import as_tree
 from lora2.records import store
-from lora2.sweep.presets import Profile
-from lora2.sweep.table import PLACES, Job, Table, jobs, load_table
+from lora2.sweep.table import PLACES, Job, Profile, Table, jobs, load_table
 from lora2.tables import figure3, render
 from lora2.tables.build import TableResults, fill
 

@@ -12,8 +12,7 @@ import pandas as pd
 from lora2.markup import grid, markdown, tex_float
 from lora2.paper.numbers import AVERAGE, printed_size
 from lora2.records import store
-from lora2.sweep.presets import Profile
-from lora2.sweep.table import Table
+from lora2.sweep.table import Profile, Table
 from lora2.tables.build import LOST, TableResults, as_printed, build, paper_average, printed
 from lora2.tables.compare import compare
 

@@ -15,9 +15,8 @@ from lora2.bench.step import Measured, batches
 from lora2.markup import grid, markdown, tex_float
 from lora2.paper.numbers import printed_values
 from lora2.records.store import SCHEMA, StoreError, check_schema
-from lora2.run.provenance import provenance
-from lora2.sweep.presets import Profile
-from lora2.sweep.table import Job, Row, Table
+from lora2.run.device import provenance
+from lora2.sweep.table import Job, Profile, Row, Table
 from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
 
 # Steps of each method on each task: measured, and before them to warm up. A processor takes long.

@@ -15,30 +15,40 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from torch import nn
-from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, set_seed
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import set_seed
 from transformers.utils import logging
 
-from lora2.bench.step import Batch, batches
-from lora2.bench.update_size import Update, UpdateSizes, update_sizes
+from lora2.bench.step import Batch, Stepper, batches, real_batches
 from lora2.config.load import Resolved, resolve
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
-from lora2.glue.tokenize import tokenize
 from lora2.hub import check_available
-from lora2.run.encoder_sizes import random_encoder, shaped
 from lora2.run.methods import prepare
-from lora2.run.model import load_backbone
+from lora2.run.model import load_backbone, random_encoder, shaped
 from lora2.run.run import load_data
 from lora2.run.trainer import build_optimizer
 from lora2.sweep.pool import command
 from lora2.sweep.table import load_table
+from lora2.tuners.base import in_head
 
 STEPS = 10  # of the second column of sizes
 LAYERS = 2  # of an encoder with random weights: all layers are alike
 START = ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")
+NEAR_EPS = 100  # Adam's first step is lr g / (|g| + eps): below 100 eps, eps takes 1 % of it
+
+
+class Update(NamedTuple):
+    """||dW||_F of one weight, or of all of them."""
+
+    name: str
+    first: float  # after the first step
+    last: float  # after all steps
+    lora: float  # after LoRA's first step; nan if the weight is no linear map's (a bias)
 
 
 def show(words: Sequence[str]) -> int:
@@ -50,10 +60,11 @@ def show(words: Sequence[str]) -> int:
     heads = ("rate", "first step", f"after {STEPS}", "LoRA's first", "rate for LoRA's")
     print(f"{'':<32}" + "".join(f"{head:>18}" for head in heads) + "  near Adam's epsilon")
     for row, resolved in runs.items():
-        sizes = _measure(resolved, base, data)
-        for update in sizes.updates if len(runs) == 1 else ():
-            print(_line(update.name[-32:], sizes, update))
-        print(_line(row, sizes, sizes.total), flush=True)
+        lr, updates, near = measure(resolved, base, data)
+        for update in updates if len(runs) == 1 else ():
+            inside = [name for name in near if name.startswith(f"{update.name}.")]
+            print(_line(update.name[-32:], lr, update, inside))
+        print(_line(row, lr, _total(updates), near), flush=True)
     return 0
 
 
@@ -67,37 +78,103 @@ def _runs(words: Sequence[str]) -> dict[str, Resolved]:
 
 def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
     """Return an encoder with a new head, and batches of a run's first rows or of random tokens."""
-    task, size = TASKS[config.task], config.train.batch_size
+    task = TASKS[config.task]
     set_seed(config.seed)
     if config.backbone.random_init:
         shape = shaped(config.backbone.name, layers=LAYERS)
         return random_encoder(shape, task.num_labels), batches(config, STEPS)
     check_available(config.hub_needs())
     tokenizer, base = load_backbone(config.backbone, task, config.train.cls_dropout)
-    frame = load_data(config).train.head(STEPS * size)
-    rows = tokenize(frame, task, tokenizer, config.train.max_seq_length)
-    return base, list(DataLoader(rows, size, collate_fn=DataCollatorWithPadding(tokenizer)))
+    return base, real_batches(load_data(config).train, config, tokenizer, STEPS)
 
 
-def _measure(resolved: Resolved, base: nn.Module, data: list[Batch]) -> UpdateSizes:
-    config, steps = resolved.config, resolved.steps or STEPS
+def measure(
+    resolved: Resolved, base: nn.Module, data: Sequence[Batch]
+) -> tuple[float, list[Update], list[str]]:
+    """Take ``STEPS`` training steps from a copy of ``base``, without warmup, head left out.
+
+    Returns the learning rate, the update of each weight, and the parameters whose first gradient is
+    so small, but not zero, that Adam's eps shortens their step.
+
+    LoRA's first step is ||dW||_F = s lr sqrt(r d_out / 3): Adam moves each of the d_out r entries
+    of B = 0 by lr, and a row of A, kaiming-uniform, has the squared norm 1/3. s = alpha / r; both
+    are the method's, or 16 and 8. LoRA2 is compared with the rank min(k, r).
+    """
+    config, total = resolved.config, resolved.steps or STEPS
     set_seed(config.seed)
-    model, driver = prepare(copy.deepcopy(base), config, steps)
-    clip, head = config.train.max_grad_norm, config.backbone.head_modules
-    return update_sizes(
-        model, build_optimizer(model, config), data, STEPS, head=head, driver=driver,
-        total_step=steps, max_grad_norm=clip,
-    )  # fmt: skip
+    model, driver = prepare(copy.deepcopy(base), config, total)
+    optimizer = build_optimizer(model, config)
+    lr, eps = optimizer.defaults["lr"], optimizer.defaults["eps"]
+    head, near = ("modules_to_save", *config.backbone.head_modules), list[str]()
+
+    def record(*_: Any) -> None:
+        for name, p in model.named_parameters():
+            rms = 0.0 if p.grad is None else float(p.grad.square().mean().sqrt())
+            if 0 < rms < NEAR_EPS * eps and not in_head(name, head):
+                near.append(name)
+
+    start = _weights(model, head)
+    torch.manual_seed(0)
+    stepper = Stepper(model, driver, optimizer, total, max_grad_norm=config.train.max_grad_norm)
+    with optimizer.register_step_pre_hook(record):
+        stepper.step(data[0])
+    first = _weights(model, head)
+    for number in range(1, STEPS):
+        stepper.step(data[number % len(data)])
+    last = _weights(model, head)
+    updates = [
+        Update(name, *(float((w[name] - weight).norm()) for w in (first, last)),
+               lr * _lora_step(model, name, weight))
+        for name, weight in start.items()
+    ]  # fmt: skip
+    return lr, updates, near
 
 
-def _line(label: str, sizes: UpdateSizes, update: Update) -> str:
-    rate = f"{sizes.lr * update.factor:.2g} (x{update.factor:.3g})"
-    if not 0 < update.factor < math.inf:
+@torch.no_grad()
+def _weights(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+    """Return name -> each trained weight, adapters merged, in double precision.
+
+    An update may be far below a weight's rounding in single precision.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+    weights = {}
+    for name, layer in layers.items():
+        merged = copy.deepcopy(layer).double()
+        merged.merge()
+        weights[name] = merged.get_base_layer().weight
+    within = {p for layer in layers.values() for p in layer.parameters()}
+    for name, p in model.named_parameters():
+        if p.requires_grad and p not in within and not in_head(name, head):
+            weights[name] = p.detach().double()
+    return weights
+
+
+def _lora_step(model: nn.Module, name: str, weight: Tensor) -> float:
+    """Return ||dW||_F / lr of LoRA's first step on a weight, (d_out, d_in); nan if it is none."""
+    module = model.get_submodule(name.removesuffix(".weight").removesuffix(".bias"))
+    base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if weight.ndim != 2 or not isinstance(base, nn.Linear):
+        return math.nan
+    config = getattr(model, "active_peft_config", None)
+    r = getattr(config, "init_r", getattr(config, "r", None))  # AdaLoRA's r is another
+    alpha, r = (config.lora_alpha, r) if getattr(config, "lora_alpha", None) and r else (16, 8)
+    return alpha / r * math.sqrt(min(r, getattr(config, "k", r)) * weight.shape[0] / 3)
+
+
+def _total(updates: Sequence[Update]) -> Update:
+    """Return all weights as one; only linear maps if there are any, as LoRA's are."""
+    linear = [update for update in updates if not math.isnan(update.lora)] or updates
+    columns = zip(*(update[1:] for update in linear), strict=True)
+    return Update("in all", *(math.hypot(*column) for column in columns))
+
+
+def _line(label: str, lr: float, update: Update, near: Sequence[str]) -> str:
+    factor = update.lora / update.first if update.first else math.inf
+    rate = f"{lr * factor:.2g} (x{factor:.3g})"  # lr or alpha times this steps as far as LoRA
+    if not 0 < factor < math.inf:
         rate = "does not move" if update.first == 0 else "-"  # a bias has no LoRA
-    norms = (f"{norm:.2e}" for norm in (update.first, update.last, update.lora))
-    columns = (f"{sizes.lr:g}", *norms, rate)
-    whole, start = update.name == "in all", f"{update.name}."
-    kinds = Counter(_kind(name) for name in sizes.near_eps if whole or name.startswith(start))
+    columns = (f"{lr:g}", *(f"{norm:.2e}" for norm in update[1:]), rate)
+    kinds = Counter(_kind(name) for name in near)
     tail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return f"{label:<32}" + "".join(f"{column:>18}" for column in columns) + f"  {tail}"
 

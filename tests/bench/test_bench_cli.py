@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora2.bench import cases, cli
+from lora2.bench import cases
 from lora2.bench.cases import METHODS, Case, part_counts
-from lora2.run import encoder_sizes as shapes
-from lora2.run.provenance import PACKAGES
+from lora2.run import model as shapes
+from lora2.run.device import PACKAGES
+from tests.sweep.test_request import script
 
+cli = script("bench")
 TINY = ["--layers=1", "--batch=2", "--tokens=8", "--rounds=2"]
 
 

@@ -27,7 +27,7 @@ from lora2.bench.step import (
 )
 from lora2.config.load import resolve
 from lora2.glue.tasks import TASKS
-from lora2.run.encoder_sizes import random_encoder, shaped
+from lora2.run.model import random_encoder, shaped
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,12 @@ import pytest
 import yaml
 
 from lora2.config import parse
-from lora2.config.load import as_tree, build, config_hash, resolve, run_name, set_value
+from lora2.config.load import resolve, set_value
 from lora2.config.parse import word_value
 from lora2.config.problems import ConfigError
-from lora2.config.schema import Lora2
+from lora2.config.schema import Lora2, as_tree, build, config_hash, run_name
 from lora2.glue.tasks import TASKS
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import jobs, load_table
+from lora2.sweep.table import jobs, load_profile, load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 METHODS = ("full", "bitfit", "lora", "adalora", "sora", "lora2", "lora_xs", "peft")

@@ -7,7 +7,7 @@ import math
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lora2.config.schedule import fit, total_steps
+from lora2.config.load import fit, total_steps
 from lora2.glue.tasks import TASKS
 
 ROWS = TASKS["rte"].rows["train"]

@@ -38,7 +38,7 @@ NOT_YAML = [
            "a mapping of keys to values"),
     Broken(LORA2, "r: 8 ", "r: [8 ", "method/lora2.yaml", "", "line"),
     Broken(LORA2, "r: 8 ", "\tr: 8 ", "method/lora2.yaml", "", "line 3"),
-    Broken(LORA2, "r: 8 ", "r: 8\nr: 9 ", "method/lora2.yaml", "'r: 9", "key 'r' stands twice"),
+    Broken(LORA2, "r: 8 ", "r: 8\nr: 9 ", "method/lora2.yaml", "'r: 9", "key 'r' is given twice"),
     Broken(LORA2, "", BOMB, "method/lora2.yaml", "'a: &a [x, x]'", "anchors and aliases"),
     Broken(LORA2, "r: 8 ", "r: !!python/object/apply:os.system ['touch pwned'] ",
            "method/lora2.yaml",
@@ -61,10 +61,10 @@ NOT_YAML = [
     Broken("config.yaml", "", "- a\n", "config.yaml", "['a']", "a mapping of keys to values"),
     Broken("config.yaml", "backbone: deberta-v3-base", "backbone: nothing",
            "config.yaml: backbone", "'nothing'", "minilm"),
-    table("table/3.yaml", "", "", "table 3", "None", "a mapping with a list of rows"),
+    table("table/3.yaml", "", "", "table 3", "None", "a mapping of keys to values"),
     table("table/3.yaml", "kind: scores", "kind: &k scores", "table/3.yaml",
           "'kind: &k scores'", "anchors"),
-    table("profile/embedded.yaml", "", "[]", "profile embedded", "[]", "a section with keys"),
+    table("profile/embedded.yaml", "", "[]", "profile embedded", "[]", "a mapping of keys"),
     table("profile/embedded.yaml", "note: not", "note: [not", "profile/embedded.yaml", "", "line"),
 ]  # fmt: skip
 METHODS = [

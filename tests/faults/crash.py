@@ -25,9 +25,9 @@ import torch
 from tests.faults.disks import fill
 
 # Epochs of 3 steps, the last of 4 rows: checkpoints at 2, 4 (in an epoch) and 6 (at its end).
-TINY = ("task=mrpc", "backbone=embedded", "data.train_rows=20", "train.batch_size=8",
-        "train.max_steps=8", "train.eval_steps=2", "train.save_steps=2", "train.cls_dropout=0.1",
-        )  # fmt: skip
+TINY = ("task=mrpc", "backbone=embedded", "data.train_rows=44", "data.holdout=24",
+        "train.batch_size=8", "train.max_steps=8", "train.eval_steps=2", "train.save_steps=2",
+        "train.cls_dropout=0.1")  # fmt: skip
 TIMING = ("train_seconds", "seconds_per_step", "peak_memory_mb")
 OPERATIONS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 CONTEXT = multiprocessing.get_context("forkserver")  # imports torch once for all children

@@ -14,8 +14,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from lora2.config.load import as_tree, run_name
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, as_tree, run_name
 from lora2.records.paths import run_dir
 from lora2.records.run_folder import publish
 from lora2.sweep.pool import Pool, unfinished

@@ -17,7 +17,7 @@ from tests.faults import crash
 
 
 def config_of(folder, *words):
-    words = (*crash.TINY, "method=lora", "data.train_rows=80", "train.eval_steps=4", *words)
+    words = (*crash.TINY, "method=lora", "data.train_rows=88", "train.eval_steps=4", *words)
     return resolve([*words, "train.save_steps=4", f"results.dir={folder}"]).config
 
 

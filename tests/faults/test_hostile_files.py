@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lora2.config.load import resolve, run_name
+from lora2.config.load import resolve
+from lora2.config.schema import run_name
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS
 from lora2.records.files import hold, replacing

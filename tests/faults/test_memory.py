@@ -68,7 +68,13 @@ def test_the_same_batch_is_made_of_smaller_parts_and_the_row_says_so(tmp_path, h
 
 
 def test_an_evaluation_that_does_not_fit_is_made_of_smaller_parts(tmp_path, holds):
-    words = ("train.eval_batch_size=64", "train.micro_batch_size=8", "train.max_steps=4")
+    words = (
+        "data.train_rows=116",
+        "data.holdout=96",
+        "train.eval_batch_size=64",
+        "train.micro_batch_size=8",
+        "train.max_steps=4",
+    )
     seen = holds(training=8, evaluation=40)
     found = run(config_of(tmp_path, *words), progress=False)
     assert row_of(found)["notes"] == "out of memory at micro-batch 8"

@@ -11,7 +11,7 @@ from lora2.config.problems import ConfigError
 from lora2.run.methods import peft_config
 from tests.conftest import TINY
 
-PEFT = ("task=rte", "method=peft", "data.train_rows=48")
+PEFT = ("task=rte", "method=peft", "data.train_rows=88")
 ADAMSS = (
     "method.type=ADAMSS", "method.args.r=16", "method.args.num_subspaces=4",
     "method.args.use_asa=true", "method.args.asa_target_subspaces=10",

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 from transformers import EvalPrediction
 
-from lora2.config.load import config_hash, resolve
+from lora2.config.load import resolve
+from lora2.config.schema import config_hash
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run import trainer as batching
@@ -54,7 +56,7 @@ def test_predictions_come_back_in_the_order_of_the_rows(do_run):
     )
     folder = do_run(*words)
     frame = pd.read_parquet(folder / "predictions.parquet")
-    rows = load_data(resolve([*TINY, *words]).config).validation["validation"]
+    rows = load_data(resolve([*TINY, *words]).config).validation["holdout"]
     assert list(frame["idx"]) == list(rows["idx"]) and list(frame["label"]) == list(rows["label"])
     np.testing.assert_allclose(frame["last"][::SOME], alone(folder, words), rtol=0, atol=2e-6)
     assert frame["last"].nunique() > len(frame) / 2  # a constant would be in any order
@@ -67,11 +69,10 @@ def test_metrics_see_outputs_and_labels_as_if_nothing_was_sorted():
     ordered, metrics = longest_first(rows, lambda e: seen.append(e) or {})
     assert [len(ids) for ids in ordered["input_ids"]] == [9, 9, 5, 3, 1]
     labels = np.array(ordered["labels"])
-    hidden = labels * 10.0
-    metrics(EvalPrediction(predictions=(labels * 1.0, (hidden,)), label_ids=labels))
-    assert list(seen[0].label_ids) == [0, 1, 2, 3, 4]
-    assert list(seen[0].predictions[0]) == [0, 1, 2, 3, 4]
-    assert list(seen[0].predictions[1][0]) == [0, 10, 20, 30, 40]
+    for outputs in (labels * 1.0, (labels * 1.0, (labels * 10.0,))):  # with hidden states
+        metrics(EvalPrediction(predictions=outputs, label_ids=labels))
+        assert list(seen[-1].label_ids) == [0, 1, 2, 3, 4]
+        assert list(seen[-1].predictions) == [0, 1, 2, 3, 4]
 
 
 def test_every_row_once_and_batches_of_similar_length():
@@ -85,27 +86,30 @@ def test_every_row_once_and_batches_of_similar_length():
 
 def test_order_is_decided_by_seed_and_epoch():
     sizes = np.arange(200) % 23
-    orders = [list(LengthGrouped(sizes, 8, seed, lambda e=e: e)) for seed, e in
-              ((1, 0), (1, 0), (1, 1), (2, 0))]  # fmt: skip
-    torch.rand(1)
+    orders = []
+    for seed, epoch in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        sampler = LengthGrouped(sizes, 8, seed)
+        sampler.set_epoch(epoch)
+        orders.append(list(sampler))
+        torch.rand(1)
     assert orders[0] == orders[1]
     assert orders[0] != orders[2] and orders[0] != orders[3]
 
 
-def test_a_trainer_draws_another_order_in_its_next_epoch():
+def test_accelerate_draws_another_order_in_each_epoch():
     rows = Dataset.from_dict({"input_ids": [[i] * (1 + i % 5) for i in range(40)]})
-    trainer = SimpleNamespace(
-        train_dataset=rows,
-        state=SimpleNamespace(epoch=0.0),
-        args=SimpleNamespace(train_batch_size=4, dataloader_pin_memory=False),
-        accelerator=SimpleNamespace(prepare=lambda loader: loader),
-        data_collator=lambda batch: [row["input_ids"][0] for row in batch],
+    loader = Accelerator(cpu=True).prepare(
+        DataLoader(
+            rows,
+            batch_size=4,
+            sampler=LengthGrouped(lengths(rows), 8, seed=1),
+            collate_fn=lambda batch: torch.tensor([row["input_ids"][0] for row in batch]),
+        )
     )
-    batching.group_by_length(trainer, batch_size=8, seed=1)
-    loader, orders = trainer.get_train_dataloader(), []
-    for epoch in (0.0, 1.0, 1.5):
-        trainer.state.epoch = epoch
-        orders.append([row for batch in loader for row in batch])
+    orders = []
+    for epoch in (0, 1, 1):
+        loader.set_epoch(epoch)
+        orders.append([int(row) for batch in loader for row in batch])
     assert all(sorted(order) == list(range(40)) for order in orders)
     assert orders[0] != orders[1] == orders[2]
 
@@ -119,7 +123,7 @@ def test_lengths_are_those_of_the_rows():
 
 def test_stopped_and_resumed_grouped_run_equals_uninterrupted(do_run, monkeypatch, tmp_path):
     """It goes on from step 6, in the middle of the second epoch of 4 steps."""
-    words = ("task=mrpc", "method=lora2", "data.train_rows=32", "train.max_steps=8", *GROUPED)
+    words = ("task=mrpc", "method=lora2", "data.train_rows=72", "train.max_steps=8", *GROUPED)
     words = (*words, "train.save_steps=2", "train.eval_steps=2")
     whole = do_run(*words)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lora2.config.load import config_hash, resolve
+from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
+from lora2.config.schema import config_hash
 from lora2.embedded import make_split
 from lora2.glue import data as glue_data
 from lora2.glue.checks import GlueDataError
@@ -127,7 +128,7 @@ def test_a_folder_needs_no_validation_file(tmp_path):
 
 
 def test_a_run_is_scored_on_the_holdout_alone(no_validation, do_run):
-    folder = do_run("task=rte", "method=lora", "data.holdout=40")
+    folder = do_run("task=rte", "method=lora", "data.train_rows=null")
     row = pd.read_csv(folder / "metrics.csv").iloc[0]
     assert row["data_marks"] == "embedded data; scored on 40 rows held out of train"
     predictions = pd.read_parquet(folder / "predictions.parquet")

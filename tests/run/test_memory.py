@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lora2.run.provenance import forget_peak_memory, peak_memory_mb
+from lora2.run.device import forget_peak_memory, peak_memory_mb
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux forgets a peak")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,16 @@ from lora2.config.parse import CONFIGS, options
 from lora2.config.schema import RunConfig
 from lora2.glue.data import load_task
 from lora2.glue.tasks import TASKS
-from lora2.run.encoder_sizes import encoder_config, random_encoder
 from lora2.run.methods import prepare
-from lora2.run.model import count_encoder, count_start, load_run, read_config
+from lora2.run.model import (
+    count_trained,
+    encoder_config,
+    load_run,
+    random_encoder,
+    read_config,
+)
 from lora2.study.spec import load_study
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import jobs, load_table, narrow
+from lora2.sweep.table import jobs, load_profile, load_table, narrow
 from lora2.tuners.base import in_head
 from lora2.tuners.lora2.layer import Lora2Linear
 from tests.conftest import TINY
@@ -78,8 +83,8 @@ def trained(request, do_run):
 
 
 def predict(tokenizer, model) -> np.ndarray:
-    """(n, num_labels) outputs on the validation rows of the embedded MRPC."""
-    frame = load_task("mrpc", "embedded").validation["validation"]
+    """Return outputs, (n, num_labels), on the held-out rows of the embedded MRPC."""
+    frame = load_task("mrpc", "embedded", train_rows=88, holdout=40).validation["holdout"]
     batch = tokenizer(
         frame["sentence1"].tolist(), frame["sentence2"].tolist(), return_tensors="pt",
         padding=True, truncation="longest_first", max_length=64,
@@ -146,9 +151,10 @@ def meta_built(run: RunConfig, layers: int | None = None):
     shape.num_hidden_layers = min(layers or shape.num_hidden_layers, shape.num_hidden_layers)
     with torch.device("meta"):
         base = random_encoder(shape, TASKS[run.task].num_labels)
-        encoder = count_encoder(base, run.backbone)
+        _, encoder = count_trained(base, run.backbone)
         model, _ = prepare(base, run, 3900)
-    return run, count_start(model, run.backbone, encoder), base
+    head, adapter = count_trained(model, run.backbone)
+    return run, SimpleNamespace(adapter=adapter, head=head, encoder=encoder), base
 
 
 def test_there_are_as_many_configuration_files_as_are_tested():

@@ -63,7 +63,7 @@ def test_folder_is_whole(finished):
     assert list(history["step"]) == [3, 6]
     assert row["score_best"] == history["score"].max()
     assert row["score_last"] == history["score"].iloc[-1]
-    assert row["data_marks"] == "embedded data"
+    assert row["data_marks"].startswith("embedded data; train_rows=88 of ")
 
 
 def test_predictions_give_the_scores_again(finished):
@@ -203,6 +203,6 @@ def test_best_is_the_first_of_the_highest():
         recorder.last = np.array([step, step])
         metrics = {"eval_accuracy": score / 100, "eval_score": score, "eval_loss": 1.0}
         state = SimpleNamespace(global_step=step, epoch=0.1)
-        recorder.on_evaluate(None, state, None, metrics)
+        recorder.on_evaluate(None, state, None, metrics=metrics)
     assert recorder.best_row["step"] == 2
     assert list(recorder.best) == [2, 2] and list(recorder.last) == [3, 3]

@@ -79,12 +79,6 @@ def test_seven_tasks_make_no_submission(untrained, tmp_path):
     assert not (tmp_path / "glue.zip").exists()
 
 
-def test_a_file_with_another_number_of_rows_is_refused():
-    texts = {"RTE.tsv": "index\tprediction\n" + "0\tentailment\n" * 2999}
-    with pytest.raises(module.SubmissionError, match=r"RTE.tsv has 2,999 rows.*expects 3,000"):
-        module.check_rows("rte", texts)
-
-
 def test_similarities_stay_within_the_scale(untrained, monkeypatch, tmp_path):
     def decide(task, outputs):
         return outputs.reshape(-1) * 0 + torch.linspace(-2, 9, len(outputs)).numpy()
@@ -97,7 +91,8 @@ def test_similarities_stay_within_the_scale(untrained, monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory) -> list[str]:
-    return ["task=rte", "method=lora", f"results.dir={tmp_path_factory.mktemp('r')}", *TINY]
+    return ["task=rte", "method=lora", f"results.dir={tmp_path_factory.mktemp('r')}", *TINY,
+            "data.train_rows=null", "data.holdout=null"]  # fmt: skip
 
 
 def test_a_finished_run_predicts_row_by_row_what_its_model_does(words, monkeypatch, capsys):

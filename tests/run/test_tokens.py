@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
+from datasets import Dataset
 
 from lora2.glue.data import fingerprint
 from lora2.glue.tasks import TASKS
@@ -21,13 +20,14 @@ def make(tmp_path, monkeypatch):
     """Return a function that tokenises once and counts real tokenisations."""
     calls = []
     monkeypatch.setattr(module, "tokenize", lambda *a: calls.append(1) or tokenize(*a))
+    monkeypatch.setattr(module, "KEPT_ROWS", ROWS)
 
     def do(task="mnli", frame=None, tokenizer=None, length=32):
         frame = make_frame(TASKS[task], ROWS) if frame is None else frame
         tokenizer = tokenizer or make_tokenizer()
         rows = fingerprint(TASKS[task], [frame])
         folder = tmp_path / "tokens"
-        return module.tokenize_once(frame, TASKS[task], tokenizer, length, folder, rows, ROWS)
+        return module.tokenize_once(frame, TASKS[task], tokenizer, length, folder, rows)
 
     do.calls = calls
     do.folder = tmp_path / "tokens"
@@ -76,17 +76,18 @@ def test_few_rows_are_not_kept(make):
     assert not make.folder.exists()
 
 
-def test_what_a_killed_writer_left_is_gone_after_the_next(make, monkeypatch):
-    def killed(*paths):
+def test_what_a_killed_writer_left_is_written_again(make, monkeypatch):
+    def killed(rows, path):
+        path.mkdir()
+        (path / "data-00000-of-00001.arrow").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", killed)
+        patch.setattr(Dataset, "save_to_disk", killed)
         with pytest.raises(KeyboardInterrupt):
             make()
-    assert [path.suffix for path in make.folder.iterdir()] == [".unfinished"]
     assert make()[:] == make()[:]
-    assert [path.suffix for path in make.folder.iterdir()] == [""]
+    assert len(make.calls) == 2 and len(list(make.folder.iterdir())) == 1
 
 
 @pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "state.json"])

@@ -12,9 +12,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
-from lora2.config.load import config_hash, resolve
+from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, config_hash
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.records.paths import run_dir, status_of, tracking_dir

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.config.load import as_tree
+from lora2.config.schema import as_tree
 from lora2.records import store
 from lora2.study.spec import Part, Study, load_study
 from lora2.sweep.table import Job

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from lora2.config.load import Resolved, as_tree, resolve, run_name
-from lora2.config.schema import RunConfig
+from lora2.config.load import Resolved, resolve
+from lora2.config.schema import RunConfig, as_tree, run_name
 from lora2.sweep.table import Job
 
 DIES_ONCE, DIES, FAILS, SLOW = 101, 102, 103, 104

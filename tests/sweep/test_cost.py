@@ -12,8 +12,7 @@ from lora2.bench.step import Measured
 from lora2.sweep import cost as costs
 from lora2.sweep.cost import Cost, evaluation_steps, key_of, render, sum_up
 from lora2.sweep.pool import duration
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import jobs, load_table, narrow
+from lora2.sweep.table import jobs, load_profile, load_table, narrow
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.sweep_fakes import job
 from tests.sweep.test_request import script

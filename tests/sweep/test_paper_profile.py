@@ -22,7 +22,7 @@ import pytest
 
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS
-from lora2.run.encoder_sizes import shaped
+from lora2.run.model import shaped
 from lora2.sweep.table import load_table
 
 ROOT = Path(__file__).resolve().parents[2]

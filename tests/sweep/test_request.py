@@ -9,7 +9,7 @@ import pytest
 
 from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
-from lora2.sweep import presets as profile
+from lora2.sweep import request as profile
 from lora2.sweep.request import parse
 from lora2.sweep.table import distinct
 from tests.sweep import sweep_fakes as fakes

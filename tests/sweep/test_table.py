@@ -8,8 +8,7 @@ import pytest
 from lora2.config.parse import options
 from lora2.config.problems import ConfigError
 from lora2.paper.numbers import printed_values
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import distinct, jobs, load_table, narrow
+from lora2.sweep.table import distinct, jobs, load_profile, load_table, narrow
 
 TABLES = ("1", "2", "3", "4", "figure3", "pruning", "roberta-large")
 PAPER_ORDER = ["full", "bitfit", "adalora-r2", "lora-r1", "sora-r1", "lora2-k1", "adalora-r8",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lora2 import markup as escape
 from lora2.records import store
-from lora2.sweep.presets import load_profile
+from lora2.sweep.table import load_profile
 from lora2.tables import compare, render
 from lora2.tables import figure3 as figures
 from tests.tables.synthetic import make_results, make_run, predictions, ranks

@@ -9,8 +9,7 @@ import pytest
 from lora2.markup import markdown
 from lora2.records import store
 from lora2.sweep.pool import Pool
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import jobs, load_table, narrow
+from lora2.sweep.table import jobs, load_profile, load_table, narrow
 from lora2.tables import figure3 as figures
 from lora2.tables import make as reporting
 from tests.sweep import sweep_fakes as fakes

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lora2 import markup as escape
 from lora2.markup import tex_float
 from lora2.records import store
-from lora2.sweep.presets import load_profile
+from lora2.sweep.table import load_profile
 from lora2.tables import render
 from tests.tables.synthetic import make_results, make_run
 

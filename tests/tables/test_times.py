@@ -9,9 +9,8 @@ import torch
 from lora2.bench import step
 from lora2.bench.step import Measured, batches, build, measure
 from lora2.glue.tasks import TASKS
-from lora2.run.encoder_sizes import encoder_config, longest, random_encoder
-from lora2.sweep.presets import load_profile
-from lora2.sweep.table import jobs, load_table, narrow
+from lora2.run.model import encoder_config, longest, random_encoder
+from lora2.sweep.table import jobs, load_profile, load_table, narrow
 from lora2.tables import times as timetable
 
 

@@ -10,8 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from lora2 import Lora2Callback, Lora2Config, create_lora2_optimizer
 from lora2.config.load import resolve
-from lora2.run.encoder_sizes import encoder_config, random_encoder
 from lora2.run.methods import prepare
+from lora2.run.model import encoder_config, random_encoder
 from lora2.run.trainer import build_optimizer, parameter_groups
 from tests.tiny_trainer import STEPS, StopAt, build, examples, make_trainer
 
@@ -145,7 +145,7 @@ def driven(*words: str):
     run = resolve(["task=rte", "method=lora2", "backbone=embedded", *words]).config
     with torch.device("meta"):
         model, _ = prepare(random_encoder(encoder_config(run.backbone)), run, 100)
-    plain = list(parameter_groups(model.named_parameters(), run.train, run))
+    plain = list(parameter_groups(model, run))
     return model, build_optimizer(model, run), plain
 
 
