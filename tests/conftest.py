@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from lora2.config.load import resolve
 
 TINY = ("backbone=embedded", "train.max_steps=6", "train.eval_steps=3", "train.batch_size=8",
         "data.train_rows=88", "data.holdout=40")  # fmt: skip
+
+
+def pytest_collection_finish():
+    """Spare the imported modules from garbage collection, which each run does twice."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

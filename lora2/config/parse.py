@@ -1,4 +1,4 @@
-"""Values from text: YAML files, and the words of a command line."""
+"""Read values from YAML files and from the words of a command line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from typing import Any
 
 import yaml
 
-from lora2.config.problems import (
-    ConfigError,
-    Problem,
-    ProblemList,
-    field_names,
-    unknown,
-)
+from lora2.config.problems import ConfigError, Problem, ProblemList, field_names, unknown
 from lora2.config.schema import RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -47,14 +41,14 @@ class YamlError(ValueError):
 
 
 class Loader(_Base):
-    """Safe construction that refuses a key given twice, and keys that are not text."""
+    """Load plain values; refuse duplicate keys, and keys that are not text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set[str]()
         for key, _ in node.value:
             text = key.tag == "tag:yaml.org,2002:str"
             if not text or key.value in seen:
-                why = f"key {key.value!r} stands twice" if text else "a key must be text"
+                why = f"key {key.value!r} is given twice" if text else "a key must be text"
                 raise yaml.constructor.ConstructorError(problem=why, problem_mark=key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -138,7 +132,7 @@ def scalar(text: str) -> Any:
 
 
 class _WordLoader(Loader):
-    """Reads scalars inside brackets as outside: YAML's own take 1e-3 for text and 1:30 for 90."""
+    """Read scalars in brackets as outside them; YAML itself reads 1e-3 as text and 1:30 as 90."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
@@ -154,10 +148,10 @@ def options(group: str, configs: Path = CONFIGS) -> list[str]:
 
 
 def overridden(argv: Sequence[str]) -> list[str]:
-    """Return a note for each word that a later one with the same key takes the place of."""
+    """Return a note for each word that a later word with the same key replaces."""
     last = {word.partition("=")[0]: word for word in argv}
     pairs = [(word, last[word.partition("=")[0]]) for word in argv]
-    return [f"{word}: {later} comes later and counts" for word, later in pairs if later != word]
+    return [f"{word} is replaced by {later}" for word, later in pairs if later != word]
 
 
 def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dict[str, Any]]:

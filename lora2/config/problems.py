@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, collected and reported all at once."""
+"""Collect the problems of a configuration and report them all at once."""
 
 from __future__ import annotations
 

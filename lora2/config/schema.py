@@ -41,7 +41,7 @@ checked = dataclass(config=ConfigDict(extra="forbid", strict=True), frozen=True,
 
 @checked
 class Train:
-    """How long and how fast; a step is one optimiser step, a batch is the effective one."""
+    """Length, rates and batches; a step is an optimiser step, a batch the effective batch."""
 
     learning_rate: Positive
     head_learning_rate: Positive | None  # None: the head learns at learning_rate
@@ -155,7 +155,7 @@ class Adalora(Pruned):
 
 @checked
 class Sora(Adapter):
-    """Ours, after arXiv 2311.11696."""
+    """SoRA (arXiv 2311.11696), implemented here."""
 
     name: Literal["sora"]
     r: Count
@@ -185,7 +185,7 @@ class Lora2(Pruned):
 
 @checked
 class LoraXs(Adapter):
-    """Ours, after arXiv 2405.17604."""
+    """LoRA-XS (arXiv 2405.17604), implemented here."""
 
     name: Literal["lora_xs"]
     r: Count

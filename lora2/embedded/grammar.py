@@ -33,7 +33,12 @@ ROWS = {
     "qnli": (2000, 400),
     "rte": (1600, 300),
 }
-TEST_SPLITS = ("test", "test_matched", "test_mismatched", "ax")  # as TEST_ROWS of lora2.glue.tasks
+TEST_SPLITS = (
+    "test",
+    "test_matched",
+    "test_mismatched",
+    "ax",
+)  # see lora2.glue.tasks
 COLUMNS = {
     "cola": ("sentence",),
     "sst2": ("sentence",),

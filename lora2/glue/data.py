@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 from lora2 import hub
 from lora2.embedded import make_split
 from lora2.glue.checks import GlueDataError, check_table
-from lora2.glue.tasks import REPOSITORY, TASKS, TEST_ROWS, Task
+from lora2.glue.tasks import REPOSITORY, TASKS, TEST_SPLITS, Task
 
 Source = Literal["hub", "folder", "embedded"]
 
@@ -101,7 +102,7 @@ def load_test(task_name: str, source: Source, dir: str | Path | None) -> dict[st
         GlueDataError: data that is not available, or not what it is named.
     """
     task, frames = TASKS[task_name], {}
-    for split, rows in TEST_ROWS[task_name].items():
+    for split, (_, rows) in TEST_SPLITS[task_name].items():
         place, name, official = task, split, None if source == "embedded" else rows
         if split == "ax" and source != "embedded":  # a data set of its own
             place, name = replace(task, name="ax"), "test"
@@ -138,9 +139,13 @@ def _read(
         return read_hub(task, splits)
     if source == "folder":
         return dict(_read_file(Path(str(dir)) / task.name, split) for split in splits), None
-    frames = {f"embedded {task.name} {split}": make_split(task.name, split) for split in splits}
-    tables = {k: pa.Table.from_pandas(frame, preserve_index=False) for k, frame in frames.items()}
-    return tables, None
+    return {f"embedded {task.name} {split}": embedded(task.name, split) for split in splits}, None
+
+
+@functools.cache  # a worker performs many runs
+def embedded(task_name: str, split: str) -> pa.Table:
+    """Return a split of the embedded grammar."""
+    return pa.Table.from_pandas(make_split(task_name, split), preserve_index=False)
 
 
 def _read_file(folder: Path, split: str) -> tuple[str, pa.Table]:

@@ -116,14 +116,17 @@ _TASKS = (
 )  # fmt: skip
 TASKS = {task.name: task for task in _TASKS}
 
-# Row counts of the test splits, which the GLUE server scores. MNLI's model predicts AX too.
-TEST_ROWS: dict[str, dict[str, int]] = {
-    "cola": {"test": 1063},
-    "sst2": {"test": 1821},
-    "mrpc": {"test": 1725},
-    "qqp": {"test": 390965},
-    "stsb": {"test": 1379},
-    "mnli": {"test_matched": 9796, "test_mismatched": 9847, "ax": 1104},
-    "qnli": {"test": 5463},
-    "rte": {"test": 3000},
-}
+# What the GLUE server scores: file and row count of each test split. MNLI's model predicts AX too.
+TEST_SPLITS: dict[str, dict[str, tuple[str, int]]] = {
+    "cola": {"test": ("CoLA.tsv", 1063)},
+    "sst2": {"test": ("SST-2.tsv", 1821)},
+    "mrpc": {"test": ("MRPC.tsv", 1725)},
+    "qqp": {"test": ("QQP.tsv", 390965)},
+    "stsb": {"test": ("STS-B.tsv", 1379)},
+    "mnli": {
+        "test_matched": ("MNLI-m.tsv", 9796), "test_mismatched": ("MNLI-mm.tsv", 9847),
+        "ax": ("AX.tsv", 1104),
+    },
+    "qnli": {"test": ("QNLI.tsv", 5463)},
+    "rte": {"test": ("RTE.tsv", 3000)},
+}  # fmt: skip

@@ -1,4 +1,4 @@
-"""This machine: what a run needs of it is checked, its memory is fitted, and rows record it."""
+"""Check that this machine can do a run, fit the run to its memory, record device and code."""
 
 from __future__ import annotations
 

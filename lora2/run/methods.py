@@ -1,4 +1,4 @@
-"""From a method's configuration to a model whose parameters of that method are trainable."""
+"""Build a method on an encoder: PEFT's configurations, checks of their arguments, drivers."""
 
 from __future__ import annotations
 
@@ -10,15 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import (
-    AdaLoraConfig,
-    AdaLoraModel,
-    LoraConfig,
-    PeftConfig,
-    PeftModel,
-    PeftType,
-    get_peft_model,
-)
+from peft import AdaLoraConfig, AdaLoraModel, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from torch import nn
@@ -32,9 +24,7 @@ from lora2.config.schema import (
     Backbone,
     Bitfit,
     Full,
-    Lora,
     Lora2,
-    LoraXs,
     Peft,
     RunConfig,
     Sora,
@@ -43,9 +33,6 @@ from lora2.config.schema import (
 from lora2.records.store import flatten
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
-from lora2.tuners.lora2 import Lora2Config
-from lora2.tuners.lora_xs import LoraXsConfig
-from lora2.tuners.sora import SoraConfig
 
 # Arguments of PEFT's config classes that every run sets.
 SET_BY_US = {
@@ -67,10 +54,6 @@ UNSERVED = {
 PER_TYPE = {"ADALORA": dict.fromkeys(("r", "rank_pattern"), "use init_r and target_r")}
 LONGEST = 100_000_000  # steps of a run, as the schema allows
 RANKS = ("r", "init_r", "target_r", "rank")
-CONFIGS: dict[type, type[PeftConfig]] = {
-    Lora: LoraConfig, Adalora: AdaLoraConfig, Lora2: Lora2Config, Sora: SoraConfig,
-    LoraXs: LoraXsConfig,
-}  # fmt: skip
 
 
 def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.Module, Any]:
@@ -181,41 +164,22 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     """Return the PEFT configuration of any method but ``full`` and ``bitfit``.
 
     ``steps`` is the run's number of optimiser steps, None before it is known (``Peft`` only).
+
+    Raises:
+        ConfigError: PEFT does not know the type or an argument of ``Peft``, or refuses a value.
     """
-    method, backbone, train = config.method, config.backbone, config.train
-    if isinstance(method, Peft):
-        return _any_peft_config(method, backbone, steps)
-    assert steps is not None
-    values = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
-    del values["name"]
-    values |= {
-        "target_modules": target_pattern(values["target_modules"], backbone),
-        "modules_to_save": list(backbone.head_modules),
-        "task_type": "SEQ_CLS",
-    }
-    if isinstance(method, Adalora | Lora2):
-        values["total_step"] = steps
-    if isinstance(method, Adalora) and method.target_r == method.init_r:
-        values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
-    if isinstance(method, Lora2):
-        del values["lambda_lr_ratio"]  # the optimiser's
-        values["init_weights"] = method.init_weights or True
-    if isinstance(method, Sora):  # its gates follow the schedule of the learning rate
-        share = min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
-        values |= {"gate_lr": method.gate_lr or train.learning_rate, "gate_warmup_ratio": share}
-    return CONFIGS[type(method)](**values)
-
-
-def _any_peft_config(method: Peft, backbone: Backbone, steps: int | None) -> PeftConfig:
-    kind = method.type.upper()
+    method, backbone = config.method, config.backbone
     lora2.register()
-    known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
-    if kind not in known:
-        raise ConfigError([unknown("method.type", method.type, known, name=kind)])
+    if isinstance(method, Peft):
+        kind, args = method.type.upper(), method.args
+        known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
+        if kind not in known:
+            raise ConfigError([unknown("method.type", method.type, known, name=kind)])
+        if problems := list(_wrong_arguments(kind, PEFT_TYPE_TO_CONFIG_MAPPING[kind], method)):
+            raise ConfigError(problems)
+    else:
+        kind, args = method.name.upper(), _own_arguments(config, steps)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
-    problems = list(_wrong_arguments(kind, config_class, method))
-    if problems:
-        raise ConfigError(problems)
     fields = {field.name for field in dataclasses.fields(config_class)}
     values: dict[str, Any] = {"task_type": "SEQ_CLS"}
     if "modules_to_save" in fields:
@@ -225,13 +189,29 @@ def _any_peft_config(method: Peft, backbone: Backbone, steps: int | None) -> Pef
     if "total_step" in fields:
         values["total_step"] = LONGEST if steps is None else steps
     try:
-        adapter = config_class(**{**values, **method.args})
+        adapter = config_class(**{**values, **args})
     except (TypeError, ValueError) as error:
-        raise ConfigError([Problem("method.args", method.args, str(error))]) from error
-    problems = list(_wrong_schedule(adapter, steps))
-    if problems:
+        raise ConfigError([Problem("method.args", args, str(error))]) from error
+    if problems := list(_wrong_schedule(adapter, steps)):
         raise ConfigError(problems)
     return adapter
+
+
+def _own_arguments(config: RunConfig, steps: int | None) -> dict[str, Any]:
+    """Return the arguments of a method with a section of its own in ``config/schema.py``."""
+    method, train = config.method, config.train
+    others = ("name", "target_modules", "lambda_lr_ratio")  # the last is the optimiser's
+    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
+    values = {key: value for key, value in values.items() if key not in others}
+    if isinstance(method, Adalora) and method.target_r == method.init_r:
+        values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
+    if isinstance(method, Lora2):
+        values["init_weights"] = method.init_weights or True
+    if isinstance(method, Sora):  # its gates follow the schedule of the learning rate
+        assert steps is not None
+        share = min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
+        values |= {"gate_lr": method.gate_lr or train.learning_rate, "gate_warmup_ratio": share}
+    return values
 
 
 def _wrong_schedule(adapter: PeftConfig, steps: int | None) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""An encoder with a classification head: loaded, drawn by shape alone, or loaded after its run."""
+"""Load an encoder with a new head, draw one by its shape alone, or reload a finished run."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def load_backbone(
 
 
 def set_labels(config: PreTrainedConfig, task: Task, problem_type: str | None = None) -> None:
-    """Give an encoder's configuration the task's labels in place of its own.
+    """Replace the labels in an encoder's configuration by the task's.
 
     Without ``problem_type`` the model takes it from the number of labels and their type.
     """
@@ -107,7 +107,7 @@ def set_labels(config: PreTrainedConfig, task: Task, problem_type: str | None = 
 def _replace_head(
     model: PreTrainedModel, report: Mapping[str, Any], kinds: dict[str, Any]
 ) -> tuple[str, ...]:
-    """Draw a new head in place of one that came with the encoder; return the mark of that."""
+    """Replace a head that came with the encoder by a new one; return the mark that says so."""
     encoder = f"{model.base_model_prefix}."
     misfits = [name for name, *_ in report["mismatched_keys"] if name.startswith(encoder)]
     if misfits:
@@ -281,7 +281,7 @@ def encoder_config(backbone: Backbone) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if backbone.name not in SHAPES:
         raise LookupError(
-            f"the shape of {backbone.name} is not known here: give backbone.path=DIR with its "
+            f"the shape of {backbone.name} is not available: give backbone.path=DIR with its "
             "config.json"
         )
     return shaped(backbone.name)

@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from lora2.config.load import total_steps
 from lora2.config.problems import ConfigError
-from lora2.config.schema import Peft, RunConfig, config_hash, run_name
+from lora2.config.schema import Peft, RunConfig, as_tree, config_hash, run_name
 from lora2.glue.data import GlueData, load_task
 from lora2.glue.tasks import Task
 from lora2.records import store
@@ -103,15 +103,15 @@ def _train_and_record(
     assert steps is not None
     tokenizer, base = load_start(config)
     check_model(base, config, tokenizer.model_max_length)
+    _, encoder = count_trained(base, config.backbone)
+    model, driver = prepare(base, config, steps)
+    head, adapter = count_trained(model, config.backbone)
     length, folder = config.train.max_seq_length, tokens_dir(config)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, length, folder, f"{data.fingerprint} {split}")
         for split, frame in {"train": data.train, **data.validation}.items()
     ]
 
-    _, encoder = count_trained(base, config.backbone)
-    model, driver = prepare(base, config, steps)
-    head, adapter = count_trained(model, config.backbone)
     recorder = Recorder(data.task, {split: len(f) for split, f in data.validation.items()})
     eval_set = concatenate_datasets(eval_sets)
     trainer = build_trainer(
@@ -139,16 +139,7 @@ def _train_and_record(
 
 def load_data(config: RunConfig) -> GlueData:
     """Load and check the rows that a run trains on and is scored on."""
-    return load_task(
-        config.task,
-        config.data.source,
-        dir=config.data.dir,
-        train=config.data.train,
-        validation=config.data.validation,
-        train_rows=config.data.train_rows,
-        holdout=config.data.holdout,
-        seed=SUBSET_SEED,
-    )
+    return load_task(config.task, **as_tree(config)["data"], seed=SUBSET_SEED)
 
 
 def _write(

@@ -1,4 +1,4 @@
-"""Predictions on GLUE's test splits, in the files and the zip that the GLUE server takes."""
+"""Write predictions on GLUE's test splits, in the files and the zip of the GLUE server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lora2.config.schema import RunConfig, Train
 from lora2.glue.data import load_test
 from lora2.glue.metrics import decide
-from lora2.glue.tasks import TASKS, Task
+from lora2.glue.tasks import TASKS, TEST_SPLITS, Task
 from lora2.glue.tokenize import tokenize
 from lora2.records.files import replacing
 from lora2.records.paths import predictions_dir, run_dir
@@ -23,16 +23,6 @@ from lora2.run.device import autocast
 from lora2.run.model import load_run
 from lora2.run.trainer import collator, lengths
 
-FILES = {
-    "cola": {"test": "CoLA.tsv"},
-    "sst2": {"test": "SST-2.tsv"},
-    "mrpc": {"test": "MRPC.tsv"},
-    "qqp": {"test": "QQP.tsv"},
-    "stsb": {"test": "STS-B.tsv"},
-    "mnli": {"test_matched": "MNLI-m.tsv", "test_mismatched": "MNLI-mm.tsv", "ax": "AX.tsv"},
-    "qnli": {"test": "QNLI.tsv"},
-    "rte": {"test": "RTE.tsv"},
-}
 NAMED = ("mnli", "qnli", "rte")  # the server takes their labels as names, others' as numbers
 WNLI_ROWS, WNLI_MAJORITY = 146, 0  # not one of the eight tasks; 0 is "not_entailment"
 HEADER = "index\tprediction"
@@ -62,7 +52,7 @@ def write_predictions(config: RunConfig) -> list[Path]:
         rows = tokenize(frame, task, tokenizer, config.train.max_seq_length)
         answers = predict(model, tokenizer, rows.remove_columns("labels"), task, config.train)
         lines = [f"{i}\t{a}" for i, a in sorted(zip(frame["idx"], answers, strict=True))]
-        paths.append(predictions_dir(config) / FILES[config.task][split])
+        paths.append(predictions_dir(config) / TEST_SPLITS[config.task][split][0])
         write_atomically(paths[-1], "\n".join([HEADER, *lines, ""]))
     return paths
 

@@ -1,4 +1,4 @@
-"""From rows to tokens to batches to transformers' Trainer, in the same way for every method."""
+"""Build a run's Trainer: tokens, batches, optimiser, arguments; the same for every method."""
 
 from __future__ import annotations
 

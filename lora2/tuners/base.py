@@ -19,6 +19,7 @@ from peft.tuners.tuners_utils import (
 )
 from peft.utils import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    get_quantization_kwargs,
     resolve_quantization_backend,
 )
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     Args:
         base_layer: the layer, or a layer of another tuner around it.
         module_name: its name in the model, for messages.
+        quantization: what PEFT's ``get_quantization_kwargs`` returns for the model.
 
     Raises:
         TypeError: the layer cannot be adapted.
@@ -50,9 +52,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         adapter_name: str,
         config: AdapterConfig,
         module_name: str = "the module",
+        **quantization: Any,
     ) -> None:
         super().__init__()
-        linear, self.quantization_backend = _base_linear(base_layer, module_name)
+        linear, self.quantization_backend = _base_linear(base_layer, module_name, quantization)
         self.base_layer, self.module_name = base_layer, module_name
         # Conv1D keeps its weight as (d_in, d_out), nn.Linear as (d_out, d_in).
         self.fan_in_fan_out = isinstance(linear, Conv1D)
@@ -112,15 +115,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         The sum is computed in float32 at least and rounded once.
 
         Raises:
-            ValueError: the base weight is quantised, or with ``safe_merge``, the merged weight
-                would not be finite; the base weight is untouched.
+            ValueError: the base weight is of a kind that cannot be written, or with ``safe_merge``,
+                the merged weight would not be finite; the base weight is untouched.
         """
-        if self.quantization_backend is not None:
-            raise ValueError(
-                f"{self.module_name} has a quantised weight, and merging would round the update to "
-                f"its few levels: merge into the base model loaded in float instead, or serve the "
-                f"adapter beside the quantised base (lora2.export_lora makes it a plain LoRA)"
-            )
+        self._check_mergeable()
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.r:
                 continue
@@ -133,6 +131,26 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 )
             self.set_base_weight(merged)
             self.merged_adapters.append(name)
+
+    def _check_mergeable(self) -> None:
+        weight, backend = getattr(self.get_base_layer(), "weight", None), self.quantization_backend
+        if backend is not None:
+            # False: a torchao weight that no configuration of transformers says how to quantise.
+            fits = backend.supports_merge and getattr(backend, "get_apply_tensor_subclass", True)
+        else:
+            fits = type(weight) in (Tensor, nn.Parameter)  # neither quanto's nor sharded
+        if not fits:
+            raise ValueError(
+                f"{self.module_name} has a weight of type {type(weight).__name__}, which cannot be "
+                f"merged into: merge into the base model loaded in float instead, or serve the "
+                f"adapter unmerged (lora2.export_lora makes it a plain LoRA)"
+            )
+        if backend is not None:
+            warnings.warn(
+                f"merging rounds the update to the levels of a {backend.backend_name} weight; for "
+                f"an exact merge, load the base model in float",
+                stacklevel=3,
+            )
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -235,7 +253,8 @@ class AdapterModel(BaseTuner):
                 f"instead of calling it, so an adapter would have no effect until it is merged; "
                 f"name it in exclude_modules, or use target_modules='all-linear', which skips it"
             )
-        layer = self.tuner_layer_cls(target, adapter_name, peft_config, current_key)
+        quantization = get_quantization_kwargs(self.model)
+        layer = self.tuner_layer_cls(target, adapter_name, peft_config, current_key, **quantization)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
@@ -297,17 +316,19 @@ def _reads_weight(kind: type[nn.Module], name: str) -> bool:
     return any(not called or re.search(rf"{weight}\s*([,)\]@]|$)", line) for line in reads)
 
 
-def _base_linear(target: nn.Module, name: str) -> tuple[Any, Any]:
+def _base_linear(target: nn.Module, name: str, quantization: dict[str, Any]) -> tuple[Any, Any]:
     """Return the linear layer under ``target`` and PEFT's backend for its quantisation, if any."""
     base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-    # torchao's needs a function to quantise a merged weight, and we do not merge.
-    backend = resolve_quantization_backend(base, get_apply_tensor_subclass=object)
+    # torchao's backend refuses None, the function that quantises a merged weight; False is none.
+    settings = {"get_apply_tensor_subclass": False, **quantization}
+    backend = resolve_quantization_backend(base, **settings)
     plain = isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
     if backend is None and not plain:
         raise TypeError(
             f"{name} is a {type(base).__name__}; only torch.nn.Linear and transformers' Conv1D "
             f"with floating-point or quantised weights can be adapted: take it out of "
-            f"target_modules or name it in exclude_modules"
+            f"target_modules or name it in exclude_modules; PEFT's LoRA (LoraConfig) also adapts "
+            f"embeddings and convolutions"
         )
     return base, backend
 

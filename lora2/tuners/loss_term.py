@@ -109,9 +109,23 @@ class TermModel(AdapterModel):
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._after_forward()  # an interrupt of the last forward runs no hook
+        self._refuse_offloaded()
         training = module.training and torch.is_grad_enabled()
         if module is self.model and training and not torch.compiler.is_compiling():
             self._watch_training()
+
+    def _refuse_offloaded(self) -> None:
+        """Raise a ValueError where accelerate keeps an adapter's weights elsewhere."""
+        for name in self._active():
+            layer = next(iter(self._layers.get(name, {}).values()), None)
+            if layer is None or not getattr(layer, layer.adapter_layer_names[0])[name].is_meta:
+                continue
+            if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
+                raise ValueError(
+                    f"accelerate has offloaded adapter {name!r}, which {type(self).__name__} needs "
+                    f"in memory: call merge_and_unload() before offloading, or load the adapter "
+                    f"exported by lora2.export_lora as LoRA; train without offloading"
+                )
 
     def _watch_training(self, *_: Any, saving: bool = False) -> None:
         for name in self._trainable():

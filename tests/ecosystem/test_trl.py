@@ -1,4 +1,4 @@
-"""The example of docs/library.md with TRL, run as it stands there on a tiny decoder."""
+"""TRL on a tiny decoder: the example of docs/library.md as it stands there, and DPO."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from datasets import Dataset
+from peft import PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lora2 import Lora2Callback, Lora2Config, kept_ranks
 from tests.ecosystem.tiny import save_tokenizer
 
 pytestmark = pytest.mark.ecosystem
@@ -64,4 +66,47 @@ def test_the_penalty_acts_though_trl_drops_the_models_loss(folder):
         changes = {'init_weights="orthogonal"': f"orth_reg_weight={weight}", "2e-4": "1e-2"}
         model = sft(folder, **changes).model
         weights.append(next(p for n, p in model.named_parameters() if "lora2_u" in n).detach())
+    assert not torch.allclose(*weights, atol=1e-3)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_dpo_with_the_base_or_a_copy_of_the_adapter_as_reference(folder, wrapped):
+    from trl import DPOConfig, DPOTrainer
+
+    def train(weight):
+        model = AutoModelForCausalLM.from_pretrained(folder / "base")
+        config = Lora2Config(
+            r=4, k=2, target_r=1, tfinal=2, target_modules=["q_proj", "down_proj"],
+            orth_reg_weight=weight, init_std=0.3, task_type="CAUSAL_LM",
+        )  # fmt: skip
+        row = {"prompt": "a b", "chosen": "c d e", "rejected": "f g h"}
+        torch.manual_seed(0)
+        trainer = DPOTrainer(
+            get_peft_model(model, config) if wrapped else model,
+            args=DPOConfig(
+                output_dir=str(folder / "dpo"),
+                max_steps=6,
+                logging_steps=1,
+                learning_rate=0.1,
+                use_cpu=True,
+                bf16=False,
+                report_to="none",
+                save_strategy="no",
+                per_device_train_batch_size=2,
+            ),
+            train_dataset=Dataset.from_list([row] * 12),
+            processing_class=AutoTokenizer.from_pretrained(folder / "base"),
+            peft_config=None if wrapped else config,
+            callbacks=[Lora2Callback()],
+        )
+        trainer.train()
+        return trainer
+
+    trainer = train(0.0)
+    ranks = kept_ranks(trainer.model)
+    assert sum(map(sum, ranks.values())) == len(ranks) == 4
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora2_u.default"
+    weights = [t.model.get_parameter(name) for t in (trainer, train(100.0))]
     assert not torch.allclose(*weights, atol=1e-3)

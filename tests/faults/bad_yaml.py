@@ -38,7 +38,7 @@ NOT_YAML = [
            "a mapping of keys to values"),
     Broken(LORA2, "r: 8 ", "r: [8 ", "method/lora2.yaml", "", "line"),
     Broken(LORA2, "r: 8 ", "\tr: 8 ", "method/lora2.yaml", "", "line 3"),
-    Broken(LORA2, "r: 8 ", "r: 8\nr: 9 ", "method/lora2.yaml", "'r: 9", "key 'r' stands twice"),
+    Broken(LORA2, "r: 8 ", "r: 8\nr: 9 ", "method/lora2.yaml", "'r: 9", "key 'r' is given twice"),
     Broken(LORA2, "", BOMB, "method/lora2.yaml", "'a: &a [x, x]'", "anchors and aliases"),
     Broken(LORA2, "r: 8 ", "r: !!python/object/apply:os.system ['touch pwned'] ",
            "method/lora2.yaml",

@@ -19,6 +19,8 @@ from tests.faults import bad_words_by_hand as by_hand
 from tests.faults import refusals
 from tests.faults.bad_words import base
 
+FEW_ROWS = ("data.train_rows=88", "data.holdout=40")
+
 
 @pytest.fixture(autouse=True)
 def no_training(monkeypatch):
@@ -41,7 +43,7 @@ def test_what_the_encoder_does_not_have_is_named(wrong):
 
 @pytest.mark.parametrize("wrong", [by_hand.LOADED[0], *by_hand.PEFT], ids=str)
 def test_a_refused_run_ends_with_2_untrained_and_leaves_no_folder(wrong, tmp_path, capsys):
-    words = [*wrong.words, f"results.dir={tmp_path}"]
+    words = [*wrong.words, *FEW_ROWS, f"results.dir={tmp_path}"]
     code = refusals.fresh("run_glue").main(words)
     assert refusals.fault(wrong, code, capsys.readouterr().err, 0) is None
     assert not list(tmp_path.glob("runs/*"))

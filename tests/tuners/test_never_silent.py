@@ -6,12 +6,13 @@ import json
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, MambaConfig, MambaForCausalLM
 
 from lora2 import Lora2Config, LoraXsConfig, SoraConfig
-from tests.tuners.lora2.lora2_models import ENCODER, adapt, build
+from tests.tuners.lora2.lora2_models import ENCODER, adapt, build, logits
 
 CONFIGS = [Lora2Config, SoraConfig, LoraXsConfig]
 
@@ -90,6 +91,22 @@ def test_rslora_is_the_alpha_that_the_message_gives():
     plain = Lora2Config(r=4, lora_alpha=16 * 4**0.5, target_modules=["0"])
     layer = get_peft_model(nn.Sequential(nn.Linear(4, 4)), plain).base_model.model[0]
     assert layer.scaling["default"] == 16 / 4**0.5
+
+
+@pytest.mark.parametrize("config", [Lora2Config, SoraConfig])
+def test_an_offloaded_adapter_is_refused_and_a_merged_one_gives_the_same_result(config):
+    def adapted():
+        torch.manual_seed(0)
+        model = get_peft_model(build("bert"), config(r=2, target_modules=["query"]))
+        for parameter in model.parameters():  # SoRA's and LoRA2's updates start at zero
+            torch.nn.init.normal_(parameter, std=0.3)
+        return model
+
+    expected = logits(adapted())
+    merged = cpu_offload(adapted().merge_and_unload(), execution_device=torch.device("cpu"))
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"accelerate has offloaded .*merge_and_unload"):
+        logits(cpu_offload(adapted(), execution_device=torch.device("cpu")))
 
 
 def test_zero_3_is_refused_by_name():

@@ -26,16 +26,8 @@ class Lora2Config(AdapterConfig):
     Args:
         r: rank at the start, the number of singular values of one adapted matrix.
         k: inner rank of u, v, U and V; the update of one matrix has rank <= min(k, r), so a k
-            above r or a matrix's width costs parameters and gains no rank.
-        lora_alpha: the update is multiplied by lora_alpha / r.
-        lora_dropout: dropout probability on the adapter's input.
-        target_modules: names (exact or suffix) or a regular expression, "all-linear", or None for
-            the modules that PEFT's LoRA adapts in a known model.
-        exclude_modules: names or a regular expression of modules to leave alone.
-        layers_to_transform: indices of the layers to adapt; needs a list of target_modules.
-        layers_pattern: name of the list of layers, when it is not a common one.
-        modules_to_save: modules trained in full and saved beside the adapter (the classifier).
-        fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
+            above r or a matrix's width costs parameters and gains no rank. lora_alpha,
+            lora_dropout, target_modules and all other arguments of ``AdapterConfig`` as there.
         bias: the biases that are trained: "none", "all" or "lora2_only".
         init_weights: the start, at which lambda is zero and the model unchanged. True: u, v, U, V
             at N(0, init_std^2), as published. "orthogonal": u^T u = V V^T = v v^T = U^T U = I_k,

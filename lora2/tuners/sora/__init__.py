@@ -1,11 +1,9 @@
 """SoRA: sparse low-rank adaptation with gates (arXiv 2311.11696), registered with PEFT."""
 
 from lora2.tuners.base_config import register
-from lora2.tuners.export import export_lora, to_lora
 from lora2.tuners.sora.config import SoraConfig
-from lora2.tuners.sora.layer import SoraLinear
-from lora2.tuners.sora.model import SoraModel
+from lora2.tuners.sora.model import SoraLinear, SoraModel
 
-__all__ = ["SoraConfig", "SoraLinear", "SoraModel", "export_lora", "to_lora"]
+__all__ = ["SoraConfig", "SoraLinear", "SoraModel"]
 
 register("sora", SoraConfig, SoraModel)

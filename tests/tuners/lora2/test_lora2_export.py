@@ -5,8 +5,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 
-from lora2 import Lora2Config
-from lora2.tuners.lora2 import export_lora, to_lora
+from lora2 import Lora2Config, export_lora, to_lora
 from tests.tuners.lora2.lora2_models import HEADS, adapt, build, logits, randomize
 
 

@@ -17,7 +17,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from lora2.tuners.sora import SoraConfig, export_lora, to_lora
+from lora2 import SoraConfig, export_lora, to_lora
 
 TARGETS = ["query", "value", "intermediate.dense"]
 
