@@ -25,7 +25,7 @@ class Lora2Callback(TrainerCallback):
 
     Calls the hooks that the PeftModel's tuner defines: ``prepare_training(max_steps)`` at the
     start, ``before_optimizer_step`` and ``after_optimizer_step`` around each optimiser step
-    (counted from 1, gradients present, clipped and in their own scale), and ``finish_training`` at
+    (counted from 1; gradients are present, clipped and unscaled), and ``finish_training`` at
     the end. The tuner's ``training_state`` is written into every checkpoint and read back when a
     training resumes.
 
@@ -41,7 +41,7 @@ class Lora2Callback(TrainerCallback):
     Raises:
         TypeError: at the start, the model has no tuner, or several.
         FileNotFoundError: at the start of a resumed training, the tuner's state is missing.
-        ValueError: there, the tuner's state was not saved with the weights that are loaded.
+        ValueError: likewise, the tuner's state was not saved with the weights that are loaded.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Lora2Callback(TrainerCallback):
     ) -> None:
         self._checkpoint = resume_from_checkpoint
         self._driver = driver
-        self._tuner: tuple[nn.Module, BaseTuner] | None = None  # and the model it is in
+        self._tuner: tuple[nn.Module, BaseTuner] | None = None  # the model and its tuner
 
     def _hooks_of(self, model: nn.Module) -> Any:
         if self._driver is not None:
@@ -131,7 +131,7 @@ def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
 def _unscale(optimizer: Any) -> None:
     """Undo fp16's gradient scaling, unless clipping has done so."""
     if getattr(optimizer, "scaler", None) is not None:
-        with contextlib.suppress(RuntimeError):  # raised if it has
+        with contextlib.suppress(RuntimeError):  # already unscaled
             optimizer.scaler.unscale_(optimizer.optimizer)
 
 
@@ -145,9 +145,9 @@ def _checkpoint_folder(args: Any, state: TrainerState) -> Path:
 
 
 def _folder_given_to_train() -> str | os.PathLike[str] | None:
-    """Return the folder given to ``Trainer.train``, which is kept in that call's frame alone.
+    """Return the folder given to ``Trainer.train``, which only that call's frame holds.
 
-    None if it is not found; what is loaded must match the weights in any case.
+    None if it is not found; the state that is loaded must match the weights in any case.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "_inner_training_loop":

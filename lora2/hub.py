@@ -1,4 +1,4 @@
-"""Check within seconds whether hub repositories are available: a blocked network hangs for long."""
+"""Check within seconds whether hub repositories are available: a blocked network may hang."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class HubUnavailable(RuntimeError):
 def check_available(needs: Iterable[Need]) -> None:
     """Check that every repository is in the cache or on a hub that answers.
 
-    All are asked for at the same time, so it takes at most ``PROBE_SECONDS``.
+    They are probed in parallel, so it takes at most ``PROBE_SECONDS``.
 
     Raises:
         HubUnavailable: naming each repository, why it is not available, and the three ways out.
@@ -74,7 +74,7 @@ def cached(path: str, kind: str) -> bool:
 
 
 def offline_reason(path: str | None, kind: str = "model") -> str | None:
-    """Return why the hub cannot be asked for ``path``; None if it can, or for a local folder.
+    """Return why the hub cannot be asked for ``path``; None if it can, or if it is a local folder.
 
     With ``HF_HUB_OFFLINE=1``, or when the hub does not answer within ``PROBE_SECONDS``, only the
     cache on this machine is left.

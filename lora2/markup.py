@@ -1,4 +1,4 @@
-"""Text that stays text in a Markdown table or a LaTeX document, and tables made of it."""
+"""Escape text for Markdown and LaTeX, and write it as tables."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _TEX = {
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "−": r"$-$",
     "–": "--",
 }  # fmt: skip
-UPRIGHT = 9  # columns; a wider LaTeX table is turned, or its letters would be too small to read
+UPRIGHT = 9  # columns; a wider LaTeX table is rotated, or its letters would be too small to read
 
 
 def one_line(text: object) -> str:
-    """Return ``text`` on one line, without control characters of a terminal or a text direction."""
+    """Return ``text`` on one line, without characters that control a terminal or its direction."""
     flat = " ".join(str(text).split())
     return "".join(char for char in flat if unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
 
@@ -44,7 +44,7 @@ def tex_float(about: str, lines: Sequence[Sequence[object]], notes: Sequence[str
     """Return a LaTeX float of unescaped text, shrunk to the line: caption, head, rows, notes below.
 
     LaTeX writes the number itself. The document needs the packages booktabs and graphicx, and
-    rotating for a table of more than nine columns, which is turned on its side.
+    rotating for a table of more than nine columns, which is rotated.
     """
     head, *rows = [" & ".join(tex(text) for text in line) + r" \\" for line in lines]
     kind = "table" if len(lines[0]) <= UPRIGHT else "sidewaystable"

@@ -1,8 +1,8 @@
-"""Time the methods on this device: counted operations, training steps, inference, the driver.
+"""Measure the methods on this device: operations, training steps, inference, the driver.
 
-Every method steps in turn with the others in one process, on random weights of the encoder's
-shape. Writes results/bench/<device>/{micro,step,driver}.csv. Sizes default to the paper's on a GPU,
-and to smaller encoders on a processor (hide the GPU by CUDA_VISIBLE_DEVICES= to measure that).
+The methods take their steps in turn in one process, on random weights of the encoder's shape.
+Writes results/bench/<device>/{micro,step,driver}.csv. Sizes default to the paper's on a GPU, and to
+smaller encoders on a CPU (to measure it on a machine with a GPU, set CUDA_VISIBLE_DEVICES=).
 
 python scripts/bench.py --only step --rounds 20
 python -m lora2.bench.report    # results/bench/targets.md from the CSVs
@@ -31,9 +31,9 @@ from lora2.run.device import AUTOCAST, device_name, provenance
 from lora2.run.model import SHAPES
 
 ENCODERS = ("deberta-v3-base", "roberta-large")
-DRIVEN = "minilm"  # the encoder of the driver's row: small, so that overhead is seen
+DRIVEN = "minilm"  # the encoder of the driver's row: small, so that overhead shows
 DEPTHS = (12, 24)  # layers of six matrices: DeBERTaV3-base's, and twice as many
-WARM_UP = 2  # steps of each method that do not count
+WARM_UP = 2  # steps of each method that are not counted
 # Layers (None: the published number), sequences of a batch, tokens of each, rounds.
 SIZES = {"cuda": (None, 32, 128, 50), "cpu": (3, 4, 48, 15)}
 VARIANTS = ("encoders", "methods", "layers", "batch", "tokens", "precision")
@@ -42,7 +42,7 @@ HIDDEN = ["label", "method", "r", "k", "seconds_q1", "seconds_q3", "precision"] 
 
 def main(argv: Sequence[str]) -> int:
     """Run the parts asked for; show each, and write it as soon as it is done."""
-    # transformers announces its own renamings once per model.
+    # transformers warns of its own renamings once per model.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     args = parse(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"{part}: {len(rows)} rows in {time.perf_counter() - started:.0f} s", flush=True)
         if variant and args.out is None:
             typed = " ".join(f"--{name}" for name in variant)
-            print(f"{part}: shown, not written, because of {typed} (--out DIR writes it there)")
+            print(f"{part}: shown, not written, because of {typed} (to write it, add --out DIR)")
         else:
             write(folder / f"{part}.csv", rows, origin)
             print(f"wrote {folder / part}.csv", flush=True)
@@ -95,7 +95,7 @@ def write(path: Path, rows: Sequence[Row], origin: Row) -> None:
         {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in row.items()}
         for row in ({**row, **origin} for row in rows)
     ]
-    frame = pd.DataFrame(rounded, dtype=object)  # whole numbers stay whole beside empty cells
+    frame = pd.DataFrame(rounded, dtype=object)  # integers stay integers beside empty cells
     write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
@@ -120,9 +120,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--layers", type=_count, help="of the encoders")
     add("--batch", type=_count, help="sequences")
     add("--tokens", type=_count, help="of each sequence")
-    add("--rounds", type=_count, help="steps of each method that count")
+    add("--rounds", type=_count, help="measured steps of each method")
     add("--precision", choices=("fp32", *AUTOCAST), help="of forward passes, default fp32")
-    add("--out", type=Path, metavar="DIR", help="default results/bench; a folder <device> in it")
+    add("--out", type=Path, metavar="DIR", help="write DIR/DEVICE/*.csv, default results/bench")
     return parser.parse_args(argv)
 
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def report(folder: Path, words: Sequence[str]) -> int:
-    """Write runs.csv and the tables; of those not asked for by name, skip the empty ones."""
+    """Write runs.csv and the tables; those without runs are errors only if asked for by name."""
     asked = any(word.startswith("table=") for word in words)
     if not folder.is_dir():
         raise ConfigError([Problem("results folder", str(folder), "an existing folder")])
@@ -38,7 +38,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
     request = parse(words, default_tables=options("table"))
     tables = possible_tables(request, asked)
     from lora2.records import store
-    from lora2.tables import make, peft_results, times  # with torch, so not before all is checked
+    from lora2.tables import make, peft_results, times  # imports torch: not before the checks
 
     code = 0
     with explain_full_disk(folder):
@@ -52,7 +52,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
         for table in tables:
             wanted = (table, request.profile, folder, request.options.seeds, request.extra)
             try:
-                if table.kind == "times":  # measured by scripts/reproduce.py, not made of runs
+                if table.kind == "times":  # measured by scripts/reproduce.py, without runs
                     written = times.rewrite(load_table(table.name), request.profile, folder)
                 elif make.is_official(table, request.extra):
                     written = make.report_table(*wanted, runs)
@@ -71,7 +71,7 @@ def profile_of(folder: Path) -> str:
     """Return the profile that a results folder is named after, or that of all its runs.
 
     Raises:
-        ConfigError: it is not named after one, and has runs of several or none.
+        ConfigError: it is not named after one, and its runs are of several, or there are none.
     """
     if folder.name in options("profile"):
         return folder.name
@@ -88,10 +88,10 @@ def profile_of(folder: Path) -> str:
 
 
 def possible_tables(request: Request, asked: bool) -> list[Table]:
-    """Return the tables that the words fit: all of those asked for by name, else at least one.
+    """Return the tables that the words apply to: all that were asked for, or by default any.
 
     Raises:
-        ConfigError: every problem of every run of those that they do not fit.
+        ConfigError: the words do not apply to a table asked for, or to no table at all.
     """
     tables, problems = [], ProblemList()
     for table in request.plans:

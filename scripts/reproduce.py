@@ -1,4 +1,4 @@
-"""The runs of a table, those that are missing, and then the table.
+"""Do the missing runs of a table, then write the table.
 
 python scripts/reproduce.py table=1 profile=embedded seeds=1,2,3 workers=2
 python scripts/reproduce.py table=1 tasks=rte,mrpc rows=lora2-k8,lora-r8 train.max_steps=500
@@ -48,11 +48,11 @@ def reproduce(request: Request) -> int:
     """Run or plan every table of the request."""
     commands = request.options.commands
     print("\n".join(request.notes), flush=True, file=sys.stderr if commands else sys.stdout)
-    found = {plan.name: request.jobs_of(plan) for plan in request.plans}
+    jobs_by_table = {plan.name: request.jobs_of(plan) for plan in request.plans}
     if request.options.plan and not commands:
-        return show_plan(request, found)
+        return show_plan(request, jobs_by_table)
     scored = [plan for plan in request.plans if plan.kind != "times"]
-    jobs = distinct([job for plan in scored for job in found[plan.name]])
+    jobs = distinct([job for plan in scored for job in jobs_by_table[plan.name]])
     if commands:
         for job in unfinished(jobs):
             print(command_line(job))
@@ -61,7 +61,7 @@ def reproduce(request: Request) -> int:
         return submit(jobs)
     if (outcomes := sweep(request, jobs)) is None:
         return 0
-    complete = write_tables(request, found)
+    complete = write_tables(request, jobs_by_table)
     return max(summary(jobs, outcomes), 0 if complete else 1)
 
 
@@ -91,7 +91,7 @@ def submit(jobs: Sequence[Job]) -> int:
         return 1
     print(f"wrote {path}: the last checkpoint of each run; WNLI by its majority class")
     if configs[0].data.source == "embedded":
-        print("synthetic sentences: to look at, not to submit")
+        print("synthetic sentences: the file is an example, not to be submitted")
     return 0
 
 
@@ -120,13 +120,13 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     return None
 
 
-def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
-    """Write or show every table; return whether all could be."""
+def write_tables(request: Request, jobs_by_table: dict[str, list[Job]]) -> bool:
+    """Write or print every table; return whether that worked for all."""
     from lora2.records.store import StoreError
 
     complete = True
     for plan in request.plans:
-        jobs = found[plan.name]
+        jobs = jobs_by_table[plan.name]
         for folder in {Path(job.resolved.config.results.dir): None for job in jobs}:
             try:
                 with explain_full_disk(folder):
@@ -138,13 +138,13 @@ def write_tables(request: Request, found: dict[str, list[Job]]) -> bool:
 
 
 def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path) -> None:
-    """Write one table; a part or a variant of one is printed, so that it replaces no whole one."""
+    """Write one table; a part or variant is printed instead, so that no whole one is replaced."""
     from lora2.tables import make as reporting
 
     official = reporting.is_official(plan, request.extra)
-    asked = (plan, request.profile, folder, request.options.seeds, request.extra)
+    arguments = (plan, request.profile, folder, request.options.seeds, request.extra)
     if plan.kind == "times":
-        from lora2.tables import times as timetable  # with torch, which no other table needs
+        from lora2.tables import times as timetable  # imports torch, which no other table needs
 
         frame = timetable.measure(plan, jobs)
         if official:
@@ -152,9 +152,9 @@ def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path
         else:
             print(timetable.texts(plan, frame, request.profile)[".md"])
     elif official or plan.kind == "figure":
-        show_written(reporting.report_table(*asked))
+        show_written(reporting.report_table(*arguments))
     else:
-        print(reporting.print_table(*asked))
+        print(reporting.print_table(*arguments))
     if not official and plan.kind != "figure":
         print(f"a part or a variant of table {plan.name}: shown, not written to {folder}")
 
@@ -164,13 +164,13 @@ def show_written(paths: Sequence[Path]) -> None:
     print("\n".join(f"wrote {path}" for path in paths), flush=True)
 
 
-def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
+def show_plan(request: Request, jobs_by_table: dict[str, list[Job]]) -> int:
     """Print what each table would cost on this machine; nothing is trained or written."""
     from lora2.sweep import cost
     from lora2.tables import times as timetable
 
     for plan in request.plans:
-        name, jobs = f"table {plan.name}, profile {request.profile.name}", found[plan.name]
+        name, jobs = f"table {plan.name}, profile {request.profile.name}", jobs_by_table[plan.name]
         print(f"{name}: measuring a few steps", flush=True)
         timed = timetable.STEPS if plan.kind == "times" else 0
         left = jobs if timed else unfinished(jobs)

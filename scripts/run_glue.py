@@ -1,4 +1,4 @@
-"""One run from the command line.
+"""Do one run from the command line.
 
 python scripts/run_glue.py task=rte method=lora2 backbone=deberta-v3-base seed=6 method.k=8
 python scripts/run_glue.py task=rte method=lora2 predict=true  # and RTE.tsv for the GLUE server
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def announce(resolved: Resolved, overridden: list[str]) -> None:
-    """Print the run, words that override others, and what was fitted to the run's length."""
+    """Print the run, the words that override others, and settings adapted to the run's length."""
     config = resolved.config
     print(f"run {run_name(config)}")
     print(
@@ -71,7 +71,7 @@ def execute(resolved: Resolved, progress: bool, predict: bool = False) -> int:
     from lora2.run.run import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers_logging.set_verbosity_error()  # it reports that the head is new
+    transformers_logging.set_verbosity_error()  # it warns that the head is untrained
     transformers_logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
     config, lock = resolved.config, lock_file(resolved.config)

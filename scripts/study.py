@@ -1,4 +1,4 @@
-"""A study: learning rates chosen on rows held out of train, then final runs, then its tables.
+"""Do a study: choose learning rates on rows held out of train, do the final runs, write the CSVs.
 
 python scripts/study.py study=small-cpu data.dir=GLUE_FOLDER backbone.path=FOLDER workers=2
 python scripts/study.py study=small-cpu data.dir=GLUE_FOLDER backbone.path=FOLDER plan=true
@@ -55,7 +55,7 @@ def run_study(request: StudyRequest) -> int:
 
 
 def finals(request: StudyRequest, part: Part, rates: dict[str, float]) -> list[Job]:
-    """Return a part's final runs, seed by seed: one stopped early has whole seeds."""
+    """Return a part's final runs by seed: a part stopped early has all rows of its first seeds."""
     study = request.study
     return [
         study.job(part, row, rates[study.source(row)], seed, request.extra)
@@ -65,7 +65,7 @@ def finals(request: StudyRequest, part: Part, rates: dict[str, float]) -> list[J
 
 
 def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
-    """Do the runs that no run folder and no runs.csv has; 1 if one failed or is missing."""
+    """Do the runs without a folder or a line in runs.csv; return 1 if any failed or is missing."""
     from lora2.study.select import SETTLED, left
 
     folder = request.selection if stage == "selection" else request.folder

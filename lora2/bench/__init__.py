@@ -1,1 +1,1 @@
-"""Speed and memory of the methods, on any device and with nothing but torch, transformers, peft."""
+"""Measure the methods' speed and memory on any device."""

@@ -41,7 +41,7 @@ from lora2.run.trainer import build_trainer
 Row = dict[str, object]
 SEED = 1
 TASK = "mrpc"  # the paper's sentence-pair classification with two labels
-# An allocator starts at once and masks after every step: its expensive part is on.
+# An allocator masks from the first step on and after every step, so its costly part is timed.
 MASKING = ("method.tinit=0", "method.tfinal=1", "method.deltaT=1")
 METHODS = {  # row id, as in the tables -> label, words
     "full": ("Full fine-tuning", ("method=full",)),
@@ -58,12 +58,12 @@ METHODS = {  # row id, as in the tables -> label, words
 }
 REGULARIZED = ("adalora-r8", "lora2-k1", "lora2-k8")
 DRIVEN = "lora2-k8"  # the method of the driver's row
-INFERENCE_ROUNDS = 4  # for one of training: shorter, and of times that lie closer together
+INFERENCE_ROUNDS = 4  # per round of training: a forward pass is short
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """An encoder with random weights and the batches that it is given."""
+    """An encoder with random weights, the size of its batches, and where it runs."""
 
     encoder: str  # a name of run.model.SHAPES
     layers: int | None  # None: the published number
@@ -107,7 +107,7 @@ class Case:
 
 
 def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
-    """Return median and quartiles, and by name the ratio to each base of the same rounds."""
+    """Return median and quartiles, and the ratio to each named base, taken round by round."""
     low, middle, high = quartiles(seconds)
     columns: Row = {"rounds": len(seconds), "seconds": middle}
     columns |= {"seconds_q1": low, "seconds_q3": high}
@@ -117,14 +117,14 @@ def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
 
 
 def counted(action: Callable[[], object], device: str) -> dict[str, int]:
-    """Return the numbers of operations and of synchronisations of ``action``."""
+    """Return how many operations and synchronisations ``action`` causes."""
     with counting(device) as counts:
         action()
     return {"kernels": len(counts.kernels), "syncs": len(counts.syncs)}
 
 
 def training(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
-    """Return a row for each method, which took a step in turn with the others."""
+    """Return a row for each method; the methods take their steps in turn."""
     runs = {row: (case.run(row), STEPS) for row in methods}
     results = measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
     lora, adalora = results.get("lora-r8"), results.get("adalora-r8")
@@ -199,7 +199,7 @@ def steps(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list
 
 
 def part_counts(layers: int) -> list[Row]:
-    """Return what regulariser and allocator make a device do over ``layers`` x 6 matrices.
+    """Count the operations of regulariser and allocator over ``layers`` x 6 matrices.
 
     The regulariser is the difference of a forward and backward pass with it and one without: a
     model in training adds it to the loss that it returns, never to its logits.
@@ -217,7 +217,7 @@ def part_counts(layers: int) -> list[Row]:
         less = counted(without, "cpu")
         stepper.optimizer.zero_grad()
         more = counted(lambda s=stepper: s.model(**batch).loss.backward(), "cpu")
-        stepper.driver.after_optimizer_step(1)  # the first also makes the averages
+        stepper.driver.after_optimizer_step(1)  # the first also creates the averages
         allocator = counted(lambda s=stepper: s.driver.after_optimizer_step(2), "cpu")
         columns = {"matrices": 6 * layers, "row": row, "label": METHODS[row][0]}
         difference = {key: more[key] - less[key] for key in more}

@@ -1,7 +1,7 @@
 """Count what a piece of code makes a device do: kernels, host synchronisations, memory.
 
 Counted at PyTorch's dispatcher, so that the counts are never noisy. They hold for other devices
-too, but for operations that only some devices compose of several, such as dropout.
+too, except that some devices compose operations such as dropout of several.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SYNCS = {f"aten::{name}" for name in (
 )}  # fmt: skip
 COPIES = {"aten::_to_copy", "aten::copy_"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
-# On a processor these read the memory without any ATen operation; elsewhere they copy first.
+# On a CPU these read the memory without any ATen operation; elsewhere they copy first.
 READINGS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}
 
 
@@ -33,7 +33,7 @@ READINGS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}
 class Counts:
     """Names of the ATen operations seen, in order."""
 
-    kernels: list[str] = dataclasses.field(default_factory=list)  # operations that are no views
+    kernels: list[str] = dataclasses.field(default_factory=list)  # operations that are not views
     syncs: list[str] = dataclasses.field(default_factory=list)  # where the host waits for values
 
 
@@ -41,9 +41,9 @@ class Counts:
 def counting(device: str = "cpu") -> Iterator[Counts]:
     """Count the ATen operations of the block, backward passes included.
 
-    ``device`` is the type of the device that computes: reading a tensor that lies elsewhere (the
-    step counters of an optimiser) is no synchronisation. Where it is the processor, what would be
-    one on a GPU is counted.
+    ``device`` is the type of the device that computes: reading a tensor on another one (the step
+    counters of an optimiser) is not a synchronisation. On ``cpu``, what would be one on a GPU is
+    counted.
     """
     counts = Counts()
     with _Operations(counts, device), _Readings(counts, device):
@@ -98,7 +98,7 @@ def _waits(
 
 
 class _Storages(TorchDispatchMode):
-    """Bytes of the tensors made in the block that are alive, and the most there were at once."""
+    """Count the bytes of living tensors that the block creates, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,10 +132,10 @@ def _place(tensor: Tensor) -> int:
 
 
 def peak_bytes(action: Callable[[], object], device: str) -> int:
-    """Return the most bytes that tensors made by ``action`` held at once.
+    """Return the peak size of the tensors that ``action`` creates.
 
-    On CUDA the allocator's own count; on a processor the storages alive, counted one by one at the
-    dispatcher (what a kernel takes for itself and gives back is not seen).
+    On CUDA this is the allocator's count; on a CPU that of the storages alive, counted one by one
+    at the dispatcher (without a kernel's temporary memory).
     """
     if device == "cuda":
         torch.cuda.synchronize()

@@ -33,7 +33,7 @@ from lora2.run.methods import prepare
 from lora2.run.model import encoder_config, longest, random_encoder
 from lora2.run.trainer import build_optimizer
 
-STEPS = 100_000  # of the assumed training: no measurement gets to its last phase
+STEPS = 100_000  # of the assumed training: no measurement reaches its last phase
 LENGTHS = Path(__file__).parent / "glue_lengths.csv"
 QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent
 FIRST_WORD = 5  # smaller ids are special in every tokeniser here
@@ -42,14 +42,14 @@ Seconds = dict[str, list[float]]
 
 
 class Stepper:
-    """Hold a prepared model and all that a training step of it needs.
+    """A prepared model with all that a training step needs.
 
     Args:
-        model: gives a loss for a batch; on its device.
+        model: returns a loss for a batch; on its device.
         driver: an object with the hooks of ``lora2.callbacks``, or None.
         optimizer: of the model's trainable parameters.
         steps: optimiser steps of the assumed training, for schedules.
-        max_grad_norm: of the clipping; None clips nothing.
+        max_grad_norm: gradients are clipped to this norm; None does not clip.
         precision: fp32, or the autocast of the forward pass: bf16, fp16.
     """
 
@@ -102,9 +102,8 @@ def build(
     """Prepare a copy of ``base``, method and optimiser of a run of ``steps`` optimiser steps.
 
     An allocator starts at once (tinit = 0): scoring and masking is its expensive part. TF32 is on
-    or off in the whole process, as the latest run wants it. The optimiser is the run's, whose AdamW
-    is fused on a GPU alone; with ``fused`` it is fused here too, so that operations are counted as
-    on a GPU.
+    or off in the whole process, as set by the last run built. A run's AdamW is fused on a GPU only;
+    ``fused`` fuses it on any device, so that operations are counted as on a GPU.
     """
     set_seed(config.seed)
     use_matmul_precision(config)
@@ -129,9 +128,9 @@ class Measured:
     seconds: list[float]
     tokens: float  # per example, padding included; mean over the batches
     trainable: int = 0  # parameters, head included
-    peak_memory_mb: float = 0.0  # MiB of this model: what it holds, and the most made in a step
+    peak_memory_mb: float = 0.0  # MiB of this model: what it holds, and the peak of a step
     held_memory_mb: float = 0.0  # MiB of that in weights and optimiser state
-    kernels: int = 0  # operations that are no views
+    kernels: int = 0  # operations that are not views
     syncs: int = 0  # places where the host waits for values of the device
 
     @property
@@ -185,10 +184,10 @@ def needs(stepper: Stepper, batch: Batch) -> dict[str, Any]:
     """Take a step; return its counts, and the memory that this model alone needs."""
     held = held_mib(stepper)
     with counting(stepper.device) as counts:
-        made = peak_bytes(lambda: stepper.step(batch), stepper.device) / 2**20
+        peak = peak_bytes(lambda: stepper.step(batch), stepper.device) / 2**20
     return {
         "trainable": sum(p.numel() for p in stepper.model.parameters() if p.requires_grad),
-        "peak_memory_mb": held + made,
+        "peak_memory_mb": held + peak,
         "held_memory_mb": held,
         "kernels": len(counts.kernels),
         "syncs": len(counts.syncs),
@@ -198,8 +197,8 @@ def needs(stepper: Stepper, batch: Batch) -> dict[str, Any]:
 def own_clock(device: str) -> Callable[[], float]:
     """Return the clock of work done on ``device``, cpu or cuda, by this process, in seconds.
 
-    With one thread on a processor it is the process's own time, without waiting for other
-    programs; what they do to caches, memory bandwidth and clock speed is still in it.
+    With one thread on a CPU it is the process's CPU time, without waiting for other programs;
+    what they do to caches, memory bandwidth and clock speed is still in it.
     """
     alone = device == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
@@ -229,7 +228,7 @@ def interleave(
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
-    """Return the median over rounds of a time against another of the same round."""
+    """Return the median of ``seconds`` / ``base``, divided round by round."""
     return statistics.median(a / b for a, b in zip(seconds, base, strict=True))
 
 
@@ -246,7 +245,7 @@ def settle() -> None:
 
 
 def release() -> None:
-    """Give the memory of models no longer referenced back to the device."""
+    """Free the device memory of models that are no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -256,7 +255,7 @@ def release() -> None:
 def batches(config: RunConfig, count: int) -> list[Batch]:
     """Return ``count`` batches of the run, padded to their longest example as in training.
 
-    The embedded tasks' own sentences; for GLUE random tokens, as many as its sentences have.
+    For embedded tasks their sentences; for GLUE random tokens, as many as its sentences have.
     """
     task, train = TASKS[config.task], config.train
     if config.data.source == "embedded":

@@ -33,12 +33,7 @@ ROWS = {
     "qnli": (2000, 400),
     "rte": (1600, 300),
 }
-TEST_SPLITS = (
-    "test",
-    "test_matched",
-    "test_mismatched",
-    "ax",
-)  # see lora2.glue.tasks
+TEST_SPLITS = ("test", "test_matched", "test_mismatched", "ax")  # see lora2.glue.tasks
 COLUMNS = {
     "cola": ("sentence",),
     "sst2": ("sentence",),
@@ -207,7 +202,7 @@ _MAKERS = {
 
 
 def _on_side(write: Callable[[], str], side: str) -> str | None:
-    """Return a wording on the wanted side of the checksum, None if 12 tries give none."""
+    """Return a wording that belongs to split ``side``; None if 12 tries give none."""
     for _ in range(12):
         text = write()
         if side_of(text) == side:
@@ -230,8 +225,8 @@ def make_split(task: str, split: str) -> pandas.DataFrame:
 
 @functools.cache
 def _split(task: str, split: str) -> pandas.DataFrame:
-    """Make a split once per process: it takes as long as some ten training steps."""
-    import pandas  # half a second that the row counts alone need not take
+    """Make a split once per process: it takes as long as about ten training steps."""
+    import pandas  # takes half a second, which the row counts do not need
 
     if task not in ROWS or split not in (*splits(task), *TEST_SPLITS):
         names = ", ".join(f"{t}: {' '.join(splits(t))}" for t in ROWS)

@@ -1,7 +1,7 @@
 """The words of the embedded language: concepts with synonyms, forms, opposites and classes.
 
 A concept is a meaning; its synonyms are the ways to say it. Every word belongs to one concept
-only, so ``THESAURUS`` maps words to concepts. The words themselves stand in words.yaml.
+only, so ``THESAURUS`` maps words to concepts. The words themselves are in words.yaml.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ BY_NAME = {(c.kind, c.name): c for c in CONCEPTS}
 OF_KIND = {kind: [c for c in CONCEPTS if c.kind == kind] for kind in {c.kind for c in CONCEPTS}}
 # word -> (its concept, the index of its form)
 THESAURUS = {w: (c, f) for c in CONCEPTS for forms in c.forms for f, w in enumerate(forms)}
-# Words without synonyms that can stand for one another in the same place of a sentence.
+# Words without synonyms that can replace each other in a sentence.
 WORD_SETS = (
     ["where", "when", "what"],
     FILM_NOUNS,

@@ -23,7 +23,7 @@ ASKED = {  # kind of question -> the slots it mentions, so that changing one cha
     "whether": ("subject", "verb", "target", "adjunct"),
 }
 QUESTIONS = tuple(ASKED)
-# Places take the preposition that suits them, so it tells nothing that the noun does not.
+# The noun of a place decides its preposition, so that the preposition adds no information.
 _IN, _NEAR = ("city", "garden"), ("station", "river", "road")
 
 
@@ -96,8 +96,9 @@ def _word(rng: Generator, concept: Concept, form: int = 0) -> str:
 def _phrase(rng: Generator, thing: Thing, quantity: bool = True) -> Words:
     words = []
     if quantity:
-        one = "a" if rng.random() < 0.5 else "the"
-        words.append(_word(rng, thing.amount) if thing.amount else "the" if thing.plural else one)
+        article = "a" if rng.random() < 0.5 else "the"
+        article = "the" if thing.plural else article
+        words.append(_word(rng, thing.amount) if thing.amount else article)
     if thing.adjective:
         words.append(_word(rng, thing.adjective))
     return [*words, _word(rng, thing.noun, int(thing.plural))]
@@ -130,7 +131,7 @@ def _mark(rng: Generator, frame: Frame) -> Words:
 
 
 def _active(rng: Generator, frame: Frame, plural: bool) -> Words:
-    """The verb with its polarity: 'did not buy', 'never bought', 'indeed buys'."""
+    """Return the verb with its polarity: 'did not buy', 'never bought', 'indeed buys'."""
     mark = _mark(rng, frame)
     if mark in (["not"], ["indeed"]):
         return [_do(frame, plural), *mark, _word(rng, frame.verb)]
@@ -264,7 +265,7 @@ def weakened(rng: Generator, frame: Frame, rate: float = 0.4) -> Frame:
         return Thing(noun, t.plural, amount, adjective)
 
     adjunct = None if rng.random() < rate else frame.adjunct
-    if frame.denied:  # to leave a detail out of a denial is to deny more
+    if frame.denied:  # a denial with fewer details denies more
         return frame
     return replace(
         frame, subject=thing(frame.subject, 0.1), target=thing(frame.target, 0.25), adjunct=adjunct
@@ -319,7 +320,7 @@ def with_answer(rng: Generator, frame: Frame, kind: str) -> Frame:
 
 
 def without_answer(rng: Generator, frame: Frame, kind: str) -> Frame:
-    """Remove that part, and put another detail in its place where one fits."""
+    """Remove that part, and put another detail in its place if one fits."""
     if kind in ("where", "when"):
         adjunct = pick(rng, lex.TIMES if kind == "where" else lex.PLACES)
         return replace(frame, adjunct=adjunct if rng.random() < 0.6 else None)

@@ -1,1 +1,1 @@
-"""Run folders and runs.csv: written and read here alone."""
+"""Run folders and runs.csv: no other room reads or writes them."""

@@ -1,4 +1,4 @@
-"""Files that processes share and may be killed at: locks, whole files, a full disk."""
+"""Lock files, replace files in one step, and explain a full disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # full; over the quota; over a limit per file
-# Messages of libraries that write without Python: safetensors with the code, torch.save without.
+# In messages of libraries that write natively: safetensors gives the code, torch.save does not.
 FULL_MESSAGES = (*(f"(os error {code})" for code in FULL), "inline_container.cc",
                  "PytorchStreamWriter", "iostream error")  # fmt: skip
 
@@ -111,7 +111,7 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
     """Turn the errors of a full disk into one clear one; ``folder`` is where results go.
 
     Raises:
-        DiskFull: a file could not be written further.
+        DiskFull: a file could not be written to its end.
     """
     try:
         yield

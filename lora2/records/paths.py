@@ -1,4 +1,4 @@
-"""Where the files of a run lie. Without torch: a worker sets its threads before it loads it."""
+"""Paths of a run's files. Imports no torch: a worker sets its threads before loading it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tokens_dir(config: RunConfig) -> Path:
 
 
 def lock_file(config: RunConfig) -> Path:
-    """Return the file that is locked while a process is at the run."""
+    """Return the file that a process locks while it does the run."""
     return Path(config.results.dir) / "work" / f"{run_name(config)}.lock"
 
 
@@ -43,7 +43,7 @@ def predictions_dir(config: RunConfig) -> Path:
 
 
 def status(folder: Path) -> str | None:
-    """Return finished, failed or diverged, or None where ``folder`` is no whole run folder."""
+    """Return finished, failed or diverged, or None if ``folder`` is not a whole run folder."""
     path = folder / "status"
     return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 

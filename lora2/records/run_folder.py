@@ -114,6 +114,6 @@ def explain_bad_checkpoint(checkpoint: Path | None) -> Iterator[None]:
             raise
         why = str(error).splitlines()[0]
         raise ValueError(
-            f"{checkpoint} cannot be read ({type(error).__name__}: {why}): remove that folder, and "
-            "the run begins again"
+            f"{checkpoint} cannot be read ({type(error).__name__}: {why}): remove that folder to "
+            "start the run again"
         ) from error

@@ -1,7 +1,7 @@
-"""The files of a run folder, and one table of runs kept in ``runs.csv`` beside the folders.
+"""Write and read run folders, and ``runs.csv`` beside them, a table with a row for each run.
 
 ``runs.csv`` is committed, the folders are not, so both are read, and a folder replaces an older row
-of the same run. A results folder may come from anywhere: what is read is validated.
+of the same run. A results folder may come from anywhere, so everything read is validated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = 1
 STATUSES = ("finished", "failed", "diverged")
 HISTORY = "history.csv"
-WARM_START = "backbone.warm_start"  # a path of one machine whose last part, a run's name, counts
+WARM_START = "backbone.warm_start"  # a local path: only its last part, a run's name, is kept
 # Read as text: a run named 12e4567 is not a number.
 TEXT = ("run", "status", "error", "profile", "protocol", "backbone", "task", "method",
         "config_hash", "precision", "device", "commit", "python", "torch", "transformers", "peft",
@@ -36,7 +36,7 @@ NUMBERS = re.compile(r"(best|last)_.*|score_(best|last)|step_best|evaluations|st
                      r"seconds_per_step|train_seconds|batch_size")  # fmt: skip
 REQUIRED = ("run", "schema", "status", "backbone", "task", "method", "seed")
 ORDER = ["backbone", "task", "method", "seed", "run"]
-RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")  # a folder's name: leads nowhere else
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")  # a folder's name, never a path
 
 
 class StoreError(RuntimeError):
@@ -78,7 +78,7 @@ def _layer_and_path(module: str) -> tuple[int, str]:
 def read_run(folder: Path) -> pd.DataFrame:
     """Read a finished, failed or diverged run as a frame of one row.
 
-    Adds ``config``: the resolved settings as JSON by dotted key, without paths of this machine.
+    Adds ``config``: the resolved settings as JSON by dotted key, without local paths.
 
     Raises:
         StoreError: the folder is not whole.
@@ -101,8 +101,8 @@ def read_run(folder: Path) -> pd.DataFrame:
     if frame.loc[0, "run"] != folder.name:
         raise StoreError(f"{folder} holds run {frame.loc[0, 'run']}: rename the folder to that")
     flat = flatten(settings)
-    if isinstance(folder_of_start := flat.get(WARM_START), str):
-        flat[WARM_START] = PurePosixPath(folder_of_start).name
+    if isinstance(warm_start := flat.get(WARM_START), str):
+        flat[WARM_START] = PurePosixPath(warm_start).name
     flat = {key: value for key, value in flat.items() if not _is_local_path(value)}
     return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
 
@@ -130,7 +130,7 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 
 def _is_local_path(value: object) -> bool:
-    """Return whether this is a path of one machine, meaningless in a committed file."""
+    """Return whether this is an absolute path, meaningless on another machine."""
     return isinstance(value, str) and (
         PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
     )
@@ -140,7 +140,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     """Read the runs of one CSV, without the folders beside it.
 
     Raises:
-        StoreError: it is no table of runs.
+        StoreError: it is not a table of runs.
         SchemaError: another version wrote it.
     """
     try:
@@ -162,7 +162,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     for column in filter(NUMBERS.fullmatch, frame.columns):
         given = frame[column].dropna()
         if not pd.to_numeric(given, errors="coerce").between(-1e300, 1e300).all():
-            raise StoreError(f"{path}: column {column} holds a value that is no finite number: "
+            raise StoreError(f"{path}: column {column} holds a value that is not a finite number: "
                              "remove that row")  # fmt: skip
     return frame.fillna(dict.fromkeys([c for c in TEXT if c in frame.columns], ""))
 
@@ -171,7 +171,7 @@ def check_schema(column: pd.Series[Any], path: Path) -> None:
     """Refuse rows of another schema than SCHEMA.
 
     Raises:
-        StoreError: a row names none.
+        StoreError: a row has no schema.
         SchemaError: another version wrote one.
     """
     schemas = pd.to_numeric(column, errors="coerce")
@@ -213,7 +213,7 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
 
 
 def _read_folders(runs: Path) -> list[pd.DataFrame]:
-    """Read whole folders; name and skip one that is not; stop at another schema."""
+    """Read the run folders; skip damaged ones with a warning; raise at another schema."""
     rows = []
     for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
         if not folder.is_dir() or folder.name.startswith((".", "tmp")):
@@ -223,7 +223,7 @@ def _read_folders(runs: Path) -> list[pd.DataFrame]:
         except SchemaError:
             raise
         except StoreError as error:
-            logger.warning("left out: %s", error)
+            logger.warning("skipped: %s", error)
     return rows
 
 
@@ -259,10 +259,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def collect(profile_dir: Path | str) -> pd.DataFrame:
-    """``read``, and write the result to ``runs.csv`` in one step; one process at a time.
+    """``read`` the runs and replace ``runs.csv`` by them in one step, one process at a time.
 
     Raises:
-        StoreError: as ``read``; the file is then unchanged.
+        StoreError: as in ``read``; the file is then unchanged.
     """
     with replacing(Path(profile_dir) / "runs.csv") as file:
         frame = read(profile_dir)
@@ -282,7 +282,7 @@ def _settings(run: str, text: object) -> dict[str, object]:
         values = json.loads(text) if isinstance(text, str) and text else {}
         if isinstance(values, dict):
             return values
-        why = "no mapping"
+        why = "not a mapping"
     except (ValueError, RecursionError) as error:
         why = str(error)
     raise StoreError(f"run {run}: its settings in runs.csv cannot be read ({why}): remove its row")

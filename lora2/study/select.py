@@ -53,7 +53,7 @@ def select(
 
     A row's grid starts with half, once and twice its rate in the study's file. While its best rate
     is at an end, the grid is extended by a factor of 2 on that side. Of rates with equal scores the
-    middle one is chosen, so the grid of a row that learns at no rate does not grow for ever.
+    middle one is chosen, so the grid of a row that learns at no rate does not grow forever.
 
     Raises:
         SelectionError: a run failed, or the best of ``MOST`` rates is still at an end.
@@ -213,7 +213,7 @@ def _update(path: Path, fresh: Sequence[pd.DataFrame], keys: list[str]) -> pd.Da
 
 
 def _curve(folder: Path, line: dict) -> pd.DataFrame:
-    """Return the evaluations of a run; none if its folder is not here."""
+    """Return the evaluations of a run; an empty frame without its folder."""
     path = folder / "runs" / line["run"] / store.HISTORY
     if not path.is_file():
         return pd.DataFrame(columns=CURVES)

@@ -61,7 +61,7 @@ class Question:
 
 @checked
 class Study:
-    """One file of configs/study."""
+    """A study, as set by one file of configs/study."""
 
     name: str
     note: str  # one sentence, printed before anything runs and under the tables
@@ -72,7 +72,7 @@ class Study:
     margin: dict[TaskName, Positive]  # percentage points within which rows count as equivalent
     rates: dict[str, Positive]  # row -> middle of its first grid: half, once and twice that rate
     parts: Annotated[list[Part], Field(min_length=1)]  # in the order in which they are run
-    rows: list[Row] = dataclasses.field(default_factory=list)  # beside those of Table 1
+    rows: list[Row] = dataclasses.field(default_factory=list)  # besides those of Table 1
     rate_of: dict[str, str] = dataclasses.field(default_factory=dict)  # row -> whose rate it takes
     overrides: Words = dataclasses.field(default_factory=list)  # of every run
     questions: list[Question] = dataclasses.field(default_factory=list)
@@ -104,8 +104,8 @@ class Study:
 
     def candidate(self, part: Part, row: str, rate: float, extra: Sequence[str] = ()) -> Job:
         """Return the run that scores one rate of a row on the held-out rows."""
-        held = f"data.holdout={self.holdout[part.task]}"
-        return self.job(part, row, rate, self.selection_seed, [*extra, held])
+        holdout = f"data.holdout={self.holdout[part.task]}"
+        return self.job(part, row, rate, self.selection_seed, [*extra, holdout])
 
 
 @checked
@@ -172,7 +172,7 @@ def _check(where: str, study: Study) -> Iterator[Problem]:
     rows = [row.id for row in study.table.rows]
     for key, names in (("rows", rows), ("parts", [part.name for part in study.parts])):
         for name in {name for name in names if names.count(name) > 1}:
-            yield Problem(f"{where}, {key}", name, "one of each")
+            yield Problem(f"{where}, {key}", name, "a name used once")
     used = [(f"rate_of.{row}", row) for row in study.rate_of]
     used += [(f"rates.{row}", row) for row in study.rates]
     used += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]

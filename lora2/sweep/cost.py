@@ -18,28 +18,28 @@ from lora2.records.paths import status_of
 from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
-BUDGET = 120.0  # seconds of measuring; what is left then is scaled from what was measured
-PATIENCE = 3.0  # times the budget, for rows of which nothing is measured yet
-BATCHES = 8  # over which a run's padded length is averaged
-FORWARD_SHARE = 1 / 3  # of a training step: an evaluation batch needs no backward pass
-BYTES = 4  # of a float32 parameter
-SMALL_FILES = 0.3e6  # bytes of a run folder beside the weights: predictions, history, ranks
+BUDGET = 120.0  # seconds of measuring; after it, costs are scaled from those measured so far
+PATIENCE = 3.0  # budgets after which even rows without any measurement are scaled
+BATCHES = 8  # averaged for a run's padded length
+FORWARD_SHARE = 1 / 3  # of a training step's time: evaluation needs no backward pass
+BYTES = 4  # per float32 parameter
+SMALL_FILES = 0.3e6  # bytes in a run folder besides weights: predictions, history, ranks
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """A training step: seconds, trained parameters, memory; measured or scaled by tokens."""
+    """The cost of a training step, measured or scaled by tokens from another."""
 
     seconds: float
     trainable: int
     peak_memory_mb: float
     measured: bool
-    held_mb: float = 0.0  # of the memory, what does not grow with the batch
+    held_mb: float = 0.0  # the part of the memory that does not grow with the batch
 
 
 Key = tuple[str, str, int]
 Costs = dict[Key, Cost]
-# Columns of a plan, a line for each row of the table: how those of its runs are combined.
+# Columns of a plan, which has a line per row of the table -> how to combine the row's runs.
 COLUMNS = {
     "runs": "sum", "done": "sum", "steps": "sum",
     "seconds": "sum",  # of all steps and evaluations
@@ -63,12 +63,12 @@ def measure(
     budget: float = BUDGET,
     tell: Callable[[str], None] = print,
 ) -> tuple[Costs, bool]:
-    """Measure what a step costs for each row, task and length, with the threads a worker will have.
+    """Measure the cost of a step for each row, task and length, with a worker's number of threads.
 
-    A few steps are taken of each, first of the shortest of every row. After ``budget`` seconds only
-    rows without any measurement are still measured, after three times as long none: the rest is
-    scaled by tokens, from the same row where possible. Ctrl-C ends the measuring like the budget,
-    once there is something to scale from; returns the costs and whether that happened.
+    Takes a few steps of each, the shortest batch of every row first. After ``budget`` seconds it
+    measures only rows without any measurement, after three times as long none: the remaining costs
+    are scaled by tokens, from the same row where possible. Ctrl-C ends the measuring early, once
+    there is something to scale from. Returns the costs and whether Ctrl-C was pressed.
     """
     import torch
 
@@ -83,7 +83,7 @@ def measure(
     started, interrupted = time.monotonic(), False
     for key in _order(wanted):
         spent = time.monotonic() - started
-        patience = budget if any(known[0] == key[0] for known in costs) else PATIENCE * budget
+        patience = budget if any(row == key[0] for row, *_ in costs) else PATIENCE * budget
         if costs and spent > patience:
             continue
         resolved = wanted[key].resolved
@@ -95,7 +95,7 @@ def measure(
             if not costs:
                 raise
             interrupted = True
-            tell("stopped measuring: the rest is scaled from what was measured")
+            tell("stopped measuring: the other costs are scaled from those measured")
             break
         memory, held = result.peak_memory_mb, result.held_memory_mb
         costs[key] = Cost(result.median, result.trainable, memory, True, held)
@@ -107,13 +107,13 @@ def measure(
 
 
 def busy_warning(threads: int) -> str | None:
-    """Return a warning when more is running on this machine than it has cores."""
+    """Return a warning if the load of this machine exceeds its number of cores."""
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     if load <= cores:
         return None
-    meaning = "times below are this process's own; waiting for the others comes on top"
+    meaning = "the times below are CPU time, without waiting for other programs"
     if threads > 1 or gpu_count():
-        meaning = "times below are longer than on a quiet machine"
+        meaning = "the times below are longer than on an idle machine"
     return f"this machine is busy, load {load:.1f} on {cores} cores: {meaning}"
 
 
@@ -127,7 +127,7 @@ def _order(wanted: Mapping[Key, Job]) -> list[Key]:
 
 
 def batch_tokens(job: Job) -> float:
-    """Return the tokens of a batch of the run, padding included, as a mean over some."""
+    """Return the mean number of tokens in a batch of the run, padding included."""
     from lora2.bench import step
 
     drawn = step.batches(job.resolved.config, BATCHES)
@@ -135,17 +135,17 @@ def batch_tokens(job: Job) -> float:
 
 
 def _scaled(key: Key, costs: Costs, sizes: Mapping[Key, float]) -> Cost:
-    same_row = [known for known in costs if known[0] == key[0]] or list(costs)
-    nearest = min(same_row, key=lambda known: abs(math.log(sizes[known] / sizes[key])))
+    same_row = [other for other in costs if other[0] == key[0]] or list(costs)
+    nearest = min(same_row, key=lambda other: abs(math.log(sizes[other] / sizes[key])))
     ratio, cost = sizes[key] / sizes[nearest], costs[nearest]
     memory = cost.held_mb + (cost.peak_memory_mb - cost.held_mb) * max(1.0, ratio)
     return Cost(cost.seconds * ratio, cost.trainable, memory, False, cost.held_mb)
 
 
 def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFrame:
-    """Return a line with ``COLUMNS`` for each row: its runs, and what the unfinished ones cost.
+    """Return a line of ``COLUMNS`` for each row: its runs, and the cost of the unfinished ones.
 
-    Of a table that is timed, each run takes ``timed_steps`` and leaves nothing behind.
+    In a table of times each run takes ``timed_steps`` and writes nothing.
     """
     runs = []
     for job in jobs:
@@ -162,7 +162,7 @@ def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFr
             weights = cost.trainable * BYTES
             run["seconds"] += cost.seconds * evaluation_steps(config, steps)
             run["disk_mb"] = (weights + SMALL_FILES) / 2**20
-            if config.train.save_steps is not None:  # weights and AdamW's two moments of them
+            if config.train.save_steps is not None:  # weights and AdamW's two moments
                 run["checkpoint_mb"] = 3 * weights / 2**20
         runs.append(run)
     frame = pd.DataFrame(runs, columns=["row", *COLUMNS])
@@ -170,7 +170,7 @@ def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFr
 
 
 def evaluation_steps(config: RunConfig, steps: int) -> float:
-    """Return a run's evaluations in training steps' worth of time."""
+    """Return the number of training steps that take as long as a run's evaluations."""
     if config.data.holdout is not None:
         rows = config.data.holdout
     elif config.data.source == "embedded":
@@ -185,7 +185,7 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
 
 
 def render(plan: pd.DataFrame, workers: int = 1) -> str:
-    """Return the lines of ``sum_up`` as a text table, with what it rests on."""
+    """Return the lines of ``sum_up`` as a text table, with totals and notes below."""
     head = (
         f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
         f"{'memory MiB':>12}{'disk MiB':>10}"
@@ -204,9 +204,9 @@ def render(plan: pd.DataFrame, workers: int = 1) -> str:
         f"{duration(total.seconds)} one after another{at_once}, evaluations included",
         f"disk: {total.disk_mb:,.0f} MiB of results, and up to {checkpoint:,.0f} MiB of "
         "checkpoints for each run in progress",
-        f"memory: weights, optimiser state and the most allocated in a step, on the "
-        f"{'GPU' if gpu_count() else 'processor'}",
+        "memory: weights, optimiser state and the peak of a step, on the "
+        f"{'GPU' if gpu_count() else 'CPU'}",
     ]
     if not plan["measured"].all():
-        notes.append("~ not all measured at this size: scaled by tokens from what was")
+        notes.append("~ not all sizes were measured: the others are scaled by tokens")
     return "\n".join([head, *body, *notes])

@@ -1,4 +1,4 @@
-"""Do many runs on this machine in worker processes; the sweep survives the death of any."""
+"""Run a sweep in worker processes on this machine; it survives the death of any of them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from lora2.records.run_folder import tidy
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 
-ATTEMPTS = 2  # a run whose process dies is tried once more: the cause may have been a neighbour
-PER_GPU = 4  # of the tiny embedded encoder; larger ones have a GPU each
+ATTEMPTS = 2  # a run whose process died is retried: another program may have been the cause
+PER_GPU = 4  # workers with the tiny embedded encoder; a larger one gets a GPU to itself
 INTERRUPTED = 130
 FINISHED = ("finished",)
 
 
 class Progress:
-    """Print a line for every run that ends; the time left is estimated by optimiser steps."""
+    """Print a line for every run that ends; the time left is estimated from optimiser steps."""
 
     def __init__(self, jobs: Sequence[Job], already: int):
         self.runs, self.ended = len(jobs) + already, already
@@ -39,7 +39,7 @@ class Progress:
         self.started = time.monotonic()
 
     def end_of(self, job: Job, outcome: Outcome) -> None:
-        """Print how a run ended, whichever way."""
+        """Print how a run ended, and the time left."""
         self.ended += 1
         self.steps_done += job.resolved.steps or 1
         spent = time.monotonic() - self.started
@@ -61,7 +61,7 @@ def duration(seconds: float) -> str:
 
 @dataclasses.dataclass
 class _Task:
-    """A run still to do; ``deaths`` counts the processes that died at it."""
+    """A run still to do; ``deaths`` counts the processes that died doing it."""
 
     job: Job
     deaths: int = 0
@@ -81,13 +81,13 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, *self.arguments))
-        # Ctrl-C reaches the whole process group: ignored from birth, it is the parent's to handle.
+        # Ctrl-C reaches the whole process group: only the parent handles it.
         previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self.process.start()
         finally:
             signal.signal(signal.SIGINT, previous)
-        theirs.close()  # so that the pipe ends when the process does
+        theirs.close()  # so that our end sees EOF when the process ends
 
     def restart(self) -> str:
         """Replace a process that died; return how it died."""
@@ -98,15 +98,15 @@ class _Worker:
         return f"signal {-code}" if code < 0 else f"exit code {code}"
 
     def send(self, order: Order | None) -> None:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive finds out
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # receive notices
             self.pipe.send(order)
 
 
 class Pool:
     """Worker processes that share a list of runs: assign, receive, retry or fail.
 
-    One worker for each of ``environments`` (its variables); ``run`` and ``record`` are what a
-    worker calls, replaced in tests.
+    There is a worker for each of ``environments`` (environment variables). Workers call ``run`` and
+    ``record``, which tests replace.
     """
 
     def __init__(
@@ -120,8 +120,8 @@ class Pool:
     def do(self, jobs: Sequence[Job], already: int = 0) -> list[Outcome]:
         """Do ``jobs``, each once even if other sweeps do some of them; return how each ended.
 
-        ``already`` runs were finished before and are counted in the lines printed. Ctrl-C ends the
-        workers and is passed on; what was finished stays, the rest resumes from its checkpoints.
+        The lines printed also count the ``already`` finished runs. Ctrl-C ends the workers and is
+        raised again; finished runs stay, and the others resume from their checkpoints.
         """
         self.queue = deque(map(_Task, jobs))
         self.began, self.outcomes = time.time(), list[Outcome]()
@@ -148,27 +148,27 @@ class Pool:
                 worker.send(Order(task.job.resolved.config, task.wait, task.died, self.began))
 
     def receive(self, worker: _Worker) -> None:
-        """Take a worker's answer, or find that its process died."""
+        """Handle a worker's answer, or the death of its process."""
         task, worker.task = worker.task, None
         assert task is not None
         try:
             outcome = worker.pipe.recv()
-        except (EOFError, OSError):  # OSError: in the middle of its answer
+        except (EOFError, OSError):  # OSError: it died while answering
             outcome = self.retry_or_fail(task, worker.restart())
         if outcome is None:
             return
-        if outcome.state == "busy":  # another sweep is at it: ask again when ours are done
+        if outcome.state == "busy":  # another sweep is doing it: wait for it after our runs
             self.queue.append(dataclasses.replace(task, wait=True))
             return
         self.outcomes.append(outcome)
         if outcome.disk_full:
-            self.queue.clear()  # the same command does them later, with room to write
+            self.queue.clear()  # the same command does them once there is space
         self.progress.end_of(task.job, outcome)
 
     def retry_or_fail(self, task: _Task, how: str) -> Outcome | None:
-        """Let a run whose process died be tried again, or be recorded as failed, or give it up."""
+        """Queue a run whose process died for a retry or to be recorded as failed, or give it up."""
         if task.died is not None:
-            return Outcome(task.job.name, "failed", f"{task.died}; not recorded ({how})")
+            return Outcome(task.job.name, "failed", f"{task.died}; recording it failed ({how})")
         task.deaths += 1
         if task.deaths < ATTEMPTS:
             line = f"{task.job.name}: its process died ({how}); trying once more"
@@ -182,7 +182,7 @@ class Pool:
         return [worker for worker in self.workers if worker.task]
 
     def _stop(self) -> None:
-        """End idle workers politely and busy ones by force."""
+        """Let idle workers exit and terminate busy ones."""
         for worker in self.workers:
             if worker.task is None:
                 worker.send(None)
@@ -217,7 +217,7 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
 
 
 def gpu_count() -> int:
-    """Return how many CUDA (or ROCm) GPUs torch can use; torch is loaded only if there is one."""
+    """Return how many CUDA (or ROCm) GPUs torch can use; without a driver torch is not imported."""
     if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi")):
         return 0
     import torch
@@ -226,14 +226,14 @@ def gpu_count() -> int:
 
 
 def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
-    """Do what a command's words ask for and return the exit code; ``about`` is its help.
+    """Run ``do`` on a command's words and return the exit code; ``about`` is its help.
 
     Exit codes, each with a message: 2 for wrong words, 1 for a full disk or no hub, 130 for Ctrl-C.
     """
     if not argv or {"-h", "--help"} & set(argv):
         print(about)
         return 0 if argv else 2
-    # transformers announces its own renamings once per model.
+    # transformers warns of its own renamings once per model.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -255,7 +255,7 @@ def unfinished(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[J
 
 
 def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
-    """Tidy the results folders, print and return the runs that are left to do."""
+    """Tidy the results folders, print how many runs are finished, and return the others."""
     for folder in {Path(job.resolved.config.results.dir) for job in jobs}:
         with explain_full_disk(folder):
             tidy(folder)
@@ -268,15 +268,15 @@ def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
 def sweep_here(
     jobs: Sequence[Job], workers: int | None, settled: Sequence[str] = FINISHED
 ) -> list[Outcome]:
-    """Do on this machine what is left of ``jobs``; a run whose status is ``settled`` is over.
+    """Do ``jobs`` on this machine, except those whose status is in ``settled``.
 
     Raises:
-        HubUnavailable: a repository the runs need is not available; none was begun.
+        HubUnavailable: a repository the runs need is not available; no run was started.
     """
     left = begin(jobs, settled)
     if not left:
         return []
-    # Not for a cluster: its nodes may have access to what this machine has not.
+    # Not checked for a cluster: its nodes may reach a hub that this machine cannot.
     check_available(need for job in left for need in job.resolved.config.hub_needs())
     outcomes = Pool(plan_workers(left, workers)).do(left, len(jobs) - len(left))
     if any(outcome.disk_full for outcome in outcomes):

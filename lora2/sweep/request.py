@@ -42,7 +42,8 @@ from lora2.sweep.table import (
     narrow,
 )
 
-INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}  # run_glue's word -> ours
+# Words of run_glue.py -> the words to use here.
+INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}
 GROUPS = ("backbone", "protocol", "ranks")
 LISTS = ("table", "tasks", "rows", "parts", "seeds")
 HOW_TO_PAPER = (
@@ -72,7 +73,7 @@ class Options(ReportOptions):
     workers: Count | None = None
     plan: bool = False
     submission: bool = False  # zip the predictions of one row's finished runs for the GLUE server
-    commands: bool = False  # print one command a run, and do nothing
+    commands: bool = False  # print a command for each run, and do nothing
     wait: bool = True
 
 
@@ -102,7 +103,7 @@ class Request:
 def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> Request:
     """Read words such as ``table=1 profile=embedded seeds=1,2,3 rows=lora2-k8 train.max_steps=9``.
 
-    With ``default_tables`` they are those of scripts/report.py, and ``table=`` may be left out.
+    With ``default_tables`` the words are those of scripts/report.py, and ``table=`` is optional.
 
     Raises:
         ConfigError: every word that is wrong, and what is allowed.
@@ -121,7 +122,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
         for key, value in {**slurm_only, **{f"slurm.{key}": slurm[key] for key in slurm}}.items():
             problems.append(Problem(key, value, wrong="has no effect without cluster=slurm"))
     if problems and profile is not None:
-        for plan in plans:  # so that what is wrong with the runs is reported too
+        for plan in plans:  # so that problems of the runs are reported too
             with problems.collect():
                 jobs(plan, profile, None, extra)
     problems.raise_if_any()
@@ -134,9 +135,9 @@ def split_words(
 ) -> tuple[Kind, dict[str, Any], list[str]]:
     """Sort words into the options that ``kind`` declares, ``slurm.*``, and words for every run.
 
-    Problems are added to ``problems``; an option that is wrong has its default.
+    Problems are added to ``problems``; a wrong option keeps its default.
     """
-    known = field_names(kind)
+    names = field_names(kind)
     values: dict[str, Any] = {}
     slurm: dict[str, Any] = {}
     extra: list[str] = []
@@ -144,9 +145,9 @@ def split_words(
         key, sign, text = word.partition("=")
         if not sign or not key:
             problems.append(Problem("command line", word, "words of the form key=value"))
-        elif key in known:
+        elif key in names:
             values[key] = _option(key, text)
-        elif re.fullmatch(r"slurm\.\w+", key) and "cluster" in known:
+        elif re.fullmatch(r"slurm\.\w+", key) and "cluster" in names:
             try:
                 slurm[key.removeprefix("slurm.")] = parse_yaml(text)
             except YamlError as error:
@@ -154,14 +155,14 @@ def split_words(
         elif key in INSTEAD:
             problems.append(Problem(key, text, f"{INSTEAD[key]}=..., which picks from a table"))
         elif "." not in key and key not in GROUPS:
-            allowed = [*known, *GROUPS]
+            allowed = [*names, *GROUPS]
             problems.append(unknown(key, text, allowed, "unknown key", key))
         else:
             extra.append(word)
     wrong = check_section("", kind, values)
     problems += wrong
-    names = {problem.key.partition(".")[0] for problem in wrong}
-    return kind(**{key: values[key] for key in values.keys() - names}), slurm, extra
+    refused = {problem.key.partition(".")[0] for problem in wrong}
+    return kind(**{key: values[key] for key in values.keys() - refused}), slurm, extra
 
 
 def _option(key: str, text: str) -> Any:
@@ -173,40 +174,40 @@ def _option(key: str, text: str) -> Any:
 
 
 def _tables(given: ReportOptions, problems: ProblemList) -> list[Table]:
-    """Return the tables asked for; of several, those without any of the tasks or rows drop out."""
+    """Return the tables asked for, without those that have none of the tasks or rows asked for."""
     names = [part for name in given.table for part in (ALL if name == "all" else (name,))]
     if not names:
-        known = ", ".join([*options("table"), "all"])
-        problems.append(Problem("table", None, known, "table=NAME is missing"))
+        allowed = ", ".join([*options("table"), "all"])
+        problems.append(Problem("table", None, allowed, "table=NAME is missing"))
     plans: list[Table] = []
     for name in dict.fromkeys(names):
         with problems.collect():
             plans.append(load_table(name))
-    there = {
+    available = {
         "tasks": (given.tasks, {task for plan in plans for task in plan.tasks}),
         "rows": (given.rows, {row.id for plan in plans for row in plan.rows}),
     }
     if len(plans) < len(set(names)):
         return plans
-    for key, (wanted, known) in there.items():
-        problems += [unknown(key, name, known) for name in wanted or [] if name not in known]
+    for key, (wanted, present) in available.items():
+        problems += [unknown(key, name, present) for name in wanted or [] if name not in present]
         if wanted == []:
-            problems.append(Problem(key, "", f"at least one of {', '.join(sorted(known))}"))
+            problems.append(Problem(key, "", f"at least one of {', '.join(sorted(present))}"))
     kept = []
     for plan in plans:
         part = narrow(plan, given.tasks, given.rows)
         kept += [part] if part.tasks and part.rows else []
-    if plans and not kept and not any(problem.key in there for problem in problems):
+    if plans and not kept and not any(problem.key in available for problem in problems):
         problems.append(Problem("rows", given.rows, wrong="no table has these rows and tasks"))
     return kept or plans
 
 
 def _set_by_rows(plans: Sequence[Table], extra: Sequence[str]) -> Iterator[Problem]:
-    """Refuse what a table's rows set: typed, it makes rows equal, or other than their label."""
+    """Refuse keys that a table's rows set: typed, they would contradict the rows' labels."""
     for plan in plans:
-        own = {word.partition("=")[0] for row in plan.rows for word in row.overrides}
+        keys = {word.partition("=")[0] for row in plan.rows for word in row.overrides}
         for key, _, value in (word.partition("=") for word in extra):
-            if key in own:
+            if key in keys:
                 wrong = f"table {plan.name} sets it by row; change it with scripts/run_glue.py"
                 yield Problem(key, value, wrong=wrong)
 
@@ -233,9 +234,9 @@ def _profile(
 
 
 def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
-    """Return what keeps the paper's profile from running here, each with its reason.
+    """Return the reasons why the paper's profile cannot run here; empty if it can.
 
-    A folder that is typed need not be available from the hub.
+    What a typed folder holds is not looked for on the hub.
     """
     if gpu_count() == 0:
         return ["no CUDA GPU is visible"]
@@ -248,7 +249,7 @@ def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
 
 
 def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Iterator[Problem]:
-    """Refuse a typed encoder of another profile: its runs would stand under the wrong heading."""
+    """Refuse a typed encoder of another profile: its runs would appear under the wrong heading."""
     typed = [word.partition("=")[2] for word in extra if word.startswith("backbone=")][-1:]
     if not typed or typed[0] not in options("backbone") or not profile.encoders.get(plan.encoder):
         return
@@ -257,5 +258,5 @@ def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Itera
         for name in (profile.encoder_for(plan.encoder), typed[0])
     )
     if usual != other:
-        allowed = f"an encoder of profile {profile.name}, or profile={other} beside it"
+        allowed = f"an encoder of profile {profile.name}, or add profile={other}"
         yield Problem("backbone", typed[0], allowed)

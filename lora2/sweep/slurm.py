@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_t
 
 
 class ClusterRun:
-    """The callable of the array's jobs.
+    """The callable that each job of the array runs.
 
     Before a time-out or a preemption Slurm sends a signal; submitit then asks ``checkpoint`` what
     to run when the job is requeued. The run itself continues from its Trainer's last checkpoint.
@@ -47,7 +47,7 @@ def submit(
     """Submit one array and return its job ids; ``options`` go to submitit's update_parameters.
 
     Raises:
-        ConfigError: submitit or Slurm is not installed, or an option is not known to submitit.
+        ConfigError: submitit or Slurm is not installed, or submitit has no such option.
     """
     executor = _executor(folder)
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
@@ -56,7 +56,7 @@ def submit(
         values["slurm_array_parallelism"] = at_once
     try:
         executor.update_parameters(**values)
-    except (NameError, AssertionError) as error:  # submitit's, for a name and for a type
+    except (NameError, AssertionError) as error:  # an unknown name, a wrong type
         raise ConfigError([Problem("slurm", dict(options), wrong=str(error))]) from error
     submitted = executor.map_array(ClusterRun(), [job.resolved.config for job in jobs])
     return [job.job_id for job in submitted]
@@ -79,8 +79,8 @@ def _executor(folder: Path) -> Any:
 def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Outcome]:
     """Wait until the array has left the queue and return how each run ended.
 
-    Statuses are read from the run folders: a cluster need not have Slurm's accounting. Ctrl-C is
-    passed on; the jobs stay in the queue.
+    Statuses are read from the run folders: a cluster may lack Slurm's accounting. Ctrl-C is
+    raised again; the jobs stay in the queue.
     """
     progress = Progress(jobs, already)
     waiting, outcomes = dict(zip(ids, jobs, strict=True)), list[Outcome]()
@@ -104,7 +104,7 @@ def _outcome(job: Job) -> Outcome:
 
 
 def in_queue(ids: Sequence[str]) -> set[str]:
-    """Return which of these jobs (``123_0``) wait or run; all, if Slurm does not answer now."""
+    """Return which of these jobs (``123_0``) wait or run; all of them if squeue fails."""
     command = ["squeue", "--noheader", "--array", "--format=%i", "--user", getpass.getuser()]
     done = subprocess.run(command, capture_output=True, text=True)
     return set(done.stdout.split()) & set(ids) if done.returncode == 0 else set(ids)

@@ -1,4 +1,4 @@
-"""A table's file, a profile's file (configs/table, configs/profile), and the runs of the two."""
+"""Read tables and profiles (configs/table, configs/profile), and list the runs they need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lora2.paper.numbers import printed_values
 
 AUTO = "auto"  # a profile: paper where it can run, else embedded
 ALL = ("1", "2", "3", "4", "figure3")
-# Keys that do not tell one cell's runs apart: the seed, where things lie, how a batch is split.
+# Keys in which runs of one cell may differ: the seed, paths, how a batch is split.
 PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "backbone.revision",
           "train.micro_batch_size", "train.eval_batch_size", "train.save_steps",
           "train.report_to")  # fmt: skip
@@ -45,15 +45,15 @@ class Table:
     kind: Literal["scores", "times", "figure"]
     table: Annotated[int, Field(ge=1)] | Name  # the paper's number, or a name of ours
     title: str
-    encoder: str  # the paper's; a profile may put another in its place
+    encoder: str  # the paper's; a profile may replace it
     tasks: list[TaskName]
     rows: list[Row]
-    metrics: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # where not Table 1's
+    metrics: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # if not Table 1's
     overrides: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def stem(self) -> str:
-        """Start of the names of the files it is written to."""
+        """The start of its files' names."""
         return str(self.table) if self.kind == "figure" else f"table{self.table}"
 
     def metrics_of(self, task: str) -> Sequence[str]:
@@ -61,25 +61,25 @@ class Table:
         return self.metrics.get(task, TASKS[task].score_metrics)
 
     def reference(self, row: Row) -> Row | None:
-        """Return the row to compare ``row`` with; None where there is none, or it is left out."""
+        """Return the row to compare ``row`` with; None if it has none, or that row is left out."""
         return next((other for other in self.rows if other.id == row.against), None)
 
 
 @checked
 class Profile:
-    """Which encoder, data, length and seeds stand for the paper's.
+    """The encoders, data, length and seeds used in place of the paper's.
 
     ``encoders`` maps the paper's encoder to the one used here.
     """
 
     name: str
     note: str  # one sentence, printed before anything runs
-    encoders: dict[str, str | None]  # None: nothing here stands for that encoder
+    encoders: dict[str, str | None]  # None: nothing replaces that encoder
     seeds: Annotated[list[Seed], Field(min_length=1)] | None  # None: those of the public scripts
     overrides: list[str]  # words of run_glue.py, for every run
 
     def encoder_for(self, encoder: str) -> str:
-        """Return the backbone that stands for the paper's ``encoder``.
+        """Return the backbone used in place of the paper's ``encoder``.
 
         Raises:
             ConfigError: the profile has none.
@@ -140,7 +140,7 @@ def read_named(group: str, name: str, configs: Path, *also: str) -> dict[str, An
     """Read configs/<group>/<name>.yaml; ``also`` are other names that a user may type.
 
     Raises:
-        ConfigError: there is no such file, or no mapping in it.
+        ConfigError: there is no such file, or it holds no mapping.
     """
     names = options(group, configs)
     if name not in names:
@@ -165,7 +165,7 @@ def _check_names(where: str, rows: Sequence[Row]) -> Iterator[Problem]:
     for key in ("id", "label"):  # labels tell rows apart in the written table
         names = [getattr(row, key) for row in rows]
         for name in sorted({name for name in names if names.count(name) > 1}):
-            yield Problem(f"{where}, {key}", name, "one row only")
+            yield Problem(f"{where}, {key}", name, "a name of one row only")
     ids = [row.id for row in rows]
     for row in rows:
         if row.against is not None and row.against not in ids:
@@ -203,7 +203,7 @@ def jobs(
 ) -> list[Job]:
     """Return every run of a table: rows x tasks x seeds, in that order.
 
-    ``seeds`` None leaves each cell its public seed; ``extra`` are words that win over all others.
+    ``seeds`` None keeps the public seed of each cell; ``extra`` words override all others.
 
     Raises:
         ConfigError: every problem of every cell, each once.
@@ -226,5 +226,5 @@ def jobs(
 
 
 def distinct(every: Sequence[Job]) -> list[Job]:
-    """Return each run once: tables share some of theirs."""
+    """Return each run once: tables have runs in common."""
     return list({job.name: job for job in every}.values())

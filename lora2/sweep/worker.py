@@ -1,4 +1,4 @@
-"""A worker process of a sweep: many runs one after another, each under its lock and with a log.
+"""Do runs one after another in a worker process, each under its lock and with its own log.
 
 Nothing heavy is imported here: a worker sets its device and threads before torch is loaded.
 """
@@ -23,7 +23,7 @@ from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.records.paths import log_file, run_dir, status_of, work_dir
 from lora2.records.run_folder import hold_run, newest_checkpoint
 
-LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # never into a file elsewhere
+LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # never through a link
 State = Literal["finished", "failed", "diverged", "busy"]
 Run = Callable[[RunConfig], object]
 Record = Callable[[RunConfig, str], None]
@@ -34,7 +34,7 @@ class Order:
     """One run for a worker, and whether to wait while another process does it.
 
     With ``died`` the run is not repeated but recorded as failed for that reason. ``since`` (seconds
-    of the epoch): a run that failed later than this was just tried by another process.
+    since the epoch): a run that failed later than this was just tried by another process.
     """
 
     config: RunConfig
@@ -47,7 +47,7 @@ class Order:
 class Outcome:
     """How a run ended.
 
-    ``disk_full``: nothing can be written now, so no other run should be begun.
+    ``disk_full``: nothing can be written now, so no other run should be started.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def train(config: RunConfig) -> object:
-    """Do one run, from its last checkpoint where there is one."""
+    """Do one run, from its last checkpoint if there is one."""
     from lora2.run.run import run
 
     if (last := newest_checkpoint(work_dir(config))) is not None:
@@ -66,7 +66,7 @@ def train(config: RunConfig) -> object:
 
 
 def record_death(config: RunConfig, reason: str) -> None:
-    """Write the folder of a run whose process died and could not do it itself."""
+    """Write the run folder of a run whose process died before writing it."""
     from lora2.run.run import record_failure
 
     record_failure(config, "failed", ChildProcessError(reason))
@@ -79,9 +79,9 @@ def serve(connection: Connection, environment: Mapping[str, str], run: Run, reco
     with contextlib.suppress(EOFError, ConnectionResetError, BrokenPipeError):
         while (order := connection.recv()) is not None:
             connection.send(carry_out(order, run, record))
-            if not gc.get_freeze_count():  # half a million objects that the first run imported
+            if not gc.get_freeze_count():  # the first run imported half a million objects
                 gc.collect()
-                gc.freeze()  # later collections, one or more a run, do not go through them
+                gc.freeze()  # the collections of later runs skip them
 
 
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:
@@ -130,16 +130,16 @@ def _first_line(error: Exception) -> str:
 
 
 def _end_time(config: RunConfig) -> float:
-    """Return when the run folder was written, in seconds of the epoch."""
+    """Return when the run folder was written, in seconds since the epoch."""
     return (run_dir(config) / "status").stat().st_mtime
 
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Send what the process and its libraries print to a file, on the level of descriptors."""
+    """Redirect the file descriptors of stdout and stderr, which libraries write to, to a file."""
 
     def flush() -> None:
-        with contextlib.suppress(OSError):  # what a full disk does not take goes to the console
+        with contextlib.suppress(OSError):  # on a full disk, the rest goes to the console
             sys.stdout.flush()
             sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""Sort runs into a table's cells and average them, beside the paper's numbers."""
+"""Sort runs into a table's cells, average them, and compare them with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TableResults:
     suffix: str
 
     def used(self) -> pd.DataFrame:
-        """Return the averaged runs of all cells; a run of several rows once per row ("label")."""
+        """Return the averaged runs of all cells; a run in several rows once per row ("label")."""
         return pd.concat(
             cell.finished.reset_index().assign(label=row.label)
             for row in self.table.rows

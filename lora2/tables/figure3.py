@@ -24,9 +24,9 @@ SYMBOLS = {
     "intermediate": "$W_{f1}$", "output": "$W_{f2}$",
 }  # fmt: skip
 COLUMNS = {"module", "layer", "matrix", "index", "kept"}
-# Light = kept, as in the paper. Its lightness is uniform: readable in grey and if colour-blind.
+# Light = kept, as in the paper. Even in lightness: readable in grey and with colour blindness.
 COLOURS = "cividis"
-LETTERS = 14  # of the note per inch of the figure's width
+LETTERS = 14  # of the note per inch of the figure's width: where to wrap it
 
 
 def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:

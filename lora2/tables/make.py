@@ -13,7 +13,7 @@ from lora2.sweep.table import PLACES, Job, Profile, Table, jobs, load_table
 from lora2.tables import figure3, render
 from lora2.tables.build import TableResults, fill
 
-# Words that give a whole table of its own, with separate files: table1-equal.md.
+# Words that make another whole table, with files of its own: table1-equal.md.
 VARIANTS = ("protocol", "ranks")
 
 
@@ -126,7 +126,7 @@ def _comparable_job(job: Job) -> dict[str, object]:
 
 
 def is_official(table: Table, extra: Sequence[str]) -> bool:
-    """Tell whether this is a whole table with its own settings: only that is written to files."""
+    """Tell whether this is a whole table with its own settings, which alone is written to files."""
     allowed = (*PLACES, *VARIANTS)
     return table == load_table(table.name) and all(
         word.partition("=")[0] in allowed for word in extra

@@ -19,7 +19,7 @@ from lora2.run.device import provenance
 from lora2.sweep.table import Job, Profile, Row, Table
 from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
 
-# Steps of each method on each task: measured, and before them to warm up. A processor takes long.
+# Steps of each method on each task, measured and to warm up; fewer on a CPU, which is slow.
 ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
 STEPS = ROUNDS + WARM_UP
 BATCHES = 3  # of each task, taken in turn
@@ -96,7 +96,7 @@ def _paper_seconds(table: Table, row: Row, task: str) -> float:
 def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]:
     """Return the table's files by the ending of their names.
 
-    A cell has milliseconds and their ratio (on a processor only the ratio); below, the paper's.
+    A cell has milliseconds and their ratio (on a CPU only the ratio); below, the paper's.
     """
     title, note = heading(table, profile, {})
     about, cells, notes = _about(table, times), _grid(table, times), _notes(times)
@@ -149,7 +149,7 @@ def _grid(table: Table, times: pd.DataFrame) -> Grid:
 
 
 def _on_gpu(times: pd.DataFrame) -> bool:
-    """Tell whether to show seconds: those of a processor mean little on another."""
+    """Tell whether to show seconds: those of one CPU mean little for another."""
     return not str(times["device"].iloc[0]).startswith("cpu")
 
 
@@ -181,7 +181,7 @@ def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
         times = pd.read_csv(path, dtype={"label": "object", "device": "object"})
     except ValueError as error:  # pandas' errors of parsing are ValueErrors
         raise StoreError(f"{path} is not a table ({error}): measure again") from error
-    times = times if "schema" in times else times.assign(schema=1)  # older than the column
+    times = times if "schema" in times else times.assign(schema=1)  # an older file
     missing = [name for name in COLUMNS if name not in times]
     cells = {(row.id, task) for row in table.rows for task in table.tasks}
     if missing or not cells <= set(zip(times["row"], times["task"], strict=True)):

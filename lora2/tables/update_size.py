@@ -36,10 +36,10 @@ from lora2.sweep.pool import command
 from lora2.sweep.table import load_table
 from lora2.tuners.base import in_head
 
-STEPS = 10  # of the second column of sizes
+STEPS = 10  # before the second column of sizes is measured
 LAYERS = 2  # of an encoder with random weights: all layers are alike
 START = ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")
-NEAR_EPS = 100  # Adam's first step is lr g / (|g| + eps): below 100 eps, eps takes 1 % of it
+NEAR_EPS = 100  # Adam's first step is lr g / (|g| + eps): below 100 eps it is 1 % shorter or more
 
 
 class Update(NamedTuple):
@@ -48,7 +48,7 @@ class Update(NamedTuple):
     name: str
     first: float  # after the first step
     last: float  # after all steps
-    lora: float  # after LoRA's first step; nan if the weight is no linear map's (a bias)
+    lora: float  # after LoRA's first step; nan if the weight is not a linear map's (a bias)
 
 
 def show(words: Sequence[str]) -> int:
@@ -150,13 +150,13 @@ def _weights(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _lora_step(model: nn.Module, name: str, weight: Tensor) -> float:
-    """Return ||dW||_F / lr of LoRA's first step on a weight, (d_out, d_in); nan if it is none."""
+    """Return ||dW||_F / lr of LoRA's first step on a weight (d_out, d_in); nan unless linear."""
     module = model.get_submodule(name.removesuffix(".weight").removesuffix(".bias"))
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if weight.ndim != 2 or not isinstance(base, nn.Linear):
         return math.nan
     config = getattr(model, "active_peft_config", None)
-    r = getattr(config, "init_r", getattr(config, "r", None))  # AdaLoRA's r is another
+    r = getattr(config, "init_r", getattr(config, "r", None))  # AdaLoRA's r is not used
     alpha, r = (config.lora_alpha, r) if getattr(config, "lora_alpha", None) and r else (16, 8)
     return alpha / r * math.sqrt(min(r, getattr(config, "k", r)) * weight.shape[0] / 3)
 

@@ -51,11 +51,11 @@ def test_each_device_has_its_limits_and_only_the_base_encoder_is_judged(tmp_path
     cpu = read(bench(tmp_path / "cpu", "cpu x86_64 2 threads"))
     text = targets([cpu, read(bench(tmp_path / "gpu", "GPU", kernels=151, ratio=1.06))])
     assert "| Target | At most | GPU | cpu x86\\_64 2 threads |" in text
-    assert "time to LoRA r=8 | 1.05 | 1.060 (missed) | 1.040 |" in text
+    assert "time vs LoRA r=8 | 1.05 | 1.060 (missed) | 1.040 |" in text
     assert "0.93 (GPU 0.8) | 0.850 (missed) | 0.850 |" in text
     assert "| Kernels of the regulariser | 150 | 151 (missed) | 72 |" in text
-    assert "kernels more than without an adapter | 0 | 0 | 0 |" in text
-    assert "time to a bare loop | 1.03 | 1.025 | 1.025 |" in text
+    assert "additional kernels | 0 | 0 | 0 |" in text
+    assert "time vs a bare loop | 1.03 | 1.025 | 1.025 |" in text
     assert "Not measured on a GPU" not in text
 
 
@@ -64,15 +64,15 @@ def test_what_was_not_measured_is_said(tmp_path):
     (folder / "step.csv").unlink()
     text = targets([read(folder)])
     assert "Not measured on a GPU: none was available." in text
-    assert "time to LoRA r=8 | 1.05 | not measured |" in text
+    assert "time vs LoRA r=8 | 1.05 | not measured |" in text
 
 
 def test_one_kernel_more_in_merged_inference_is_a_miss(tmp_path):
     parts = read(bench(tmp_path / "cpu", "cpu"))
     step = parts["step"]
     step.loc[(step["row"] == "merged") & (step["encoder"] == "deberta-v3-base"), "kernels"] += 1
-    assert "kernels more than without an adapter | 0 | 1 (missed) |" in targets([parts])
-    assert "time to LoRA r=8 unmerged | 1 | 1.040 (missed) |" in targets([parts])
+    assert "additional kernels | 0 | 1 (missed) |" in targets([parts])
+    assert "time vs unmerged LoRA r=8 | 1 | 1.040 (missed) |" in targets([parts])
 
 
 def test_all_folders_are_read_and_what_is_wrong_is_named(tmp_path, monkeypatch, capsys):

@@ -64,7 +64,7 @@ def changed(tmp_path):
             lambda t: t["parts"].append(
                 dict(t["parts"][0], seeds=[1], rows=["lora-r8"], overrides=[])
             ),
-            "parts = 'cola-600': allowed: one of each",
+            "parts = 'cola-600': allowed: a name used once",
         ),
         (lambda t: t["questions"][0]["pairs"].append(["x", "lora-r8"]), "questions = 'x'"),
         (lambda t: t["parts"][0].update(step=3), "parts.step = 3: unknown key"),

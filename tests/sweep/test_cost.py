@@ -127,8 +127,8 @@ def test_a_busy_machine_is_named(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 9.0, 9.0))
     assert costs.busy_warning(1) is None
     monkeypatch.setattr(os, "getloadavg", lambda: (5.5, 1.0, 1.0))
-    assert "load 5.5 on 2 cores: times below are this process's own" in costs.busy_warning(1)
-    assert "longer than on a quiet machine" in costs.busy_warning(2)
+    assert "load 5.5 on 2 cores: the times below are CPU time" in costs.busy_warning(1)
+    assert "longer than on an idle machine" in costs.busy_warning(2)
 
 
 def test_an_interrupted_plan_keeps_what_it_measured(tmp_path, monkeypatch, capsys):

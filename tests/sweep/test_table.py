@@ -137,7 +137,7 @@ def test_a_profile_without_the_encoder_is_refused():
         (
             "{kind: scores, table: 1, title: t, encoder: e, tasks: [rte], rows: "
             "[{id: a, label: a, method: lora, against: b}, {id: a, label: b, method: lora}]}",
-            "one row only",
+            "a name of one row only",
         ),
         (
             "{kind: scores, table: 1, title: t, encoder: e, tasks: [rte], rows: "
