@@ -24,7 +24,7 @@ USAGE = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Collect the runs and write what they allow; return the exit code."""
+    """Collect the runs, write the tables that have runs; return the exit code."""
     return command(argv, f"{__doc__}\n{USAGE}", lambda words: report(Path(words[0]), words[1:]))
 
 

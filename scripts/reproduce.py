@@ -40,7 +40,7 @@ USAGE = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the words, do what is missing, write the tables; return the exit code."""
+    """Check the words, do the missing runs, write the tables; return the exit code."""
     return command(argv, f"{__doc__}\n{USAGE}", lambda words: reproduce(parse(words)))
 
 
@@ -59,8 +59,7 @@ def reproduce(request: Request) -> int:
         return 0
     if request.options.submission:
         return submit(jobs)
-    outcomes = sweep(request, jobs)
-    if outcomes is None:
+    if (outcomes := sweep(request, jobs)) is None:
         return 0
     complete = write_tables(request, found)
     return max(summary(jobs, outcomes), 0 if complete else 1)
@@ -70,8 +69,8 @@ def submit(jobs: Sequence[Job]) -> int:
     """Zip the answers of one finished run of each task for the GLUE server."""
     rows = {(job.row, job.resolved.config.seed) for job in jobs}
     if len(rows) != 1:
-        found = " ".join(dict.fromkeys(job.row for job in jobs))
-        wrong = f"a submission is one row with one seed: name one of {found} and one of seeds"
+        names = " ".join(dict.fromkeys(job.row for job in jobs))
+        wrong = f"a submission is one row with one seed: name one of {names} and one of seeds"
         raise ConfigError([Problem("rows", sorted(row for row, _ in rows), wrong=wrong)])
     if left := unfinished(jobs):
         print(f"not finished: {' '.join(job.name for job in left)}\n"
@@ -104,7 +103,7 @@ def command_line(job: Job) -> str:
 
 
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
-    """Do the unfinished runs; None when they were handed to a cluster and not waited for."""
+    """Do the unfinished runs; return None if a cluster does them and wait=false."""
     if request.options.cluster == "local":
         return sweep_here(jobs, request.options.workers)
     left = begin(jobs)
@@ -151,7 +150,7 @@ def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path
         if official:
             show_written(timetable.write(plan, frame, request.profile, folder))
         else:
-            print(timetable.render(plan, frame, request.profile))
+            print(timetable.texts(plan, frame, request.profile)[".md"])
     elif official or plan.kind == "figure":
         show_written(reporting.report_table(*asked))
     else:
@@ -166,7 +165,7 @@ def show_written(paths: Sequence[Path]) -> None:
 
 
 def show_plan(request: Request, found: dict[str, list[Job]]) -> int:
-    """Print what each table would cost here; nothing is trained or written."""
+    """Print what each table would cost on this machine; nothing is trained or written."""
     from lora2.sweep import cost
     from lora2.tables import times as timetable
 

@@ -25,11 +25,11 @@ USAGE = (
     "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [predict=true] "
     "[key=value ...]"
 )
-PREDICT = ("predict=true", "predict=false")  # write the answers for the GLUE server after the run
+PREDICT = ("predict=true", "predict=false")  # write predictions for the GLUE server after the run
 
 
 def main(argv: list[str]) -> int:
-    """Resolve, say what will run, run it, print the scores; return the exit code."""
+    """Resolve the words, print the plan, do the run, print the scores; return the exit code."""
     if not argv or {"-h", "--help"} & set(argv):
         print(f"{__doc__}\n{USAGE}\nEvery key, its unit and its source: configs/config.yaml")
         return 0 if argv else 2
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 
 def announce(resolved: Resolved, overridden: list[str]) -> None:
-    """Print what is about to run, which words count, and what was fitted to the run's length."""
+    """Print the run, words that override others, and what was fitted to the run's length."""
     config = resolved.config
     print(f"run {run_name(config)}")
     print(
@@ -59,7 +59,7 @@ def announce(resolved: Resolved, overridden: list[str]) -> None:
 
 
 def execute(resolved: Resolved, progress: bool, predict: bool = False) -> int:
-    """Do the run; a known failure is one message, not a traceback (that is in the run folder)."""
+    """Do the run; a failure is one message (the traceback is in the run folder)."""
     try:
         if predict or status_of(resolved.config) != "finished":
             check_available(resolved.config.hub_needs())
@@ -71,14 +71,14 @@ def execute(resolved: Resolved, progress: bool, predict: bool = False) -> int:
     from lora2.run.run import run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers_logging.set_verbosity_error()  # a head that is new is no news here
+    transformers_logging.set_verbosity_error()  # it reports that the head is new
     transformers_logging.disable_progress_bar()
     main_process = os.environ.get("RANK", "0") == "0"
     config, lock = resolved.config, lock_file(resolved.config)
     try:
         with hold_run(config, wait=False) if main_process else nullcontext(True) as held:
             if not held:
-                print(f"another process is at this run: it holds {lock}", file=sys.stderr)
+                print(f"another process is doing this run: it holds {lock}", file=sys.stderr)
                 return 1
             folder = run(config, progress=progress)
         if main_process:

@@ -23,14 +23,13 @@ USAGE = (
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the words, do what is missing, write the report; return the exit code."""
+    """Check the words, do the missing runs, write the report; return the exit code."""
     return command(argv, f"{__doc__}\n{USAGE}", lambda words: run_study(parse_study(words)))
 
 
 def run_study(request: StudyRequest) -> int:
-    """Do or plan what is asked for, part by part; what is finished is not done again."""
-    from lora2.study.read import collect
-    from lora2.study.select import SelectionError, select, sentences
+    """Do or plan the request part by part; finished runs are not repeated."""
+    from lora2.study.select import SelectionError, collect, select, sentences
 
     print("\n".join(request.notes), flush=True)
     if request.options.plan:
@@ -48,7 +47,7 @@ def run_study(request: StudyRequest) -> int:
                 print(error, file=sys.stderr)
                 return 1
             print(f"part {part.name}: rates chosen", *sentences(choices), sep="\n", flush=True)
-            rates = {one.row: one.rate for one in choices}
+            rates = {choice.row: choice.rate for choice in choices}
             if request.does("final"):
                 code = max(code, sweep(finals(request, part, rates), request, "final"))
             collect(request.study, choices, request.folder, request.extra)
@@ -66,7 +65,7 @@ def finals(request: StudyRequest, part: Part, rates: dict[str, float]) -> list[J
 
 
 def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
-    """Do what no run folder and no runs.csv has; 1 if a run failed, or is missing."""
+    """Do the runs that no run folder and no runs.csv has; 1 if one failed or is missing."""
     from lora2.study.select import SETTLED, left
 
     folder = request.selection if stage == "selection" else request.folder
@@ -78,17 +77,17 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
 
 
 def show_plan(request: StudyRequest) -> int:
-    """Say what each part would cost here; nothing is trained or written."""
+    """Print what each part would cost on this machine; nothing is trained or written."""
     from lora2.study.select import first_grid, left
     from lora2.sweep import cost
 
     stages: dict[str, list[Job]] = {}
     for part in request.parts:
         study, rates = request.study, request.study.rates
-        own = dict.fromkeys(study.source(row) for row in part.rows)
+        sources = dict.fromkeys(study.source(row) for row in part.rows)
         grid = [
             study.candidate(part, row, rate, request.selection_words())
-            for row in own
+            for row in sources
             for rate in first_grid(rates[row])
         ]
         stages[f"{part.name}, selection (grids may grow)"] = left(grid, request.selection)
@@ -99,7 +98,7 @@ def show_plan(request: StudyRequest) -> int:
     workers = len(plan_workers(every, request.options.workers)) if every else 1
     for name, jobs in stages.items():
         print(f"{name}:\n{cost.render(cost.sum_up(jobs, costs), workers)}", flush=True)
-    print(f"in all:\n{cost.render(cost.sum_up(every, costs), workers)}", flush=True)
+    print(f"total:\n{cost.render(cost.sum_up(every, costs), workers)}", flush=True)
     return INTERRUPTED if interrupted else 0
 
 

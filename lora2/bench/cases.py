@@ -26,7 +26,6 @@ from lora2.bench.step import (
     padded_batch,
     quartiles,
     ratio,
-    release,
     settle,
 )
 from lora2.config.load import resolve
@@ -193,10 +192,10 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
 
 def steps(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
     """Return a row for each method's training step, and four for inference."""
-    rows = training(case, methods, rounds, warm_up)
-    rows += inference(case, INFERENCE_ROUNDS * rounds, warm_up)
-    release()
-    return rows
+    return [
+        *training(case, methods, rounds, warm_up),
+        *inference(case, INFERENCE_ROUNDS * rounds, warm_up),
+    ]
 
 
 def part_counts(layers: int) -> list[Row]:

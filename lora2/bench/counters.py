@@ -1,4 +1,4 @@
-"""What a piece of code has a device do: kernels, host synchronisations, memory.
+"""Count what a piece of code makes a device do: kernels, host synchronisations, memory.
 
 Counted at PyTorch's dispatcher, so that the counts are never noisy. They hold for other devices
 too, but for operations that only some devices compose of several, such as dropout.
@@ -19,24 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 # The host waits for these: what they return, or its size, depends on values.
-SYNCS = frozenset(
-    f"aten::{name}"
-    for name in (
-        "_local_scalar_dense",
-        "item",
-        "is_nonzero",
-        "equal",
-        "nonzero",
-        "masked_select",
-        "_unique2",
-        "unique_dim",
-        "unique_consecutive",
-    )
-)
-COPIES = frozenset({"aten::_to_copy", "aten::copy_"})
-INDEXING = frozenset({"aten::index", "aten::index_put", "aten::index_put_"})
+SYNCS = {f"aten::{name}" for name in (
+    "_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2",
+    "unique_dim", "unique_consecutive",
+)}  # fmt: skip
+COPIES = {"aten::_to_copy", "aten::copy_"}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_"}
 # On a processor these read the memory without any ATen operation; elsewhere they copy first.
-READINGS = frozenset({Tensor.tolist, Tensor.numpy, Tensor.cpu})
+READINGS = {Tensor.tolist, Tensor.numpy, Tensor.cpu}
 
 
 @dataclasses.dataclass
@@ -113,7 +103,7 @@ class _Storages(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.alive = self.peak = 0
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -122,17 +112,16 @@ class _Storages(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and _place(leaf) not in before:
-                self._meet(leaf.untyped_storage())
+                self._add(leaf.untyped_storage())
         return result
 
-    def _meet(self, storage: Any) -> None:
-        if storage in self.known:
-            return
-        self.known.add(storage)
-        size = storage.nbytes()
-        weakref.finalize(storage, self._gone, size).atexit = False
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
+    def _add(self, storage: Any) -> None:
+        if storage not in self.seen:
+            self.seen.add(storage)
+            size = storage.nbytes()
+            weakref.finalize(storage, self._gone, size).atexit = False
+            self.alive += size
+            self.peak = max(self.peak, self.alive)
 
     def _gone(self, size: int) -> None:
         self.alive -= size

@@ -19,7 +19,7 @@ from transformers import Trainer
 
 from lora2.config.load import total_steps
 from lora2.config.problems import ConfigError
-from lora2.config.schema import Peft, RunConfig, config_hash, run_name
+from lora2.config.schema import Peft, RunConfig, as_tree, config_hash, run_name
 from lora2.glue.data import GlueData, load_task
 from lora2.glue.tasks import Task
 from lora2.records import store
@@ -139,16 +139,7 @@ def _train_and_record(
 
 def load_data(config: RunConfig) -> GlueData:
     """Load and check the rows that a run trains on and is scored on."""
-    return load_task(
-        config.task,
-        config.data.source,
-        dir=config.data.dir,
-        train=config.data.train,
-        validation=config.data.validation,
-        train_rows=config.data.train_rows,
-        holdout=config.data.holdout,
-        seed=SUBSET_SEED,
-    )
+    return load_task(config.task, **as_tree(config)["data"], seed=SUBSET_SEED)
 
 
 def _write(

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from lora2.markup import grid
 from lora2.records.store import StoreError, read_csv
 from lora2.study.answers import answer, sentence
-from lora2.study.read import read
+from lora2.study.select import read
 from lora2.study.spec import Question, Study, load_study
 from lora2.tables.pages import write_pages
 from lora2.tables.stats import summary
@@ -87,7 +87,7 @@ class Results:
 
     @property
     def labels(self) -> dict[str, str]:
-        return {row.id: row.label for row in self.study.table().rows}
+        return {row.id: row.label for row in self.study.table.rows}
 
 
 def load(study: Study, folder: Path) -> Results:
@@ -151,7 +151,7 @@ def _score_rows(results: Results) -> Iterator[list[str]]:
 def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     """Return the lines of claims.csv with the verdict of each task's longest budget."""
     table = pd.read_csv(CLAIMS)
-    rows = {row.id for row in study.table().rows}
+    rows = {row.id for row in study.table.rows}
     testable = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
     questions = [
         Question(ask=line.id, pairs=[[line.first, line.second]]) for line in testable.itertuples()
@@ -231,7 +231,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
     of_task = scores.loc[scores["task"] == task]
     budgets = of_task.groupby("row")["steps"].nunique()
     least = 2 if (budgets >= 2).any() else 1
-    rows = [row for row in study.table().rows if budgets.get(row.id, 0) >= least]
+    rows = [row for row in study.table.rows if budgets.get(row.id, 0) >= least]
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from lora2.sweep.request import Seeds, split_words
 from lora2.sweep.table import (
     PLACES,
     Job,
+    Profile,
     Row,
     Table,
     jobs,
@@ -75,11 +77,16 @@ class Study:
     overrides: Words = dataclasses.field(default_factory=list)  # of every run
     questions: list[Question] = dataclasses.field(default_factory=list)
 
+    @cached_property
     def table(self) -> Table:
-        """Return Table 1 with the study's rows appended, for the study's tasks."""
+        """Table 1 with the study's rows appended, for the study's tasks."""
         plan = load_table("1")
         tasks = [task for task in plan.tasks if any(part.task == task for part in self.parts)]
         return dataclasses.replace(plan, rows=[*plan.rows, *self.rows], tasks=tasks)
+
+    @cached_property
+    def _profile(self) -> Profile:
+        return dataclasses.replace(load_profile(self.profile), note=self.note)
 
     def source(self, row: str) -> str:
         """Return the row whose chosen rate ``row`` takes."""
@@ -93,8 +100,7 @@ class Study:
         """
         words = [f"protocol={self.protocol}", *self.overrides, f"train.max_steps={part.steps}",
                  *part.overrides, f"train.learning_rate={rate!r}", *extra]  # fmt: skip
-        profile = dataclasses.replace(load_profile(self.profile), note=self.note)
-        return jobs(narrow(self.table(), [part.task], [row]), profile, [seed], words)[0]
+        return jobs(narrow(self.table, [part.task], [row]), self._profile, [seed], words)[0]
 
     def candidate(self, part: Part, row: str, rate: float, extra: Sequence[str] = ()) -> Job:
         """Return the run that scores one rate of a row on the held-out rows."""
@@ -163,7 +169,7 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
 
 def _check(where: str, study: Study) -> Iterator[Problem]:
     """Yield undefined and duplicate names, and missing rates, holdouts and margins."""
-    rows = [row.id for row in study.table().rows]
+    rows = [row.id for row in study.table.rows]
     for key, names in (("rows", rows), ("parts", [part.name for part in study.parts])):
         for name in {name for name in names if names.count(name) > 1}:
             yield Problem(f"{where}, {key}", name, "one of each")

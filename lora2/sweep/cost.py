@@ -1,4 +1,4 @@
-"""What a table would cost on this machine: steps, time, memory, disk. Trains nothing."""
+"""Estimate what a table costs on this machine: steps, time, memory, disk. Trains nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
 
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
@@ -26,7 +28,7 @@ SMALL_FILES = 0.3e6  # bytes of a run folder beside the weights: predictions, hi
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one training step: seconds, parameters trained, memory; measured or scaled by tokens."""
+    """A training step: seconds, trained parameters, memory; measured or scaled by tokens."""
 
     seconds: float
     trainable: int
@@ -37,26 +39,20 @@ class Cost:
 
 Key = tuple[str, str, int]
 Costs = dict[Key, Cost]
-
-
-@dataclasses.dataclass
-class Line:
-    """One row of the table: its runs, what is done, and what is left to do."""
-
-    row: str
-    runs: int = 0
-    done: int = 0
-    steps: int = 0
-    seconds: float = 0.0  # of all steps and evaluations
-    step_seconds: float = 0.0  # of all steps
-    memory_mb: float = 0.0
-    disk_mb: float = 0.0
-    checkpoint_mb: float = 0.0  # the largest of a run in progress
-    measured: bool = True
+# Columns of a plan, a line for each row of the table: how those of its runs are combined.
+COLUMNS = {
+    "runs": "sum", "done": "sum", "steps": "sum",
+    "seconds": "sum",  # of all steps and evaluations
+    "step_seconds": "sum",  # of all steps
+    "disk_mb": "sum",
+    "memory_mb": "max",
+    "checkpoint_mb": "max",  # of a run in progress
+    "measured": "all",
+}  # fmt: skip
 
 
 def key_of(job: Job) -> Key:
-    """Return what a step's cost depends on: (row, task, tokens at most in a batch)."""
+    """Return what a step's cost depends on: (row, task, most tokens in a batch)."""
     train = job.resolved.config.train
     return job.row, job.task, train.max_seq_length * train.batch_size
 
@@ -146,31 +142,31 @@ def _scaled(key: Key, costs: Costs, sizes: Mapping[Key, float]) -> Cost:
     return Cost(cost.seconds * ratio, cost.trainable, memory, False, cost.held_mb)
 
 
-def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> list[Line]:
-    """Sum up the runs of each row; what is finished costs nothing.
+def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFrame:
+    """Return a line with ``COLUMNS`` for each row: its runs, and what the unfinished ones cost.
 
     Of a table that is timed, each run takes ``timed_steps`` and leaves nothing behind.
     """
-    lines: dict[str, Line] = {}
+    runs = []
     for job in jobs:
-        config, line = job.resolved.config, lines.setdefault(job.row, Line(job.row))
-        line.runs += 1
+        config = job.resolved.config
+        run = {"row": job.row, **dict.fromkeys(COLUMNS, 0), "runs": 1, "measured": True}
         if not timed_steps and status_of(config) == "finished":
-            line.done += 1
+            runs.append({**run, "done": 1})
             continue
         cost, steps = costs[key_of(job)], timed_steps or job.resolved.steps or 0
-        evaluations = 0.0 if timed_steps else evaluation_steps(config, steps)
-        line.steps += steps
-        line.step_seconds += cost.seconds * steps
-        line.seconds += cost.seconds * (steps + evaluations)
-        line.memory_mb = max(line.memory_mb, cost.peak_memory_mb)
-        line.measured = line.measured and cost.measured
+        seconds = cost.seconds * steps
+        run |= {"steps": steps, "seconds": seconds, "step_seconds": seconds,
+                "memory_mb": cost.peak_memory_mb, "measured": cost.measured}  # fmt: skip
         if not timed_steps:
             weights = cost.trainable * BYTES
-            line.disk_mb += (weights + SMALL_FILES) / 2**20
+            run["seconds"] += cost.seconds * evaluation_steps(config, steps)
+            run["disk_mb"] = (weights + SMALL_FILES) / 2**20
             if config.train.save_steps is not None:  # weights and AdamW's two moments of them
-                line.checkpoint_mb = max(line.checkpoint_mb, 3 * weights / 2**20)
-    return list(lines.values())
+                run["checkpoint_mb"] = 3 * weights / 2**20
+        runs.append(run)
+    frame = pd.DataFrame(runs, columns=["row", *COLUMNS])
+    return frame.groupby("row", sort=False).agg(COLUMNS)
 
 
 def evaluation_steps(config: RunConfig, steps: int) -> float:
@@ -188,30 +184,29 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
     return evaluations * rows / config.train.batch_size * FORWARD_SHARE
 
 
-def render(lines: Sequence[Line], workers: int = 1) -> str:
-    """Return the plan as a text table with what it rests on."""
+def render(plan: pd.DataFrame, workers: int = 1) -> str:
+    """Return the lines of ``sum_up`` as a text table, with what it rests on."""
     head = (
         f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
         f"{'memory MiB':>12}{'disk MiB':>10}"
     )
     body = [
-        f"{line.row:<12}{line.runs:>6}{line.done:>6}{line.steps:>12,}"
+        f"{line.Index:<12}{line.runs:>6}{line.done:>6}{line.steps:>12,}"
         f"{line.step_seconds / max(1, line.steps):>9.3f}{duration(line.seconds):>11}"
         f"{line.memory_mb:>12,.0f}{line.disk_mb:>10,.1f}{'' if line.measured else '  ~'}"
-        for line in lines
+        for line in plan.itertuples()
     ]
-    runs, left = sum(line.runs for line in lines), sum(line.runs - line.done for line in lines)
-    seconds, disk = sum(line.seconds for line in lines), sum(line.disk_mb for line in lines)
-    checkpoint = max((line.checkpoint_mb for line in lines), default=0.0)
-    at_once = f", {duration(seconds / workers)} with {workers} at once" if workers > 1 else ""
+    total = plan.sum()
+    checkpoint = plan["checkpoint_mb"].max() if len(plan) else 0.0
+    at_once = f", {duration(total.seconds / workers)} with {workers} at once" if workers > 1 else ""
     notes = [
-        f"{left} of {runs} runs to do, {sum(line.steps for line in lines):,} steps: "
-        f"{duration(seconds)} one after another{at_once}, evaluations included",
-        f"disk: {disk:,.0f} MiB of results, and up to {checkpoint:,.0f} MiB of checkpoints "
-        "for each run in progress",
+        f"{total.runs - total.done:.0f} of {total.runs:.0f} runs to do, {total.steps:,.0f} steps: "
+        f"{duration(total.seconds)} one after another{at_once}, evaluations included",
+        f"disk: {total.disk_mb:,.0f} MiB of results, and up to {checkpoint:,.0f} MiB of "
+        "checkpoints for each run in progress",
         f"memory: weights, optimiser state and the most allocated in a step, on the "
         f"{'GPU' if gpu_count() else 'processor'}",
     ]
-    if not all(line.measured for line in lines):
+    if not plan["measured"].all():
         notes.append("~ not all measured at this size: scaled by tokens from what was")
     return "\n".join([head, *body, *notes])

@@ -1,4 +1,4 @@
-"""Many runs on this machine: worker processes, of which any may die without the sweep dying."""
+"""Do many runs on this machine in worker processes; the sweep survives the death of any."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FINISHED = ("finished",)
 
 
 class Progress:
-    """Prints a line for every run that ends; the time left is judged by optimiser steps."""
+    """Print a line for every run that ends; the time left is estimated by optimiser steps."""
 
     def __init__(self, jobs: Sequence[Job], already: int):
         self.runs, self.ended = len(jobs) + already, already
@@ -70,7 +70,7 @@ class _Task:
 
 
 class _Worker:
-    """A process, our end of its pipe, and the run it is at."""
+    """A process, our end of its pipe, and its current run."""
 
     def __init__(self, environment: dict[str, str], run: Run, record: Record):
         self.arguments = (environment, run, record)
@@ -242,7 +242,7 @@ def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int])
         print(f"{error}\n{about.splitlines()[-1]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        print("\nstopped; repeat the same command to continue", file=sys.stderr)
         return INTERRUPTED
     except (DiskFull, HubUnavailable) as error:
         print(error, file=sys.stderr)
@@ -276,18 +276,18 @@ def sweep_here(
     left = begin(jobs, settled)
     if not left:
         return []
-    # Not for a cluster, whose nodes may reach more than this machine.
+    # Not for a cluster: its nodes may have access to what this machine has not.
     check_available(need for job in left for need in job.resolved.config.hub_needs())
     outcomes = Pool(plan_workers(left, workers)).do(left, len(jobs) - len(left))
     if any(outcome.disk_full for outcome in outcomes):
-        print(f"{len(left) - len(outcomes)} runs were not begun: the disk is full")
+        print(f"{len(left) - len(outcomes)} runs were not started: the disk is full")
     return outcomes
 
 
 def summary(
     jobs: Sequence[Job], outcomes: Sequence[Outcome], settled: Sequence[str] = FINISHED
 ) -> int:
-    """Print every run that ended otherwise than ``settled``, with its log; 1 if there is one."""
+    """Print every run that did not end ``settled``, with its log; return 1 if there is any."""
     failures = [outcome for outcome in outcomes if outcome.state not in settled]
     logs = {job.name: log_file(job.resolved.config) for job in jobs}
     for outcome in failures:

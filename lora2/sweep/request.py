@@ -1,4 +1,4 @@
-"""What scripts/reproduce.py and scripts/report.py are asked for, from their words."""
+"""Parse and check the words of scripts/reproduce.py and scripts/report.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same runs as a Slurm job array, through submitit: requeued and resumed when interrupted."""
+"""Submit runs as a Slurm job array through submitit; interrupted ones are requeued and resumed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_t
 
 
 class ClusterRun:
-    """What a job of the array calls.
+    """The callable of the array's jobs.
 
     Before a time-out or a preemption Slurm sends a signal; submitit then asks ``checkpoint`` what
     to run when the job is requeued. The run itself continues from its Trainer's last checkpoint.
@@ -77,10 +77,10 @@ def _executor(folder: Path) -> Any:
 
 
 def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Outcome]:
-    """Wait until the array has left the queue and return what became of each run.
+    """Wait until the array has left the queue and return how each run ended.
 
-    The run folders tell, not Slurm's accounting, which a cluster need not have. Ctrl-C is passed
-    on and leaves the jobs where they are.
+    Statuses are read from the run folders: a cluster need not have Slurm's accounting. Ctrl-C is
+    passed on; the jobs stay in the queue.
     """
     progress = Progress(jobs, already)
     waiting, outcomes = dict(zip(ids, jobs, strict=True)), list[Outcome]()

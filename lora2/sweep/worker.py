@@ -61,7 +61,7 @@ def train(config: RunConfig) -> object:
     from lora2.run.run import run
 
     if (last := newest_checkpoint(work_dir(config))) is not None:
-        print(f"goes on from {last}", flush=True)
+        print(f"resumes from {last}", flush=True)
     return run(config, progress=False)
 
 
@@ -85,7 +85,7 @@ def serve(connection: Connection, environment: Mapping[str, str], run: Run, reco
 
 
 def carry_out(order: Order, run: Run, record: Record) -> Outcome:
-    """Do what is ordered unless another process does it, or it is done already."""
+    """Do an order unless another process is doing it, or it is done already."""
     config, name = order.config, run_name(order.config)
     log, results = log_file(config), Path(config.results.dir)
     try:

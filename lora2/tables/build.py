@@ -24,15 +24,11 @@ class Cell:
     """
 
     finished: pd.DataFrame
-    failed: int
-    diverged: int
-    ambiguous: int
-    missing: int
+    lost: Mapping[str, int]  # by LOST
     repeated: tuple[str, ...]
 
     def counts(self) -> dict[str, int]:
-        lost = {name: getattr(self, name) for name in LOST}
-        return {"planned": len(self.finished) + sum(lost.values()), **lost}
+        return {"planned": len(self.finished) + sum(self.lost.values()), **self.lost}
 
 
 @dataclass(frozen=True)
@@ -87,13 +83,12 @@ def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | No
     scored = single.reindex(columns=columns).notna().all(axis=1)
     finished = single.loc[(single["status"] == "finished") & scored]
     diverged = int((single["status"] == "diverged").sum())
+    missing = 0 if seeds is None else len(set(seeds)) - runs["seed"].nunique()
+    lost = (len(single) - len(finished) - diverged, diverged, repeated["seed"].nunique(), missing)
     return Cell(
-        finished=finished.set_index("seed").sort_index(),
-        failed=len(single) - len(finished) - diverged,
-        diverged=diverged,
-        ambiguous=int(repeated["seed"].nunique()),
-        missing=0 if seeds is None else len(set(seeds)) - runs["seed"].nunique(),
-        repeated=tuple(repeated["run"]),
+        finished.set_index("seed").sort_index(),
+        dict(zip(LOST, map(int, lost), strict=True)),
+        tuple(repeated["run"]),
     )
 
 

@@ -278,9 +278,9 @@ def _row_notes(results: TableResults) -> Iterator[str]:
     table = results.table
     for row in table.rows:
         for task, cell in results.cells[row.id].items():
-            if cell.ambiguous:
+            if ambiguous := cell.lost["ambiguous"]:
                 yield (
-                    f"{row.label}, {task}: {cell.ambiguous} seed(s) have several runs and are "
+                    f"{row.label}, {task}: {ambiguous} seed(s) have several runs and are "
                     f"not averaged ({', '.join(cell.repeated)}): remove the outdated runs."
                 )
         paper = printed(table, row)

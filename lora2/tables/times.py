@@ -40,7 +40,7 @@ def measure(
     row that ``against`` names (the median over rounds; NaN if there is none), the paper's seconds
     and ratio, and where it was measured.
     """
-    lines = []
+    lines = list[dict[str, Any]]()
     for task in table.tasks:
         of_task = [job for job in jobs if job.task == task]
         tell(f"timing {task}: {len(of_task)} methods, {rounds} steps each in turn")
@@ -93,12 +93,20 @@ def _paper_seconds(table: Table, row: Row, task: str) -> float:
     return printed_values(table.table, row.paper_row).get((task, "seconds_per_step"), math.nan)
 
 
-def render(table: Table, times: pd.DataFrame, profile: Profile) -> str:
-    """Return the table as Markdown: milliseconds and ratio per cell, the paper's ratio below."""
-    notes = [f"- {markdown(note)}" for note in _notes(times)]
-    lines = [*opening(table, profile, {}), markdown(_about(table, times)), "",
-             *grid(_grid(table, times)), "", *notes, ""]  # fmt: skip
-    return "\n".join(lines)
+def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]:
+    """Return the table's files by the ending of their names.
+
+    A cell has milliseconds and their ratio (on a processor only the ratio); below, the paper's.
+    """
+    title, note = heading(table, profile, {})
+    about, cells, notes = _about(table, times), _grid(table, times), _notes(times)
+    page = [*opening(table, profile, {}), markdown(about), "", *grid(cells), "",
+            *(f"- {markdown(note)}" for note in notes), ""]  # fmt: skip
+    return {
+        ".csv": times.to_csv(index=False, lineterminator="\n"),
+        ".md": "\n".join(page),
+        ".tex": tex_float(f"{title}. {note} {about}", cells, notes),
+    }
 
 
 def _about(table: Table, times: pd.DataFrame) -> str:
@@ -128,13 +136,10 @@ def _notes(times: pd.DataFrame) -> list[str]:
 def _grid(table: Table, times: pd.DataFrame) -> Grid:
     """Return the printed table: a head, then per row ours and the paper's ratio."""
     labels = {row.id: row.label for row in table.rows}
-    tasks = [task for task in table.tasks if (times["task"] == task).any()]
     cells = times.set_index(["row", "task"])
-    lines = [["Method", *(TASK_NAMES[task] for task in tasks)]]
+    lines = [["Method", *(TASK_NAMES[task] for task in table.tasks)]]
     for row in table.rows:
-        if row.id not in set(times["row"]):  # a file of an earlier version may lack some
-            continue
-        line = [cells.loc[(row.id, task)] for task in tasks]
+        line = [cells.loc[(row.id, task)] for task in table.tasks]
         shown = [_cell(cell["seconds"], cell["ratio"], _on_gpu(times)) for cell in line]
         lines.append([row.label, *shown])
         ratios = [_ratio(cell["paper_ratio"], "–") for cell in line]
@@ -161,14 +166,7 @@ def _ratio(value: float, otherwise: str) -> str:
 
 def write(table: Table, times: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
     """Write table2.csv, .md and .tex into ``folder``; return their paths."""
-    title, note = heading(table, profile, {})
-    about = f"{title}. {note} {_about(table, times)}"
-    texts = {
-        ".csv": times.to_csv(index=False, lineterminator="\n"),
-        ".md": render(table, times, profile),
-        ".tex": tex_float(about, _grid(table, times), _notes(times)),
-    }
-    return write_files(folder, table.stem, texts)
+    return write_files(folder, table.stem, texts(table, times, profile))
 
 
 def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
@@ -185,7 +183,8 @@ def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
         raise StoreError(f"{path} is not a table ({error}): measure again") from error
     times = times if "schema" in times else times.assign(schema=1)  # older than the column
     missing = [name for name in COLUMNS if name not in times]
-    if missing or times.empty:
+    cells = {(row.id, task) for row in table.rows for task in table.tasks}
+    if missing or not cells <= set(zip(times["row"], times["task"], strict=True)):
         raise StoreError(f"{path} lacks {', '.join(missing) or 'rows'}: measure again")
     check_schema(times["schema"], path)
     return write(table, times.fillna({"against": ""}), profile, folder)

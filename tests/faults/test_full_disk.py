@@ -166,7 +166,7 @@ def test_a_sweep_on_a_full_disk_stops_and_goes_on(tmp_path):
             output, errors = process.communicate(timeout=1200)
         assert process.returncode == 1, errors
         assert f"no space to write in {disk}" in errors and "Traceback" not in errors
-        assert "runs were not begun for want of room" in output
+        assert "runs were not started: the disk is full" in output
         finished = {path.parent: contents(path.parent) for path in disk.glob("runs/*/status")}
         assert len(finished) == len(list((disk / "runs").iterdir())) == 1
         free(disk)

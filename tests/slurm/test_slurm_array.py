@@ -98,5 +98,5 @@ def test_an_interrupted_job_is_requeued_and_goes_on_from_its_checkpoint(tmp_path
     assert runs["status"].tolist() == ["finished"] * 2
     assert runs["steps"].tolist() == [STEPS, STEPS]
     log = next((tmp_path / "logs").glob(f"{checkpoint.parent.name}.log")).read_text()
-    assert "goes on from" in log, log
+    assert "resumes from" in log, log
     assert not list(tmp_path.glob("work/*"))

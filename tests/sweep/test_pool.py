@@ -237,13 +237,13 @@ def test_a_real_sweep_stopped_half_way_ends_with_the_same_runs_csv(tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in output, output
-    assert "the same command goes on" in output
+    assert "repeat the same command to continue" in output
     assert len(list(halted.glob("runs/mrpc-*/status"))) == 1
     again = _reproduce(halted)
     said, _ = again.communicate(timeout=400)
     assert "3 runs, 1 finished already" in said and again.returncode == 0, said
     logs = "".join(path.read_text() for path in halted.glob("logs/*.log"))
-    assert logs.count("goes on from") == 1
+    assert logs.count("resumes from") == 1
     pd.testing.assert_frame_equal(_runs_without_times(halted), _runs_without_times(whole))
     third = _reproduce(halted)
     said, _ = third.communicate(timeout=400)

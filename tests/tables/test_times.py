@@ -160,7 +160,7 @@ def test_table_2_gives_ratios_beside_the_papers(monkeypatch, tmp_path):
     assert paths[0].read_bytes() == kept and paths[1].read_text() == text
     assert paths[2].read_text() == tex
     frame["device"] = "cpu x86_64 2 threads"  # whose seconds tell a reader nothing
-    assert "| LoRA² k=8 | 1.50 | 1.50 |" in timetable.render(plan, frame, profile)
+    assert "| LoRA² k=8 | 1.50 | 1.50 |" in timetable.texts(plan, frame, profile)[".md"]
     dirty = "Measured with uncommitted changes in the tree."
     assert dirty not in text and "- Tokens per example" in text and "Tokens per example" in tex
     timetable.write(plan, frame.assign(dirty=True), profile, tmp_path)

@@ -105,12 +105,18 @@ def test_a_bias_has_no_lora_and_a_weight_that_does_not_move_no_rate(encoder):
     assert "does not move" in update_size._line("lora", lr, still, [])
 
 
-def test_the_table_has_every_row_and_a_method_every_weight(capsys, monkeypatch):
-    monkeypatch.setattr(update_size, "STEPS", 1)
+def test_the_table_has_every_row(capsys, monkeypatch):
+    update = update_size.Update("in all", 0.5, 1.0, 2.0)
+    monkeypatch.setattr(update_size, "measure", lambda *_: (0.1, [update], ["a.query.bias"]))
     assert update_size.show(WORDS) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line[:32].strip() for line in lines[1:]]
     assert len(rows) == 13 and rows[0] == "full" and rows[-1] == "lora2-k8, orthogonal"
+    columns = ["full", "0.1", "5.00e-01", "1.00e+00", "2.00e+00", "0.4", "(x4)", "1", "query.bias"]
+    assert lines[1].split() == columns
+
+
+def test_a_typed_method_has_every_weight(capsys):
     assert update_size.show([*WORDS, "method=lora_xs"]) == 0
     lines = capsys.readouterr().out.splitlines()[1:]
     assert len(lines) > 1 and lines[-1].startswith("in all") and "query" in lines[0]
