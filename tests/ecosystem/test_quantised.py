@@ -64,22 +64,14 @@ def hqq() -> Net:
     return net
 
 
-def quanto(bits: str) -> Net:
+def quanto_int8() -> Net:
     from optimum import quanto
 
     torch.manual_seed(0)
     net = Net()
-    quanto.quantize(net, weights=getattr(quanto, bits))
+    quanto.quantize(net, weights=quanto.qint8)
     quanto.freeze(net)
     return net
-
-
-def quanto_int8() -> Net:
-    return quanto("qint8")
-
-
-def quanto_int4() -> Net:
-    return quanto("qint4")
 
 
 def bnb_net(make) -> Net:
@@ -116,7 +108,7 @@ def eight_bit() -> Net:
 @pytest.mark.parametrize(
     ("build", "merges"),
     [(int8, False), (int4, False), (nf4, True), (nf4_in_bfloat16, True), (eight_bit, True),
-     (hqq, True), (quanto_int8, False), (quanto_int4, False)],
+     (hqq, True), (quanto_int8, False)],
 )  # fmt: skip
 def test_a_quantised_base(build, merges, config, settings, tmp_path):
     x = torch.randn(8, 64, dtype=build().second.bias.dtype)

@@ -269,10 +269,11 @@ def test_all_five_factors_get_gradients_and_the_base_none():
     }
 
 
-def test_an_unsupported_module_is_refused_by_name():
-    model = nn.Sequential(nn.Conv2d(3, 4, 2))
-    with pytest.raises(TypeError, match="0 is a Conv2d"):
-        get_peft_model(model, Lora2Config(target_modules=["0"]))
+@pytest.mark.parametrize("module", [nn.Conv2d(3, 4, 2), nn.Embedding(3, 4)])
+def test_an_unsupported_module_is_refused_by_name_with_the_way_out(module):
+    refusal = rf"0 is a {type(module).__name__};.*PEFT's LoRA \(LoraConfig\)"
+    with pytest.raises(TypeError, match=refusal):
+        get_peft_model(nn.Sequential(module), Lora2Config(target_modules=["0"]))
 
 
 def test_with_identity_inner_factors_it_is_adalora():
