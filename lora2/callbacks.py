@@ -29,7 +29,7 @@ class Lora2Callback(TrainerCallback):
     the end. The tuner's ``training_state`` is written into every checkpoint and read back when a
     training resumes.
 
-    ``create_lora2_optimizer`` makes an optimiser that gives lambda a learning rate of its own; pass
+    ``create_lora2_optimizer`` makes an optimiser with a separate learning rate for lambda; pass
     it as ``Trainer(..., optimizers=(optimizer, None))``.
 
     Args:

@@ -71,7 +71,7 @@ def profile_of(folder: Path) -> str:
     """Return the profile that a results folder is named after, or that of all its runs.
 
     Raises:
-        ConfigError: it is not named after one, and its runs are of several, or there are none.
+        ConfigError: it is not named after one, and has no runs, or runs of several profiles.
     """
     if folder.name in options("profile"):
         return folder.name

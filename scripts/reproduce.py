@@ -70,7 +70,7 @@ def submit(jobs: Sequence[Job]) -> int:
     rows = {(job.row, job.resolved.config.seed) for job in jobs}
     if len(rows) != 1:
         names = " ".join(dict.fromkeys(job.row for job in jobs))
-        wrong = f"a submission is one row with one seed: name one of {names} and one of seeds"
+        wrong = f"a submission needs one row and one seed: rows=ROW seeds=SEED, ROW from {names}"
         raise ConfigError([Problem("rows", sorted(row for row, _ in rows), wrong=wrong)])
     if left := unfinished(jobs):
         print(f"not finished: {' '.join(job.name for job in left)}\n"

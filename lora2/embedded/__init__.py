@@ -15,7 +15,7 @@ def encoder_path(name: str) -> Path:
     """Return the folder of encoder ``name``, for ``from_pretrained(folder)``.
 
     ``embedded`` is a DeBERTa-v2 with DeBERTaV3's choices, ``embedded-roberta`` a RoBERTa; both
-    have 2 layers of width 64. tools/pretrain_embedded.py made them.
+    have 2 layers of width 64. tools/pretrain_embedded.py trained them.
 
     Raises:
         ValueError: unknown name.

@@ -82,7 +82,7 @@ def newest_checkpoint(work: Path) -> Path | None:
 def keep_checkpoint(work: Path, kept: Path | None) -> None:
     """Remove every checkpoint in ``work`` except ``kept``.
 
-    Each loses its last file first: a process killed here leaves none that looks whole.
+    The last file is removed first: a process killed here leaves no checkpoint that looks whole.
     """
     for path in work.glob("checkpoint-*"):
         if path != kept:

@@ -112,7 +112,7 @@ def _damaged(folder: Path, why: str) -> StoreError:
 
 
 def link_in(folder: Path) -> str | None:
-    """Return the name of a symbolic link that is, or lies in, a run's folder; None without one."""
+    """Return the name of a run's folder, or of a file in it, that is a symbolic link, or None."""
     if folder.is_symlink():
         return folder.name
     return next((path.name for path in sorted(folder.rglob("*")) if path.is_symlink()), None)

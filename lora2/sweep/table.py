@@ -26,7 +26,7 @@ PLACES = ("seed", "results.dir", "data.dir", "data.source", "backbone.path", "ba
 
 @checked
 class Row:
-    """One row of a table: a method with overrides, and the paper's row it stands for."""
+    """One row of a table: a method with overrides, and the paper's row to compare with."""
 
     id: Name  # what rows= takes
     label: str

@@ -95,7 +95,7 @@ def carry_out(order: Order, run: Run, record: Record) -> Outcome:
             state = status_of(config)
             if state == "finished":
                 return Outcome(name, state)
-            if state is not None and _end_time(config) > order.since > 0:
+            if state is not None and (run_dir(config) / "status").stat().st_mtime > order.since > 0:
                 return Outcome(name, _failure(config), f"see {log}")
             log.parent.mkdir(parents=True, exist_ok=True)
             with _output_to(log):
@@ -127,11 +127,6 @@ def _first_line(error: Exception) -> str:
     if isinstance(error, ConfigError):
         return "; ".join(map(str, error.problems))
     return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def _end_time(config: RunConfig) -> float:
-    """Return when the run folder was written, in seconds since the epoch."""
-    return (run_dir(config) / "status").stat().st_mtime
 
 
 @contextlib.contextmanager
