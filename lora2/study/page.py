@@ -201,26 +201,48 @@ def _protocol(results: Results) -> Iterator[list[str]]:
 
 
 def _progress(results: Results) -> str:
-    """Say how many parts were run, and whether the longest budget is among them."""
-    parts, done = results.study.parts, results.scores["part"].nunique()
-    if done == len(parts):
+    """Say how many parts are complete, and whether the longest budget is among the runs."""
+    parts, missing = results.study.parts, _missing(results)
+    complete = sum(not rows for rows in missing.values())
+    begun = results.scores["part"].nunique() - complete
+    if complete == len(parts):
         return ""
     most, ran = max(part.steps for part in parts), int(results.scores["steps"].max())
     early = (
         f" The longest training so far has {ran:,} of the planned {most:,} steps: the results show "
         "which row learns fastest at the start, not which one ends highest."
     )
-    verb = "has" if done == 1 else "have"
-    return f"{done} of the study's {len(parts)} parts {verb} been run.{early if ran < most else ''}"
+    counts = f"Parts of the study: {len(parts)} planned, {complete} complete, {begun} begun."
+    return f"{counts}{early if ran < most else ''}"
+
+
+def _missing(results: Results) -> dict[str, dict[str, list[int]]]:
+    """Return for each part the seeds without a score of each row that lacks some."""
+    columns = results.scores[["part", "row", "seed"]]
+    done = set(columns.itertuples(index=False, name=None))
+    return {
+        part.name: {
+            row: seeds
+            for row in part.rows
+            if (seeds := [seed for seed in part.seeds if (part.name, row, seed) not in done])
+        }
+        for part in results.study.parts
+    }
 
 
 def _not_run(results: Results) -> Iterator[str]:
-    done = set(zip(results.scores["part"], results.scores["row"], strict=True))
+    missing = _missing(results)
     for part in results.study.parts:
-        missing = [row for row in part.rows if (part.name, row) not in done]
-        if missing:
-            which = "all rows" if len(missing) == len(part.rows) else ", ".join(missing)
-            yield f"* {part.name} ({part.steps:,} steps): {which}"
+        rows_of: dict[str, list[str]] = {}  # by the seeds that are missing
+        for row, seeds in missing[part.name].items():
+            some = "" if len(seeds) == len(part.seeds) else f" (seeds {', '.join(map(str, seeds))})"
+            rows_of.setdefault(some, []).append(row)
+        groups = [
+            f"{'all rows' if len(rows) == len(part.rows) else ', '.join(rows)}{seeds}"
+            for seeds, rows in rows_of.items()
+        ]
+        if groups:
+            yield f"* {part.name} ({part.steps:,} steps): {'; '.join(groups)}"
 
 
 def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -122,10 +124,18 @@ def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeyp
     results = page.load(study, folder)
     text = page.page(results)
     assert "**Is it?** LoRA² k=8 compared with LoRA r=8, 200 steps: equivalent within 3" in text
-    assert "Nothing: every part" in text and "not run" in text
+    assert "* cola-200 (200 steps): all rows (seeds 3)" in text and "not run" in text
     assert page.headline(results).count("* ") == 1
     fewer = page.Results(study, folder, results.scores.head(4), results.answers)
     assert "* cola-200 (200 steps): all rows" in page.page(fewer)
+    whole = dataclasses.replace(
+        study, parts=[dataclasses.replace(part, seeds=[1, 2]) for part in study.parts]
+    )
+    whole_results = page.Results(whole, folder, results.scores, results.answers)
+    assert "Nothing: every part" in page.page(whole_results)
+    fewer = page.Results(whole, folder, results.scores.iloc[:-1], results.answers)
+    assert "2 planned, 1 complete, 1 begun" in page.page(fewer)
+    assert "* cola-200 (200 steps): lora2-k8 (seeds 2)" in page.page(fewer)
     curve = budget_curve(study, results.scores, "cola")
     assert len(curve.axes[0].containers) == 2
 
