@@ -294,7 +294,8 @@ def _is_read(model: nn.Module, key: str) -> bool:
     Mamba on a GPU, of nn.TransformerEncoderLayer in eval mode). Looks into the source of the class.
     """
     parent, _, name = key.rpartition(".")
-    return _reads_weight(type(model.get_submodule(parent)), name)
+    kind: Any = type(model.get_submodule(parent))  # Any: mypy calls a Module class unhashable
+    return _reads_weight(kind, name)
 
 
 @cache  # parsing a module's file for every layer would take most of the time of get_peft_model
