@@ -60,7 +60,6 @@ class LoraXsLinear(AdapterLayer):
     loraxs_B: Any
 
     def _create_containers(self, config: LoraXsConfig) -> None:
-        self.loraxs_R = nn.ParameterDict()
         self.loraxs_A = BufferDict(persistent=config.save_basis)
         self.loraxs_B = BufferDict(persistent=config.save_basis)
 
