@@ -1,9 +1,8 @@
 """A method's own loss term, which no data enters (LoRA2's regulariser, SoRA's sparsity term).
 
-The term acts once per optimiser step, in one of two ways. A forward pass in training mode adds it
-to the loss that the model returns, and a hook notes whether a backward pass reached it. If none did
-(TRL, ``compute_loss_func`` and label smoothing compute another loss), ``before_optimizer_step``
-adds its gradient to the step, after clipping.
+It acts once per optimiser step. A forward pass in training mode adds it to the loss that the model
+returns, and a hook notes whether a backward pass reached it. If none did (TRL, label smoothing and
+``compute_loss_func`` compute another loss), ``before_optimizer_step`` adds its gradient.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ class LossTerm:
     def begin(self, layers: Iterable[nn.Module]) -> None:
         """Start a training pass; among several processes, watch whether layers are recomputed.
 
-        Under reentrant checkpointing a layer runs without a graph first, and a second backward pass
-        reaches its parameters. DDP accepts one gradient per parameter: the term must then not be in
-        the loss.
+        Under reentrant checkpointing a second backward pass reaches a layer's parameters, and DDP
+        accepts one gradient per parameter: the term must then not be in the loss.
         """
         self.end()
         self.recomputed = False
@@ -76,9 +74,8 @@ class LossTerm:
 class TermModel(AdapterModel):
     """A tuner that adds a term to the training loss and is driven by a training loop.
 
-    Hooks sit on the wrapped model's own forward: a PeftModel without a task type calls it directly,
-    past this class's. A subclass defines ``_loss_term`` and ``_watch``, its layers ``kept`` and
-    ``kept_parameters``.
+    Its hooks are on the wrapped model, which a PeftModel without a task type calls directly. A
+    subclass defines ``_loss_term`` and ``_watch``, its layers ``kept`` and ``kept_parameters``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -228,10 +225,9 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     """Return this pass's part of the step's labels, a scalar; None where its loss is a mean.
 
     A transformers Trainer passes ``num_items_in_batch``, the labels of all micro-batches on all
-    processes. A causal language model divides its sum over labels by that number, and the Trainer
-    adds up these losses: other terms need the same weight, or gradient accumulation multiplies
-    them. Other models ignore the number. Labels are counted as the Trainer counts them: without
-    -100 and without the first of each row.
+    processes (without -100 and the first of each row). A causal language model divides its sum by
+    it, and the Trainer adds up these losses: other terms need the same weight, or gradient
+    accumulation multiplies them.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
     if total is None or not isinstance(labels, Tensor) or not _is_causal(model):
@@ -245,8 +241,7 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
 def _is_causal(model: nn.Module) -> bool:
     """Tell whether the model's loss is ``ForCausalLMLoss``.
 
-    transformers derives the kind of loss from the class's name and falls back to this one; of the
-    models without a kind, those named like GPT2LMHeadModel are causal.
+    transformers derives it from the class's name; of those without a kind, *LMHeadModel are causal.
     """
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     kind = getattr(model, "loss_type", None)
