@@ -140,15 +140,12 @@ def read_named(group: str, name: str, configs: Path, *also: str) -> dict[str, An
     """Read configs/<group>/<name>.yaml; ``also`` are other names that a user may type.
 
     Raises:
-        ConfigError: there is no such file, or it holds no mapping.
+        ConfigError: there is no such file, or it is not a mapping in plain YAML.
     """
     names = options(group, configs)
     if name not in names:
         raise ConfigError([unknown(group, name, [*names, *also])])
-    values = read_yaml(configs / group / f"{name}.yaml")
-    if not isinstance(values, dict):
-        raise ConfigError([Problem(f"{group} {name}", values, "a mapping of keys to values")])
-    return values
+    return read_yaml(configs / group / f"{name}.yaml")
 
 
 def _rows(name: str, values: dict[str, Any]) -> list[Row]:
