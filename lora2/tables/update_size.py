@@ -111,7 +111,7 @@ def measure(
 
     start = _weights(model, head)
     torch.manual_seed(0)
-    stepper = Stepper(model, driver, optimizer, total, max_grad_norm=config.train.max_grad_norm)
+    stepper = Stepper(model, driver, optimizer, config.train, total)
     with optimizer.register_step_pre_hook(record):
         stepper.step(data[0])
     first = _weights(model, head)
