@@ -49,5 +49,4 @@ def status(folder: Path) -> str | None:
 
 
 def status_of(config: RunConfig) -> str | None:
-    """Return the ``status`` of a run's folder."""
     return status(run_dir(config))

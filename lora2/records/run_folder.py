@@ -15,17 +15,13 @@ from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import flush_to_disk, hold
 from lora2.records.paths import lock_file, status
 
-# The file that is written last into a checkpoint, under a temporary name and renamed.
-LAST_FILE = "recorder.npz"
+LAST_FILE = "recorder.npz"  # written last into a checkpoint, under another name, and renamed
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` to fill a temporary folder beside ``folder`` and rename it into place.
 
-    A failed run's folder is replaced; a finished one is never overwritten.
-
-    Raises:
-        FileExistsError: ``folder`` holds a finished run.
+    A failed run's folder is replaced; of a finished one it is a FileExistsError.
     """
     if status(folder) == "finished":
         raise FileExistsError(f"{folder} holds a finished run; it is kept as it is")
@@ -54,10 +50,7 @@ def hold_run(config: RunConfig, *, wait: bool) -> Iterator[bool]:
 
 
 def tidy(results: Path) -> None:
-    """Remove what killed processes left in a results folder, except checkpoints to resume from.
-
-    Runs that a living process works on are skipped: it holds their locks.
-    """
+    """Remove what killed processes left in a results folder, except checkpoints."""
     unpublished = [path.name[1:].rpartition(".")[0] for path in (results / "runs").glob(".*.*")]
     begun = [path.name.removesuffix(".lock") for path in (results / "work").glob("*-*")]
     for name in {*unpublished, *begun}:
@@ -80,13 +73,10 @@ def newest_checkpoint(work: Path) -> Path | None:
 
 
 def keep_checkpoint(work: Path, kept: Path | None) -> None:
-    """Remove every checkpoint in ``work`` except ``kept``.
-
-    The last file is removed first: a process killed here leaves no checkpoint that looks whole.
-    """
+    """Remove every checkpoint in ``work`` except ``kept``."""
     for path in work.glob("checkpoint-*"):
         if path != kept:
-            (path / LAST_FILE).unlink(missing_ok=True)
+            (path / LAST_FILE).unlink(missing_ok=True)  # first: one killed here looks not whole
             shutil.rmtree(path)
 
 
@@ -98,11 +88,7 @@ def remove_checkpoints(work: Path) -> None:
 
 @contextmanager
 def explain_bad_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Name the damaged or foreign checkpoint that raised an error, and what to do.
-
-    Raises:
-        ValueError: in place of the libraries' errors of unpickling and of file formats.
-    """
+    """Name the damaged checkpoint that raised an error, and what to do, in a ValueError."""
     from safetensors import SafetensorError
 
     try:

@@ -153,9 +153,8 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.read_csv(CLAIMS)
     rows = {row.id for row in study.table.rows}
     testable = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
-    questions = [
-        Question(ask=line.id, pairs=[[line.first, line.second]]) for line in testable.itertuples()
-    ]
+    pairs = zip(testable["id"], testable["first"], testable["second"], strict=True)
+    questions = [Question(ask=id, pairs=[[first, second]]) for id, first, second in pairs]
     tested = answer(dataclasses.replace(study, questions=questions), scores)
     tested = tested.loc[tested["score"] == "last"]
     # A shorter budget answers another question: which row learns fastest.
@@ -188,11 +187,10 @@ def _protocol(results: Results) -> Iterator[list[str]]:
     used = {name: ", ".join(runs[name].unique())
             for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
     yield ["scale", "alpha / r is the same for every rank of a method"]
-    rates = ("chosen for each row and budget by the last score on rows held out of the training "
-             f"split ({held_out}; seed {study.selection_seed}), from a grid of factor 2 that was "
-             "extended until the best rate was not at an end of it. Every rate tried: "
-             "rates.csv")  # fmt: skip
-    yield ["rates", rates]
+    yield ["rates", "chosen for each row and budget by the last score on rows held out of the "
+           f"training split ({held_out}; seed {study.selection_seed}), from a grid of factor 2 "
+           "that was extended until the best rate was not at an end of it. Every rate tried: "
+           "rates.csv"]  # fmt: skip
     yield ["score", "the last evaluation; the best one is picked on the validation split"]
     yield ["margin of equivalence", f"{margins} percentage points, fixed before the final runs"]
     yield ["encoder", f"{used['backbone']}, {used['precision']}"]
@@ -218,16 +216,10 @@ def _progress(results: Results) -> str:
 
 def _missing(results: Results) -> dict[str, dict[str, list[int]]]:
     """Return for each part the seeds without a score of each row that lacks some."""
-    columns = results.scores[["part", "row", "seed"]]
-    done = set(columns.itertuples(index=False, name=None))
-    return {
-        part.name: {
-            row: seeds
-            for row in part.rows
-            if (seeds := [seed for seed in part.seeds if (part.name, row, seed) not in done])
-        }
-        for part in results.study.parts
-    }
+    done = set(results.scores[["part", "row", "seed"]].itertuples(index=False, name=None))
+    left = {part.name: {row: [s for s in part.seeds if (part.name, row, s) not in done]
+                        for row in part.rows} for part in results.study.parts}  # fmt: skip
+    return {part: {row: s for row, s in rows.items() if s} for part, rows in left.items()}
 
 
 def _not_run(results: Results) -> Iterator[str]:
@@ -246,10 +238,7 @@ def _not_run(results: Results) -> Iterator[str]:
 
 
 def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
-    """Draw mean and 95 % interval over seeds of each row that has two budgets or more.
-
-    If no row has two, the only budget of every row is drawn.
-    """
+    """Draw mean and 95 % interval of each row with two budgets or more, or of all if none has."""
     of_task = scores.loc[scores["task"] == task]
     budgets = of_task.groupby("row")["steps"].nunique()
     least = 2 if (budgets >= 2).any() else 1
@@ -263,9 +252,8 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
         x = [steps * 1.03 ** (place - len(rows) / 2) for steps in points]
         y = [point.mean for point in points.values()]
         error = [0.0 if point.n < 2 else point.high - point.mean for point in points.values()]
-        colour = COLOURS.get(
-            "published" if row.id.endswith("-published") else row.method, "#777777"
-        )
+        kind = "published" if row.id.endswith("-published") else row.method
+        colour = COLOURS.get(kind, "#777777")
         small = "1" in row.id.removesuffix("-published")[-2:]
         axes.errorbar(x, y, yerr=error, label=row.label, color=colour, marker="o", capsize=2,
                       linestyle="--" if small else "-", elinewidth=1,
