@@ -25,6 +25,7 @@ from lora2.tables.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = Path(__file__).with_name("claims.csv")
+TEMPLATE = Path(__file__).with_name("page.md")
 BLOCK = re.compile(r"(<!-- begin study -->\n).*?(<!-- end study -->)", re.DOTALL)
 HOLDS = {  # rule -> verdict -> what it means for a claim
     "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},
@@ -33,47 +34,6 @@ HOLDS = {  # rule -> verdict -> what it means for a claim
 # Okabe and Ito's colours, distinct without colour vision too; k = 1 and r = 1 are hollow.
 COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
 STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
-PAGE = """# What LoRA² buys
-
-{note} How to run it: [study-run.md](study-run.md). `make report-study` generates this page from \
-the CSVs in [{folder}](../{folder}). {progress}
-
-## Score against budget
-
-![The last score of each row against the steps of training](../{folder}/budget.png)
-
-Mean of the last validation score over seeds, with its 95 % interval (CoLA: Matthews correlation, \
-percentage points). Each point is a separate training: its schedule ends at its number of steps, \
-and its learning rate was chosen for it on rows held out of the training split.
-
-## The longest budget that was run
-
-{scores}
-
-## Answers
-
-Differences of the last score, first row minus second, paired by seed.
-
-* *Higher*, *lower*: by a paired t-test, with Holm's correction over the lines of a question.
-* *Equivalent*: by two one-sided tests against the margin that the study's file fixed in advance.
-* *Undecided*: neither. The seeds would detect the difference in brackets with a power of 80 %.
-
-[answers.csv](../{folder}/answers.csv) has every line, also for the best score.
-
-{answers}
-
-## The paper's claims (arXiv v1) that compare rows of the study
-
-{claims}
-
-## Protocol
-
-{protocol}
-
-## Not run
-
-{not_run}
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +59,7 @@ def load(study: Study, folder: Path) -> Results:
 def page(results: Results) -> str:
     """Return the text of docs/study.md."""
     answers = _by_question(results)
-    return PAGE.format(
+    return TEMPLATE.read_text(encoding="utf-8").format(
         note=results.study.note,
         folder=results.folder.relative_to(ROOT),
         progress=_progress(results),

@@ -200,8 +200,11 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     if not parts:
         raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
     rates = study.rates
-    first, *_ = [study.candidate(part, row, rates[study.source(row)], extra)
-                 for part in parts for row in part.rows]  # all are checked before the first run
+    first, *_ = [
+        study.candidate(part, row, rates[study.source(row)], extra)
+        for part in parts
+        for row in part.rows
+    ]  # all are checked before the first run
     folder = Path(first.resolved.config.results.dir)
     notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
     return StudyRequest(study, given, parts, extra, folder, notes)
