@@ -51,15 +51,16 @@ def print_table(
     table: Table,
     profile: Profile,
     folder: Path,
-    seeds: Sequence[int] | None = None,
-    extra: Sequence[str] = (),
+    seeds: Sequence[int] | None,
+    extra: Sequence[str],
+    runs: pd.DataFrame,
 ) -> str:
     """Return the Markdown of a table, or of a part or variant of it; write nothing.
 
     Raises:
         StoreError: there are no runs of this table.
     """
-    results = find_results(table, profile, folder, seeds, extra, store.collect(folder))
+    results = find_results(table, profile, folder, seeds, extra, runs)
     return render.texts(results, folder, profile)[".md"]
 
 
