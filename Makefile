@@ -94,7 +94,7 @@ report-study: $(READY)
 # Times the methods on this device; ARGS="--only step --rounds 20" for a part.
 bench: $(READY)
 	$(PY) scripts/bench.py $(ARGS)
-	$(PY) -m lora2.bench.report
+	$(PY) scripts/bench.py --targets
 	$(PY) -m lora2.tables.pages
 
 audit: $(READY)

@@ -22,17 +22,9 @@ if TYPE_CHECKING:
     from lora2.tuners.sora import SoraConfig
 
 __all__ = [
-    "Lora2Callback",
-    "Lora2Config",
-    "Lora2Model",
-    "LoraXsConfig",
-    "SoraConfig",
-    "create_lora2_optimizer",
-    "export_lora",
-    "kept_ranks",
-    "register",
-    "to_lora",
-]
+    "Lora2Callback", "Lora2Config", "Lora2Model", "LoraXsConfig", "SoraConfig",
+    "create_lora2_optimizer", "export_lora", "kept_ranks", "register", "to_lora",
+]  # fmt: skip
 
 _HOMES = {
     "Lora2Callback": "lora2.callbacks",
@@ -69,7 +61,7 @@ def __dir__() -> list[str]:
 
 
 class _RegisterOnImport:
-    """A finder that lets ``import peft`` register the methods once peft is imported."""
+    """Registers the methods once peft is imported."""
 
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:

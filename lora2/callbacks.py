@@ -26,40 +26,35 @@ class Lora2Callback(TrainerCallback):
     Calls the hooks that the PeftModel's tuner defines: ``prepare_training(max_steps)`` at the
     start, ``before_optimizer_step`` and ``after_optimizer_step`` around each optimiser step
     (counted from 1; gradients are present, clipped and unscaled), and ``finish_training`` at
-    the end. The tuner's ``training_state`` is written into every checkpoint and read back when a
-    training resumes.
-
-    ``create_lora2_optimizer`` makes an optimiser with a separate learning rate for lambda; pass
-    it as ``Trainer(..., optimizers=(optimizer, None))``.
+    the end. ``training_state`` is written into every checkpoint and read back on resuming.
+    For a separate learning rate of lambda see ``create_lora2_optimizer``.
 
     Args:
         resume_from_checkpoint: the folder with the tuner's state; None takes the one given to
             ``trainer.train(resume_from_checkpoint=...)``.
-        driver: an object with these hooks, for a tuner of PEFT that lacks them; None takes the
-            model's tuner.
+        driver: an object with these hooks; None takes the model's tuner.
 
     Raises:
         TypeError: at the start, the model has no tuner, or several.
-        FileNotFoundError: at the start of a resumed training, the tuner's state is missing.
-        ValueError: likewise, the tuner's state was not saved with the weights that are loaded.
+        FileNotFoundError: a training resumes, and the tuner's state is missing.
+        ValueError: likewise, the state was not saved with the weights that are loaded.
     """
 
     def __init__(
         self, resume_from_checkpoint: str | os.PathLike[str] | None = None, *, driver: Any = None
     ) -> None:
-        self._checkpoint = resume_from_checkpoint
-        self._driver = driver
-        self._tuner: tuple[nn.Module, BaseTuner] | None = None  # the model and its tuner
+        self._checkpoint, self._driver = resume_from_checkpoint, driver
+        self._found: tuple[Any, Any] = (None, None)  # a model and its tuner
 
     def _hooks_of(self, model: nn.Module) -> Any:
         if self._driver is not None:
             return self._driver
-        if self._tuner is None or self._tuner[0] is not model:
-            self._tuner = model, _find_tuner(model)
-        return self._tuner[1]
+        if self._found[0] is not model:
+            self._found = model, _find_tuner(model)
+        return self._found[1]
 
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self._tuner = None
+        self._found = (None, None)
         tuner = self._hooks_of(kwargs["model"])
         if not any(hasattr(type(tuner), hook) for hook in _HOOKS):
             warnings.warn(
@@ -85,9 +80,8 @@ class Lora2Callback(TrainerCallback):
         tensors = _call(self._hooks_of(kwargs["model"]), "training_state")
         if tensors and args.should_save:
             path = _checkpoint_folder(args, state) / TUNER_STATE_NAME
-            unfinished = path.with_suffix(".tmp")
-            save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished)
-            unfinished.replace(path)
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -101,13 +95,7 @@ class Lora2Callback(TrainerCallback):
 
 
 def _find_tuner(model: nn.Module) -> Any:
-    """Return a PeftModel's tuner, or that of a model inside with an adapter by ``add_adapter``.
-
-    The model may be wrapped for data parallelism or compiled.
-
-    Raises:
-        TypeError: there is none, or more than one.
-    """
+    """Return a PeftModel's tuner, or that of the one model inside with an adapter."""
     inner = extract_model_from_parallel(model)
     tuner = getattr(inner, "base_model", None)
     if isinstance(tuner, BaseTuner):
@@ -145,10 +133,7 @@ def _checkpoint_folder(args: Any, state: TrainerState) -> Path:
 
 
 def _folder_given_to_train() -> str | os.PathLike[str] | None:
-    """Return the folder given to ``Trainer.train``, which only that call's frame holds.
-
-    None if it is not found; the state that is loaded must match the weights in any case.
-    """
+    """Return the folder given to ``Trainer.train``, which only that call's frame holds, or None."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "_inner_training_loop":
         frame = frame.f_back

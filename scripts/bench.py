@@ -5,12 +5,13 @@ Writes results/bench/<device>/{micro,step,driver}.csv. Sizes default to the pape
 smaller encoders on a CPU (to measure it on a machine with a GPU, set CUDA_VISIBLE_DEVICES=).
 
 python scripts/bench.py --only step --rounds 20
-python -m lora2.bench.report    # results/bench/targets.md from the CSVs
+python scripts/bench.py --targets    # results/bench/targets.md from the CSVs; measures nothing
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -24,12 +25,14 @@ import torch
 
 from lora2.bench import cases
 from lora2.bench.cases import METHODS, Case, Row
-from lora2.bench.report import PARTS, RESULTS
 from lora2.bench.step import release
+from lora2.markup import grid
 from lora2.records.store import write_atomically
 from lora2.run.device import AUTOCAST, device_name, provenance
 from lora2.run.model import SHAPES
 
+RESULTS = Path("results/bench")
+PARTS = ("micro", "step", "driver")
 ENCODERS = ("deberta-v3-base", "roberta-large")
 DRIVEN = "minilm"  # the encoder of the driver's row: small, so that overhead shows
 DEPTHS = (12, 24)  # layers of six matrices: DeBERTaV3-base's, and twice as many
@@ -38,6 +41,20 @@ WARM_UP = 2  # steps of each method that are not counted
 SIZES = {"cuda": (None, 32, 128, 50), "cpu": (3, 4, 48, 15)}
 VARIANTS = ("encoders", "methods", "layers", "batch", "tokens", "precision")
 HIDDEN = ["label", "method", "r", "k", "seconds_q1", "seconds_q3", "precision"]  # on a terminal
+JUDGED = "deberta-v3-base"  # the targets of a step are for this encoder
+TARGETS = [  # text, part, row, column, at most on a CPU, at most on a GPU
+    ("Step of LoRA² k=8: time vs LoRA r=8", "step", "lora2-k8", "ratio_to_lora", 1.05, 1.05),
+    ("Step of LoRA² k=8: time vs AdaLoRA r=8", "step", "lora2-k8", "ratio_to_adalora", 0.93, 0.8),
+    ("Memory of LoRA² k=8 vs LoRA r=8", "step", "lora2-k8", "memory_ratio_to_lora", 1.02, 1.02),
+    ("Unmerged inference: time vs unmerged LoRA r=8", "step", "unmerged", "ratio_to_lora", 1, 1),
+    ("Merged inference: additional kernels", "step", "merged", "more", 0, 0),
+    ("Kernels of the regulariser", "micro", "regulariser", "kernels", 150, 150),
+    ("Synchronisations of the regulariser", "micro", "regulariser", "syncs", 0, 0),
+    ("Kernels of the allocator", "micro", "allocator", "kernels", 20, 20),
+    ("Synchronisations of the allocator", "micro", "allocator", "syncs", 0, 0),
+    ("Step of the driver: time vs a bare loop", "driver", "driver", "ratio_to_bare", 1.03, 1.03),
+]
+Parts = dict[str, pd.DataFrame]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,11 +62,13 @@ def main(argv: Sequence[str]) -> int:
     # transformers warns of its own renamings once per model.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     args = parse(argv)
+    if args.targets:
+        return write_targets()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     origin: Row = {**provenance(), "device": device_name(device)}
     origin |= {"threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1)}
     folder = (args.out or RESULTS) / slug(str(origin["device"]))
-    variant = [name for name in VARIANTS if getattr(args, name) is not None]
+    variant = [f"--{name}" for name in VARIANTS if getattr(args, name) is not None]
     print(f"bench on {origin['device']}", flush=True)
     for part in args.only:
         started = time.perf_counter()
@@ -59,8 +78,8 @@ def main(argv: Sequence[str]) -> int:
         print(shown.to_string(index=False, float_format="{:.4g}".format, na_rep=""))
         print(f"{part}: {len(rows)} rows in {time.perf_counter() - started:.0f} s", flush=True)
         if variant and args.out is None:
-            typed = " ".join(f"--{name}" for name in variant)
-            print(f"{part}: shown, not written, because of {typed} (to write it, add --out DIR)")
+            print(f"{part}: shown, not written, because of {' '.join(variant)} (to write it, add "
+                  "--out DIR)")  # fmt: skip
         else:
             write(folder / f"{part}.csv", rows, origin)
             print(f"wrote {folder / part}.csv", flush=True)
@@ -104,6 +123,69 @@ def slug(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
+def read(folder: Path) -> Parts:
+    """Read the parts that ``folder`` holds, by name.
+
+    Raises:
+        ValueError: a file was not written by the bench.
+    """
+    parts = {p: pd.read_csv(folder / f"{p}.csv") for p in PARTS if (folder / f"{p}.csv").is_file()}
+    for part, frame in parts.items():
+        needed = {"row", "kernels" if part == "micro" else "seconds", "device", "commit"}
+        if missing := needed - set(frame.columns):
+            path = folder / f"{part}.csv"
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}: run `make bench`")
+    return parts
+
+
+def targets(benches: Sequence[Parts]) -> str:
+    """Return a page with a row for each target and a column for each device."""
+    by_device = {str(next(iter(b.values()))["device"].iloc[0]): b for b in benches}
+    devices = sorted(by_device)
+    lines = [["Target", "At most", *devices]]
+    for text, part, row, column, cpu, gpu in TARGETS:
+        line = [text, f"{cpu:g}" if cpu == gpu else f"{cpu:g} (GPU {gpu:g})"]
+        for device in devices:
+            value = reached(by_device[device], part, row, column)
+            shown = f"{value:.3f}" if "ratio" in column else f"{value:.0f}"
+            missed = " (missed)" * (value > (cpu if device.startswith("cpu") else gpu))
+            line.append("not measured" if math.isnan(value) else shown + missed)
+        lines.append(line)
+    about = f"Steps and inference of {JUDGED}. Generated by `make bench` from results/bench."
+    if all(device.startswith("cpu") for device in devices):
+        about += " **Not measured on a GPU: none was available.**"
+    return "\n".join(["# Targets and measurements", "", about, "", *grid(lines), ""])
+
+
+def reached(parts: Parts, part: str, row: str, column: str) -> float:
+    """Return the largest value of the rows that a target names; NaN if there are none."""
+    if part not in parts:
+        return math.nan
+    frame = parts[part]
+    if part == "step":
+        frame = frame.loc[frame["encoder"] == JUDGED]
+        plain = frame.loc[frame["row"] == "base", "kernels"].max()
+        frame = frame.assign(more=frame["kernels"] - plain)
+    if part == "micro":
+        frame, row = frame.loc[frame["part"] == row], "lora2-k8"
+    return float(frame.loc[frame["row"] == row, column].max())
+
+
+def write_targets() -> int:
+    """Write the page of all devices under results/bench; return the exit code."""
+    folders = sorted({path.parent for path in RESULTS.glob("*/*.csv") if path.stem in PARTS})
+    try:
+        if not folders:
+            raise ValueError(f"no bench in {RESULTS}: run `make bench` first")
+        text = targets([read(folder) for folder in folders])
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    write_atomically(RESULTS / "targets.md", text)
+    print(f"wrote {RESULTS / 'targets.md'}")
+    return 0
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Return the options.
 
@@ -123,6 +205,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--rounds", type=_count, help="measured steps of each method")
     add("--precision", choices=("fp32", *AUTOCAST), help="of forward passes, default fp32")
     add("--out", type=Path, metavar="DIR", help="write DIR/DEVICE/*.csv, default results/bench")
+    add("--targets", action="store_true", help="write results/bench/targets.md, measure nothing")
     return parser.parse_args(argv)
 
 

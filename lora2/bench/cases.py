@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from lora2.bench.counters import counting
 from lora2.bench.step import (
     STEPS,
     Batch,
-    Seconds,
     build,
     interleave,
     measure,
@@ -42,20 +42,19 @@ Row = dict[str, object]
 SEED = 1
 TASK = "mrpc"  # the paper's sentence-pair classification with two labels
 # An allocator masks from the first step on and after every step, so its costly part is timed.
-MASKING = ("method.tinit=0", "method.tfinal=1", "method.deltaT=1")
+MASKING = "method.tinit=0 method.tfinal=1 method.deltaT=1"
 METHODS = {  # row id, as in the tables -> label, words
-    "full": ("Full fine-tuning", ("method=full",)),
-    "bitfit": ("BitFit", ("method=bitfit",)),
-    "lora-r8": ("LoRA r=8", ("method=lora", "method.r=8")),
+    "full": ("Full fine-tuning", "method=full"),
+    "bitfit": ("BitFit", "method=bitfit"),
+    "lora-r8": ("LoRA r=8", "method=lora method.r=8"),
     "adalora-r8": (
-        "AdaLoRA r=8",
-        ("method=adalora", "method.init_r=12", "method.target_r=8", *MASKING),
+        "AdaLoRA r=8", f"method=adalora method.init_r=12 method.target_r=8 {MASKING}"
     ),
-    "sora-r8": ("SoRA r=8", ("method=sora", "method.r=8")),
-    "lora2-k1": ("LoRA² k=1", ("method=lora2", "method.r=8", "method.k=1", *MASKING)),
-    "lora2-k8": ("LoRA² k=8", ("method=lora2", "method.r=8", "method.k=8", *MASKING)),
-    "lora-xs": ("LoRA-XS r=16", ("method=lora_xs", "method.r=16")),
-}
+    "sora-r8": ("SoRA r=8", "method=sora method.r=8"),
+    "lora2-k1": ("LoRA² k=1", f"method=lora2 method.r=8 method.k=1 {MASKING}"),
+    "lora2-k8": ("LoRA² k=8", f"method=lora2 method.r=8 method.k=8 {MASKING}"),
+    "lora-xs": ("LoRA-XS r=16", "method=lora_xs method.r=16"),
+}  # fmt: skip
 REGULARIZED = ("adalora-r8", "lora2-k1", "lora2-k8")
 DRIVEN = "lora2-k8"  # the method of the driver's row
 INFERENCE_ROUNDS = 4  # per round of training: a forward pass is short
@@ -80,16 +79,17 @@ class Case:
         torch.manual_seed(SEED)
         return random_encoder(self.config()).to(self.device)
 
+    def rows(self, count: int) -> Batch:
+        """Return ``count`` rows without padding, on the CPU."""
+        generator, lengths = torch.Generator().manual_seed(SEED), torch.full((count,), self.tokens)
+        return padded_batch(lengths, self.config().vocab_size, 2, generator)
+
     def full_batch(self) -> Batch:
-        """Return a batch without padding, on the device."""
-        generator = torch.Generator().manual_seed(SEED)
-        lengths = torch.full((self.batch,), self.tokens)
-        drawn = padded_batch(lengths, self.config().vocab_size, 2, generator)
-        return {key: value.to(self.device) for key, value in drawn.items()}
+        return {key: value.to(self.device) for key, value in self.rows(self.batch).items()}
 
     def run(self, row: str) -> RunConfig:
         """Return the configuration of a run of this method."""
-        words = [f"task={TASK}", f"backbone={self.encoder}", *METHODS[row][1]]
+        words = [f"task={TASK}", f"backbone={self.encoder}", *METHODS[row][1].split()]
         words += [f"train.precision={self.precision}", f"train.batch_size={self.batch}"]
         return resolve(words).config
 
@@ -97,23 +97,18 @@ class Case:
         """Return the columns that name this case in a CSV."""
         config = self.config()
         return {
-            "encoder": self.encoder,
-            "layers": config.num_hidden_layers,
-            "width": config.hidden_size,
-            "precision": self.precision,
-            "batch": self.batch,
+            "encoder": self.encoder, "layers": config.num_hidden_layers,
+            "width": config.hidden_size, "precision": self.precision, "batch": self.batch,
             "tokens": self.tokens,
-        }
+        }  # fmt: skip
 
 
 def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
     """Return median and quartiles, and the ratio to each named base, taken round by round."""
     low, middle, high = quartiles(seconds)
-    columns: Row = {"rounds": len(seconds), "seconds": middle}
-    columns |= {"seconds_q1": low, "seconds_q3": high}
-    for name, base in bases.items():
-        columns[f"ratio_to_{name}"] = "" if base is None else ratio(seconds, base)
-    return columns
+    columns = {"rounds": len(seconds), "seconds": middle, "seconds_q1": low, "seconds_q3": high}
+    ratios = {f"ratio_to_{n}": "" if b is None else ratio(seconds, b) for n, b in bases.items()}
+    return columns | ratios
 
 
 def counted(action: Callable[[], object], device: str) -> dict[str, int]:
@@ -128,74 +123,53 @@ def training(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> l
     runs = {row: (case.run(row), STEPS) for row in methods}
     results = measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
     lora, adalora = results.get("lora-r8"), results.get("adalora-r8")
-    return [
-        {
-            "phase": "train",
-            **case.columns(),
-            "row": row,
-            "label": METHODS[row][0],
-            "method": runs[row][0].method.name,
-            "r": getattr(runs[row][0].method, "r", ""),
-            "k": getattr(runs[row][0].method, "k", ""),
-            **times(
-                result.seconds, lora=lora and lora.seconds, adalora=adalora and adalora.seconds
-            ),
-            "ratio_to_base": "",
-            "kernels": result.kernels,
-            "syncs": result.syncs,
-            "trainable": result.trainable,
-            "memory_mib": result.peak_memory_mb,
-            "held_mib": result.held_memory_mb,
-            "memory_ratio_to_lora": result.peak_memory_mb / lora.peak_memory_mb if lora else "",
-        }
-        for row, result in results.items()
-    ]
+    rows = []
+    for row, result in results.items():
+        method, peak = runs[row][0].method, result.peak_memory_mb
+        bases = {"lora": lora and lora.seconds, "adalora": adalora and adalora.seconds}
+        rows.append({
+            "phase": "train", **case.columns(), "row": row, "label": METHODS[row][0],
+            "method": method.name, "r": getattr(method, "r", ""), "k": getattr(method, "k", ""),
+            **times(result.seconds, **bases), "ratio_to_base": "",
+            "kernels": result.kernels, "syncs": result.syncs, "trainable": result.trainable,
+            "memory_mib": peak, "held_mib": result.held_memory_mb,
+            "memory_ratio_to_lora": peak / lora.peak_memory_mb if lora else "",
+        })  # fmt: skip
+    return rows
 
 
 def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
     """Return rows for a forward pass without gradients: no adapter, merged, unmerged, LoRA."""
-    base, batch = case.base(), case.full_batch()
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    base, inputs = case.base(), case.full_batch()
+    del inputs["labels"]
 
     def adapted(row: str) -> nn.Module:
-        return prepare(copy.deepcopy(base), case.run(row), STEPS)[0]
+        return prepare(copy.deepcopy(base), case.run(row), STEPS)[0].to(case.device).eval()
 
-    def forward(model: nn.Module) -> Callable[[int], object]:
-        model.to(case.device).eval()
+    def forward(model: nn.Module, _: int = 0) -> object:
+        with torch.no_grad(), autocast(case.device, case.precision):
+            return model(**inputs).logits
 
-        def action(_: int) -> object:
-            with torch.no_grad(), autocast(case.device, case.precision):
-                return model(**inputs).logits
-
-        return action
-
-    models = {
-        "no adapter": ("base", base),
-        "LoRA² k=8, merged": ("merged", adapted("lora2-k8").merge_and_unload()),
-        "LoRA² k=8, unmerged": ("unmerged", adapted("lora2-k8")),
-        "LoRA r=8, unmerged": ("lora", adapted("lora-r8")),
+    models = {  # row -> label, model
+        "base": ("no adapter", base.eval()),
+        "merged": ("LoRA² k=8, merged", adapted("lora2-k8").merge_and_unload()),
+        "unmerged": ("LoRA² k=8, unmerged", adapted("lora2-k8")),
+        "lora": ("LoRA r=8, unmerged", adapted("lora-r8")),
     }
-    actions = {row: forward(model) for row, model in models.values()}
+    actions = {row: partial(forward, model) for row, (_, model) in models.items()}
     seconds = interleave(actions, case.device, rounds, warm_up)
+    bases = {"base": seconds["base"], "lora": seconds["lora"]}
     return [
-        {
-            "phase": "inference",
-            **case.columns(),
-            "row": row,
-            "label": label,
-            **times(seconds[row], base=seconds["base"], lora=seconds["lora"]),
-            **counted(lambda action=actions[row]: action(0), case.device),
-        }
-        for label, (row, _) in models.items()
-    ]
+        {"phase": "inference", **case.columns(), "row": row, "label": label,
+         **times(seconds[row], **bases), **counted(actions[row], case.device)}
+        for row, (label, _) in models.items()
+    ]  # fmt: skip
 
 
 def steps(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
     """Return a row for each method's training step, and four for inference."""
-    return [
-        *training(case, methods, rounds, warm_up),
-        *inference(case, INFERENCE_ROUNDS * rounds, warm_up),
-    ]
+    trained = training(case, methods, rounds, warm_up)
+    return trained + inference(case, INFERENCE_ROUNDS * rounds, warm_up)
 
 
 def part_counts(layers: int) -> list[Row]:
@@ -207,14 +181,14 @@ def part_counts(layers: int) -> list[Row]:
     case = Case("roberta-large", layers, 64, 2, 4, "fp32", "cpu")
     base, batch, rows = case.base(), case.full_batch(), []
     inputs = {key: value for key, value in batch.items() if key != "labels"}
+
+    def without(model: nn.Module) -> None:
+        logits = model(**inputs).logits
+        nn.functional.cross_entropy(logits.view(-1, 2), batch["labels"].view(-1)).backward()
+
     for row in REGULARIZED:
         stepper = build(base, case.run(row))
-
-        def without(model: nn.Module = stepper.model) -> None:
-            logits = model(**inputs).logits
-            nn.functional.cross_entropy(logits.view(-1, 2), batch["labels"].view(-1)).backward()
-
-        less = counted(without, "cpu")
+        less = counted(partial(without, stepper.model), "cpu")
         stepper.optimizer.zero_grad()
         more = counted(lambda s=stepper: s.model(**batch).loss.backward(), "cpu")
         stepper.driver.after_optimizer_step(1)  # the first also creates the averages
@@ -231,21 +205,19 @@ class BareBeside(TrainerCallback):
 
     def __init__(self, bare_step: Callable[[], object], device: str) -> None:
         self.bare_step, self.clock = bare_step, own_clock(device)
-        self.seconds: Seconds = {"bare": [], "driver": []}
-        self._started = 0.0
+        self.seconds: dict[str, list[float]] = {"bare": [], "driver": []}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._started = self.clock()
+        self.started = self.clock()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         settle()
         middle = self.clock()
         self.bare_step()
         settle()
-        end = self.clock()
-        self.seconds["driver"].append(middle - self._started)
-        self.seconds["bare"].append(end - middle)
-        self._started = self.clock()
+        self.seconds["driver"].append(middle - self.started)
+        self.started = self.clock()
+        self.seconds["bare"].append(self.started - middle)
 
 
 def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
@@ -256,22 +228,20 @@ def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
     config, base, total = case.run(DRIVEN), case.base(), warm_up + rounds
     train = dataclasses.replace(config.train, eval_steps=total + 1, save_steps=None)
     config = dataclasses.replace(config, train=train)
-    lengths = torch.full((case.batch * total,), case.tokens)
-    drawn = padded_batch(lengths, base.config.vocab_size, 2, torch.Generator().manual_seed(SEED))
+    drawn = case.rows(case.batch * total)
     rows = Dataset.from_dict({key: value.tolist() for key, value in drawn.items()})
     model, tuner = prepare(copy.deepcopy(base), config, total)
-    stepper, numbers = build(base, config, total), iter(range(0, len(rows), case.batch))
+    stepper, numbers = build(base, config, total), iter(range(len(rows)))
     last = rows.select(range(case.batch))  # evaluated once, after the last step
     tokenizer = AutoTokenizer.from_pretrained(encoder_path("embedded"))  # only pads
+    recorder = Recorder(TASKS[TASK], {"validation": case.batch})
     with tempfile.TemporaryDirectory() as work:
         trainer = build_trainer(
-            model, tokenizer, rows, last, config, total,
-            Recorder(TASKS[TASK], {"validation": case.batch}), tuner, Path(work), False,
-        )  # fmt: skip
+            model, tokenizer, rows, last, config, total, recorder, tuner, Path(work), False
+        )
 
         def bare_step() -> None:
-            first = next(numbers)
-            batch = trainer.data_collator([rows[first + i] for i in range(case.batch)])
+            batch = trainer.data_collator([rows[next(numbers)] for _ in range(case.batch)])
             stepper.step({key: value.to(case.device) for key, value in batch.items()})
 
         beside = BareBeside(bare_step, case.device)

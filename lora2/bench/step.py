@@ -16,15 +16,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from lora2.bench.counters import counting, peak_bytes
-from lora2.config.schema import RunConfig
+from lora2.config.schema import RunConfig, Train
 from lora2.embedded import encoder_path, make_split
 from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
@@ -44,27 +39,16 @@ Seconds = dict[str, list[float]]
 class Stepper:
     """A prepared model with all that a training step needs.
 
-    Args:
-        model: returns a loss for a batch; on its device.
-        driver: an object with the hooks of ``lora2.callbacks``, or None.
-        optimizer: of the model's trainable parameters.
-        steps: optimiser steps of the assumed training, for schedules.
-        max_grad_norm: gradients are clipped to this norm; None does not clip.
-        precision: fp32, or the autocast of the forward pass: bf16, fp16.
+    ``driver`` has the hooks of ``lora2.callbacks`` or is None; ``steps`` are those of the assumed
+    training, for schedules; clipping and autocast are those of ``train``.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        driver: Any,
-        optimizer: torch.optim.Optimizer,
+        self, model: nn.Module, driver: Any, optimizer: torch.optim.Optimizer, train: Train,
         steps: int = STEPS,
-        *,
-        max_grad_norm: float | None = 1.0,
-        precision: str = "fp32",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.model, self.driver, self.optimizer = model.train(), driver, optimizer
-        self.max_grad_norm, self.precision = max_grad_norm, precision
+        self.max_grad_norm, self.precision = train.max_grad_norm, train.precision
         self.device = next(model.parameters()).device.type
         self.number = 0
         self._drive("prepare_training", steps)
@@ -101,9 +85,8 @@ def build(
 ) -> Stepper:
     """Prepare a copy of ``base``, method and optimiser of a run of ``steps`` optimiser steps.
 
-    An allocator starts at once (tinit = 0): scoring and masking is its expensive part. TF32 is on
-    or off in the whole process, as set by the last run built. A run's AdamW is fused on a GPU only;
-    ``fused`` fuses it on any device, so that operations are counted as on a GPU.
+    An allocator starts at once (tinit = 0): scoring and masking is its expensive part. AdamW is
+    fused on a GPU only; ``fused`` fuses it on any device: operations are counted as on a GPU.
     """
     set_seed(config.seed)
     use_matmul_precision(config)
@@ -114,11 +97,7 @@ def build(
     optimizer = build_optimizer(model, config)
     for group in optimizer.param_groups if fused else ():
         group["fused"] = True
-    train = config.train
-    return Stepper(
-        model, driver, optimizer, steps,
-        max_grad_norm=train.max_grad_norm, precision=train.precision,
-    )  # fmt: skip
+    return Stepper(model, driver, optimizer, config.train, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,17 +130,15 @@ def measure(
     """Time the steps of several runs (configuration and length), taken in turn.
 
     In a round all step on the same batch. All start from ``base``'s weights, on its device; without
-    it from random weights of the first run's encoder, on a GPU if there is one. ``fused`` as in
-    ``build``. With ``count`` each takes one more step, whose operations and memory are counted.
+    it from random weights of the first run's encoder. With ``count`` each takes one more step,
+    whose operations and memory are counted.
     """
     if base is None:
         first = next(iter(runs.values()))[0]
         shape, labels = encoder_config(first.backbone), TASKS[first.task].num_labels
         base = random_encoder(shape, labels, first.backbone.attention)
         base = base.to("cuda" if torch.cuda.is_available() else "cpu")
-    steppers = {
-        name: build(base, config, steps, fused=fused) for name, (config, steps) in runs.items()
-    }
+    steppers = {name: build(base, *run, fused=fused) for name, run in runs.items()}
     device = next(base.parameters()).device
     moved = [{key: value.to(device) for key, value in batch.items()} for batch in batches]
     actions = {
@@ -195,10 +172,9 @@ def needs(stepper: Stepper, batch: Batch) -> dict[str, Any]:
 
 
 def own_clock(device: str) -> Callable[[], float]:
-    """Return the clock of work done on ``device``, cpu or cuda, by this process, in seconds.
+    """Return the clock, in seconds, of work that this process does on ``device``, cpu or cuda.
 
-    With one thread on a CPU it is the process's CPU time, without waiting for other programs;
-    what they do to caches, memory bandwidth and clock speed is still in it.
+    With one thread on a CPU it is the process's CPU time, without waiting for other programs.
     """
     alone = device == "cpu" and torch.get_num_threads() == 1
     return time.process_time if alone else time.perf_counter
@@ -209,9 +185,8 @@ def interleave(
 ) -> Seconds:
     """Time several actions on ``device``, one of each in turn (A B C A B C), ``rounds`` times.
 
-    In turn, so that a machine that slows down slows all of them alike. An action gets the number
-    of its round, from 0; the first ``warm_up`` rounds are not counted. The device is idle when the
-    clock starts and again when it stops.
+    So a machine that slows down slows all of them alike. An action gets the number of its round,
+    from 0; the first ``warm_up`` rounds are not counted.
     """
     clock = own_clock(device)
     seconds: Seconds = {name: [] for name in actions}
@@ -234,12 +209,10 @@ def ratio(seconds: Sequence[float], base: Sequence[float]) -> float:
 
 def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
     """Return the lower quartile, the median and the upper quartile."""
-    low, middle, high = np.percentile(seconds, [25, 50, 75]).tolist()
-    return low, middle, high
+    return tuple(np.percentile(seconds, [25, 50, 75]).tolist())
 
 
 def settle() -> None:
-    """Wait until the device has finished all its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -275,17 +248,15 @@ def real_batches(
     rows: pd.DataFrame, config: RunConfig, tokenizer: PreTrainedTokenizerBase, count: int
 ) -> list[Batch]:
     """Return the first ``count`` batches of ``rows`` of a run's training split, tokenised."""
-    size = config.train.batch_size
-    rows = rows.head(count * size)
-    data = tokenize(rows, TASKS[config.task], tokenizer, config.train.max_seq_length)
+    size, length = config.train.batch_size, config.train.max_seq_length
+    data = tokenize(rows.head(count * size), TASKS[config.task], tokenizer, length)
     return list(DataLoader(data, size, collate_fn=DataCollatorWithPadding(tokenizer)))
 
 
 def draw_lengths(task: str, count: int, generator: torch.Generator) -> Tensor:
     """Return ``count`` lengths of a GLUE task's training examples in DeBERTaV3's tokens, (count,).
 
-    They are drawn by the quantiles in ``LENGTHS``, which include special tokens and are cut to the
-    public script's max_seq_length.
+    The quantiles in ``LENGTHS`` include special tokens and are cut to the public max_seq_length.
     """
     quantiles = pd.read_csv(LENGTHS, index_col="task").loc[task, [f"p{q}" for q in QUANTILES]]
     where = 100 * torch.rand(count, generator=generator, dtype=torch.float64).numpy()
@@ -296,10 +267,9 @@ def draw_lengths(task: str, count: int, generator: torch.Generator) -> Tensor:
 def padded_batch(
     lengths: Tensor, vocabulary: int, num_labels: int, generator: torch.Generator
 ) -> Batch:
-    """Return random token ids with mask, padded to the longest of ``lengths``, and labels.
+    """Return random token ids and mask, (batch, longest), padded to the longest of ``lengths``.
 
-    ids and mask: (batch, longest). Labels: (batch,), class numbers, or similarities from 0 to 5
-    when ``num_labels`` is 1.
+    Labels: (batch,), class numbers, or similarities from 0 to 5 when ``num_labels`` is 1.
     """
     size, most = len(lengths), int(lengths.max())
     mask = (torch.arange(most) < lengths[:, None]).long()  # (batch, longest)

@@ -24,16 +24,12 @@ SCHEDULE = ("tinit", "tfinal", "deltaT", "beta1", "beta2", "importance")
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """The values of a run by dotted key, without those of a wrong type.
-
-    ``steps`` is the run's length and ``rows`` what it trains on, None where not known yet;
-    ``typed`` are the keys given on the command line.
-    """
+    """The values of a run by dotted key, without those of a wrong type."""
 
     values: Mapping[str, Any]
-    steps: int | None
-    rows: int | None
-    typed: set[str]
+    steps: int | None  # None: not known yet
+    rows: int | None  # that it trains on
+    typed: set[str]  # keys given on the command line
 
     def __getitem__(self, key: str) -> Any:
         return self.values.get(key)
@@ -43,11 +39,11 @@ class Checked:
         return Problem(key, self[key], allowed, wrong)
 
 
-def check_combinations(run: Checked) -> list[Problem]:
-    """Return every impossible combination."""
-    checks = (_no_effect, _pruning, _length, _data, _holdout, _backbone, _results)
-    problems = [problem for check in checks for problem in check(run)]
-    return problems + list(check_encoder(run.values, _folder_sizes(run)))
+def check_combinations(run: Checked) -> Iterator[Problem]:
+    """Yield every impossible combination."""
+    for check in (_no_effect, _pruning, _length, _data, _holdout, _backbone, _results):
+        yield from check(run)
+    yield from check_encoder(run.values, _folder_sizes(run))
 
 
 def _no_effect(run: Checked) -> Iterator[Problem]:
@@ -223,9 +219,9 @@ def _folder_sizes(run: Checked) -> dict[str, Any]:
     config = _json(folder / "config.json")
     tokens = _json(folder / "tokenizer_config.json").get("model_max_length")
     tokens = config.get("max_position_embeddings") if tokens is None else tokens
-    numbers = {"width": config.get("hidden_size"), "tokens": tokens}
-    numbers = {key: number for key, number in numbers.items() if isinstance(number, int)}
-    return {"model_type": str(config.get("model_type")), **numbers}
+    sizes = {"width": config.get("hidden_size"), "tokens": tokens}
+    numbers = {key: size for key, size in sizes.items() if isinstance(size, int)}
+    return {"model_type": config.get("model_type"), **numbers}
 
 
 def _json(path: Path) -> dict[str, Any]:

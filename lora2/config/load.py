@@ -8,20 +8,19 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora2.config.checks import Checked, check_combinations
 from lora2.config.parse import CONFIGS, GROUPS, options, parse_words, read_yaml
 from lora2.config.problems import (
-    ConfigError,
     Problem,
     ProblemList,
     check_section,
     field_names,
     unknown,
-    unknown_key,
+    unknown_keys,
 )
 from lora2.config.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Train, build
 from lora2.glue.tasks import TASKS
@@ -71,23 +70,22 @@ def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
         steps = total_steps(tree["train"], rows)
         notes += fit(tree, published, set(typed), rows)
     if tree["task"] in TASKS:
-        wrong = {".".join(problem.key.split(".")[:2]) for problem in problems}
-        values = {"task": tree["task"]}
-        for section in (*SECTIONS, "method"):
-            given = tree[section] if isinstance(tree[section], dict) else {}
-            keys = {f"{section}.{key}": value for key, value in given.items()}
-            values |= {key: value for key, value in keys.items() if key not in wrong}
-        problems += check_combinations(Checked(values, steps, rows, _binding(list(typed))))
+        sections = {key: tree[key] for key in (*SECTIONS, "method") if isinstance(tree[key], dict)}
+        values = {f"{key}.{name}": v for key in sections for name, v in sections[key].items()}
+        for problem in problems:
+            values.pop(".".join(problem.key.split(".")[:2]), None)
+        # An interval of a plan binds only if no later word cuts the run short.
+        words = list(typed)
+        cut = words.index("train.max_steps") if "train.max_steps" in words else 0
+        binding = set(words) - {"train.eval_steps", "train.save_steps"}.intersection(words[:cut])
+        problems += check_combinations(
+            Checked({"task": tree["task"], **values}, steps, rows, binding)
+        )
     problems.raise_if_any()
     return Resolved(build(tree), notes, steps)
 
 
-@functools.lru_cache  # a table asks for the same files again for every cell
-def _mapping(path: Path) -> Tree:
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
-    return values
+_mapping = functools.lru_cache(read_yaml)  # a table asks for the same files for every cell
 
 
 def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
@@ -96,17 +94,14 @@ def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
     Raises:
         ConfigError: a YAML file cannot be read, or holds a wrong key, value or condition.
     """
-    base = _mapping(configs / "config.yaml")
-    known, encoders = field_names(RunConfig), options("backbone", configs)
-    problems = ProblemList(
-        Problem(f"config.yaml: {key}", None, wrong="this key is required")
-        for key in known
-        if key not in ("task", "method", *base)
-    )
+    base, keys = _mapping(configs / "config.yaml"), field_names(RunConfig)
+    encoders, default = options("backbone", configs), base.get("backbone")
+    problems = ProblemList(unknown_keys("config.yaml: ", base, keys))
     problems += [
-        unknown_key(f"config.yaml: {key}", base[key], known) for key in base if key not in known
+        Problem(f"config.yaml: {key}", None, wrong="this key is required")
+        for key in keys
+        if key not in ("task", "method", *base)
     ]
-    default = base.get("backbone")
     if default not in encoders:
         problems.append(unknown("config.yaml: backbone", default, encoders))
     problems.raise_if_any()
@@ -122,44 +117,39 @@ def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
     return files
 
 
-def _check_files(files: Tree, conditions: Mapping[str, list[str]]) -> list[Problem]:
-    """Return what is wrong in files, also where a later file or word would override it."""
+def _check_files(files: Tree, conditions: Mapping[str, list[str]]) -> Iterator[Problem]:
+    """Yield what is wrong in files, also where a later file or word would override it."""
     task, method = files["task"], {k: v for k, v in files["method"].items() if k != "settings"}
-    problems = _unknown_keys("task", task, ("name", "train", "settings"))
-    problems += check_section("train", Train, files["train"], whole=False)
-    problems += check_section("task.train", Train, task.get("train") or {}, whole=False)
-    kind = METHODS.get(str(method.get("name")), Peft)
-    problems += check_section("method", kind, method, whole=False)
+    kind = METHODS.get(str(method["name"]), Peft)
+    yield from unknown_keys("task.", task, ("name", "train", "settings"))
+    yield from check_section("train", Train, files["train"], whole=False)
+    yield from check_section("task.train", Train, task.get("train") or {}, whole=False)
+    yield from check_section("method", kind, method, whole=False)
     for group in GROUPS:
         where, patches = f"{group}.settings", files[group].get("settings") or []
         if not isinstance(patches, list):
-            problems.append(Problem(where, patches, "a list of patches"))
+            yield Problem(where, patches, "a list of patches")
             continue
         for patch in patches:
-            problems += _check_patch(where, patch, conditions)
-    return problems
+            yield from _check_patch(where, patch, conditions)
 
 
-def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) -> list[Problem]:
+def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) -> Iterator[Problem]:
     if not isinstance(patch, dict) or not isinstance(patch.get("for"), dict):
-        return [Problem(where, patch, f"each entry needs for: {{...}} and {PATCH_KEYS[1:]}")]
-    problems = _unknown_keys(where, patch, PATCH_KEYS)
-    problems += _unknown_keys(f"{where}.for", patch["for"], conditions)
-    problems += [
-        unknown(f"{where}.for.{key}", value, conditions[key])
-        for key in patch["for"].keys() & conditions.keys()
-        for value in _as_list(patch["for"][key])
-        if value not in conditions[key]
-    ]
-    problems += check_section(f"{where}.train", Train, patch.get("train", {}), whole=False)
+        yield Problem(where, patch, f"each entry needs for: {{...}} and {PATCH_KEYS[1:]}")
+        return
+    yield from unknown_keys(f"{where}.", patch, PATCH_KEYS)
+    yield from unknown_keys(f"{where}.for.", patch["for"], conditions)
+    for key in patch["for"].keys() & conditions.keys():
+        for value in _as_list(patch["for"][key]):
+            if value not in conditions[key]:
+                yield unknown(f"{where}.for.{key}", value, conditions[key])
+    yield from check_section(f"{where}.train", Train, patch.get("train", {}), whole=False)
     method = patch.get("method", {})
-    if not isinstance(method, dict):
-        return [*problems, Problem(f"{where}.method", method, f"keys {', '.join(METHOD_KEYS)}")]
-    return problems + _unknown_keys(f"{where}.method", method, METHOD_KEYS)
-
-
-def _unknown_keys(where: str, section: Tree, known: Any) -> list[Problem]:
-    return [unknown_key(f"{where}.{k}", section[k], known) for k in section if k not in known]
+    if isinstance(method, dict):
+        yield from unknown_keys(f"{where}.method.", method, METHOD_KEYS)
+    else:
+        yield Problem(f"{where}.method", method, f"keys {', '.join(METHOD_KEYS)}")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -221,7 +211,8 @@ def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
     for key, value in typed.items():
         if key != "protocol":  # one of the facts
             set_value(tree, key, value)
-    sections = {key: tree[key] if isinstance(tree[key], dict) else {} for key in SECTIONS}
+    every = (*SECTIONS, "method")
+    sections = {key: tree[key] if isinstance(tree[key], dict) else {} for key in every}
     if typed.get("train.warmup_ratio") and "train.warmup_steps" not in typed:
         sections["train"]["warmup_steps"] = 0  # the typed ratio takes the place of the steps
     data, profile = sections["data"], sections["backbone"].get("profile")
@@ -234,8 +225,7 @@ def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
     for section, key in (path.split(".") for path in paths):
         if isinstance(sections[section].get(key), str):
             sections[section][key] = os.path.expanduser(sections[section][key])
-    method = tree["method"] if isinstance(tree["method"], dict) else {}
-    name = "init_r" if "init_r" in file else "r"
+    method, name = sections["method"], "init_r" if "init_r" in file else "r"
     rank, usual, alpha = method.get(name), file.get(name), method.get("lora_alpha")
     numbers = all(isinstance(x, int | float) and x > 0 for x in (rank, usual, alpha))
     if "method.lora_alpha" in typed or tree["protocol"] != "equal" or not numbers or rank == usual:
@@ -247,20 +237,13 @@ def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
     ]
 
 
-def check_types(tree: Tree) -> list[Problem]:
-    """Return every key that is unknown or missing, and every value of a wrong type or range."""
-    known = field_names(RunConfig)
-    problems = [unknown_key(key, tree[key], known) for key in tree if key not in known]
+def check_types(tree: Tree) -> Iterator[Problem]:
+    """Yield every key that is unknown or missing, and every value of a wrong type or range."""
+    yield from unknown_keys("", tree, field_names(RunConfig))
     name = tree["method"].get("name") if isinstance(tree["method"], dict) else None
     for section, kind in {**SECTIONS, "method": METHODS.get(str(name), Peft)}.items():
-        problems += check_section(section, kind, tree[section])
-    return problems + check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
-
-
-def _binding(typed: list[str]) -> set[str]:
-    """Return the typed keys, but for intervals of a plan that a later word cuts short."""
-    cut = typed.index("train.max_steps") if "train.max_steps" in typed else 0
-    return set(typed) - {"train.eval_steps", "train.save_steps"}.intersection(typed[:cut])
+        yield from check_section(section, kind, tree[section])
+    yield from check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
 
 
 def train_rows(tree: Tree) -> int | None:

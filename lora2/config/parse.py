@@ -35,9 +35,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class YamlError(ValueError):
     """A text is not plain YAML; ``line`` is the text of the line at fault, where there is one."""
 
-    def __init__(self, message: str, line: str = ""):
-        super().__init__(message)
-        self.line = line
+    line = ""
 
 
 class Loader(_Base):
@@ -78,24 +76,28 @@ def parse_yaml(text: str, loader: type[Loader] = Loader) -> Any:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
         mark = getattr(error, "problem_mark", None)
         why = " ".join(str(getattr(error, "problem", None) or error).split())
-        if mark is None:
-            raise YamlError(why) from error
-        line = "".join(text.splitlines()[mark.line : mark.line + 1]).strip()
-        raise YamlError(f"line {mark.line + 1}, column {mark.column + 1}: {why}", line) from error
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        refusal = YamlError(place + why)
+        if mark:
+            refusal.line = "".join(text.splitlines()[mark.line : mark.line + 1]).strip()
+        raise refusal from error
 
 
-def read_yaml(path: Path) -> Any:
-    """Return the plain values of a YAML file.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the keys and values of a YAML file.
 
     Raises:
-        ConfigError: the file is missing, not UTF-8 text, or not what ``parse_yaml`` reads.
+        ConfigError: the file is missing, not UTF-8 text, or no mapping in plain YAML.
     """
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except YamlError as error:
         raise ConfigError([Problem(str(path), error.line, "plain YAML", str(error))]) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([Problem("file", str(path), "UTF-8 text", str(error))]) from error
+    if not isinstance(values, dict):
+        raise ConfigError([Problem(str(path), values, "a mapping of keys to values")])
+    return values
 
 
 def word_value(text: str) -> Any:
@@ -160,8 +162,7 @@ def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dic
     Raises:
         ConfigError: a word is no ``key=value``, a group's option is unknown, or task is missing.
     """
-    values: dict[str, Any] = {}
-    problems = ProblemList()
+    values, problems = dict[str, Any](), ProblemList()
     for word in argv:
         with problems.collect():
             key, value = _parse_word(word, configs)

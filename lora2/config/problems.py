@@ -66,13 +66,14 @@ def unknown(key: str, value: Any, known: Iterable[str], wrong: str = "", name: s
     return Problem(key, value, ", ".join(known) or "no key here", "; ".join(hints))
 
 
-def unknown_key(key: str, value: Any, known: Iterable[str]) -> Problem:
-    """Return the problem of a dotted key whose last part is not among ``known``."""
-    return unknown(key, value, known, "unknown key", re.split(r"[.: ]+", key)[-1])
+def unknown_keys(where: str, section: dict[str, Any], known: Iterable[str]) -> Iterator[Problem]:
+    """Yield the keys of ``section`` that are not among ``known``; ``where`` goes before each."""
+    known = list(known)
+    for key in (key for key in section if key not in known):
+        yield unknown(where + key, section[key], known, "unknown key", key)
 
 
 def field_names(kind: type) -> list[str]:
-    """Return the keys that a section's dataclass declares."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
@@ -83,18 +84,18 @@ def check_section(name: str, kind: type, values: Any, *, whole: bool = True) -> 
     """
     if not isinstance(values, dict):
         return [Problem(name, values, f"a section with keys {', '.join(field_names(kind))}")]
+    problems: dict[tuple[str, str], Problem] = {}
     try:
         kind(**values)
-        return []
     except ValidationError as error:
-        details = [detail for detail in error.errors() if whole or detail["type"] not in MISSING]
-    problems: dict[tuple[str, str], Problem] = {}
-    for problem in (_explain(name, kind, detail) for detail in details):
-        place = (problem.key, repr(problem.value))
-        if place in problems:  # pydantic names each alternative, such as a number or 'auto'
-            allowed = f"{problems[place].allowed}, or {problem.allowed}"
-            problem = dataclasses.replace(problem, allowed=allowed)
-        problems[place] = problem
+        for detail in error.errors():
+            if whole or detail["type"] not in MISSING:
+                problem = _explain(name, kind, detail)
+                before = problems.get(place := (problem.key, repr(problem.value)))
+                if before:  # pydantic names each alternative, such as a number or 'auto'
+                    allowed = f"{before.allowed}, or {problem.allowed}"
+                    problem = dataclasses.replace(problem, allowed=allowed)
+                problems[place] = problem
     return list(problems.values())
 
 
@@ -104,7 +105,7 @@ def _explain(section: str, kind: type, detail: Any) -> Problem:
     parts = [section, first, *(part for part in rest if not re.search(r"[\[-]", part))]
     key = ".".join(filter(None, parts))
     if detail["type"] in UNKNOWN:
-        return unknown_key(key, detail["input"], field_names(kind))
+        return unknown(key, detail["input"], field_names(kind), "unknown key", first)
     if detail["type"] in MISSING:
         return Problem(key, None, wrong="this key is required and no file sets it")
     allowed = detail["msg"].removeprefix("Input should be ")

@@ -95,23 +95,14 @@ class Backbone:
 
 @checked
 class Results:
-    """Where the run folder is written."""
-
-    dir: Annotated[str, Field(min_length=1)]
+    dir: Annotated[str, Field(min_length=1)]  # the run folder is written under it
 
 
 @checked
-class Full:
-    """Full fine-tuning."""
+class Plain:
+    """A method without keys: full fine-tuning, or biases only."""
 
-    name: Literal["full"]
-
-
-@checked
-class Bitfit:
-    """Biases only."""
-
-    name: Literal["bitfit"]
+    name: Literal["full", "bitfit"]
 
 
 @checked
@@ -138,27 +129,22 @@ class Pruned(Adapter):
 
 @checked
 class Lora(Adapter):
-    """PEFT's LoRA."""
-
-    name: Literal["lora"]
     r: Count
 
 
 @checked
-class Adalora(Pruned):
-    """PEFT's AdaLoRA."""
+class LoraXs(Lora):
+    init_std: Positive
 
-    name: Literal["adalora"]
+
+@checked
+class Adalora(Pruned):
     init_r: Count
     target_r: Count
 
 
 @checked
-class Sora(Adapter):
-    """SoRA (arXiv 2311.11696), implemented here."""
-
-    name: Literal["sora"]
-    r: Count
+class Sora(Lora):
     sparse_lambda: NonNegative
     xi: NonNegative  # threshold of the first stage
     xi_max: NonNegative | None  # threshold of the last stage; None: xi throughout
@@ -169,9 +155,6 @@ class Sora(Adapter):
 
 @checked
 class Lora2(Pruned):
-    """LoRA2."""
-
-    name: Literal["lora2"]
     r: Count
     k: Count
     init_std: Positive  # of the published start
@@ -181,15 +164,6 @@ class Lora2(Pruned):
     importance: Literal["factored", "full"]
     init_weights: Literal["orthogonal"] | None = None  # None: the published start
     lambda_lr_ratio: Positive | Literal["auto"] | None = None  # rate of lambda; None: the others'
-
-
-@checked
-class LoraXs(Adapter):
-    """LoRA-XS (arXiv 2405.17604), implemented here."""
-
-    name: Literal["lora_xs"]
-    r: Count
-    init_std: Positive
 
 
 @checked
@@ -203,15 +177,10 @@ class Peft:
 
 
 METHODS: dict[str, type] = {
-    "full": Full,
-    "bitfit": Bitfit,
-    "lora": Lora,
-    "adalora": Adalora,
-    "sora": Sora,
-    "lora2": Lora2,
-    "lora_xs": LoraXs,
-}
-Method = Full | Bitfit | Lora | Adalora | Sora | Lora2 | LoraXs | Peft
+    "full": Plain, "bitfit": Plain, "lora": Lora, "adalora": Adalora, "sora": Sora,
+    "lora2": Lora2, "lora_xs": LoraXs,
+}  # fmt: skip
+Method = Plain | Lora | Adalora | Sora | Lora2 | LoraXs | Peft
 
 
 @checked
@@ -241,11 +210,8 @@ class RunConfig(Identity):
 
 
 SECTIONS: dict[str, type] = {
-    "backbone": Backbone,
-    "train": Train,
-    "data": Data,
-    "results": Results,
-}
+    "backbone": Backbone, "train": Train, "data": Data, "results": Results,
+}  # fmt: skip
 
 
 def build(tree: dict[str, Any]) -> RunConfig:
@@ -263,8 +229,8 @@ def as_tree(config: RunConfig) -> dict[str, Any]:
 def config_hash(config: RunConfig) -> str:
     """Return ten hex digits that name a run: sha256 of its configuration.
 
-    Where results are written and reported is left out, and so are keys that are None, so that a new
-    optional key does not rename the runs that do not use it. A warm start counts by its run's name.
+    Where results go is left out, and so is what is None: a new optional key renames no run that
+    does not use it. A warm start counts by its run's name.
     """
     tree = {key: value for key, value in as_tree(config).items() if key != "results"}
     tree["train"]["report_to"] = None

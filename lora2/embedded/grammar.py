@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy
 from numpy.random import Generator
@@ -24,35 +24,24 @@ if TYPE_CHECKING:
 
 # task -> (rows to train on, rows of each validation split)
 ROWS = {
-    "cola": (1600, 400),
-    "sst2": (1600, 400),
-    "mrpc": (2000, 400),
-    "qqp": (2000, 400),
-    "stsb": (1600, 400),
-    "mnli": (2000, 400),
-    "qnli": (2000, 400),
-    "rte": (1600, 300),
-}
+    "cola": (1600, 400), "sst2": (1600, 400), "mrpc": (2000, 400), "qqp": (2000, 400),
+    "stsb": (1600, 400), "mnli": (2000, 400), "qnli": (2000, 400), "rte": (1600, 300),
+}  # fmt: skip
 TEST_SPLITS = ("test", "test_matched", "test_mismatched", "ax")  # see lora2.glue.tasks
+_PAIR = ("sentence1", "sentence2")
 COLUMNS = {
-    "cola": ("sentence",),
-    "sst2": ("sentence",),
-    "mrpc": ("sentence1", "sentence2"),
-    "qqp": ("question1", "question2"),
-    "stsb": ("sentence1", "sentence2"),
-    "mnli": ("premise", "hypothesis"),
+    "cola": ("sentence",), "sst2": ("sentence",), "mrpc": _PAIR, "stsb": _PAIR, "rte": _PAIR,
+    "qqp": ("question1", "question2"), "mnli": ("premise", "hypothesis"),
     "qnli": ("question", "sentence"),
-    "rte": ("sentence1", "sentence2"),
-}
+}  # fmt: skip
 _SEED = 2408_06854
-Example = tuple[float, Callable[[], str], Callable[[], str] | None]
+Example = tuple[Any, ...]  # label, then a function that words it for each text column
 
 
 def splits(task: str) -> tuple[str, ...]:
     """Return the names of ``task``'s splits."""
-    if task == "mnli":
-        return ("train", "validation_matched", "validation_mismatched")
-    return ("train", "validation")
+    matched = ("validation_matched", "validation_mismatched")
+    return ("train", *(matched if task == "mnli" else ("validation",)))
 
 
 def side_of(text: str) -> str:
@@ -65,23 +54,25 @@ def _ungrammatical(rng: Generator, text: str) -> str:
     words = text.split()
     way = int(rng.random() * 10)
     if way < 6:
-        at = [i for i, w in enumerate(words) if w in lex.AGREEMENT or lex.is_verb(w)]
+        kinds = [lex.THESAURUS[w][0].kind if w in lex.THESAURUS else "" for w in words]
+        at = [i for i, w in enumerate(words) if w in lex.AGREEMENT or kinds[i] == "verb"]
         if at:
             i = pick(rng, at)
             words[i] = lex.AGREEMENT.get(words[i]) or pick(rng, lex.other_forms(words[i]))
             return " ".join(words)
     i = int(rng.random() * (len(words) - 1))
+    at = [j for j, w in enumerate(words) if w in ("the", "at", "near", "in", "by")]
     if way < 8:
         words[i], words[i + 1] = words[i + 1], words[i]
-    elif way == 8:
-        at = [j for j, w in enumerate(words) if w in ("the", "at", "near", "in", "by")]
-        if not at:
-            words.insert(i, words[i])
-        else:
-            del words[pick(rng, at)]
+    elif way == 8 and at:
+        del words[pick(rng, at)]
     else:
         words.insert(i, words[i])
     return " ".join(words)
+
+
+def _statements(rng: Generator, label: float, first: say.Frame, second: say.Frame) -> Example:
+    return label, lambda: say.statement(rng, first), lambda: say.statement(rng, second)
 
 
 def _cola(rng: Generator, genre: int | None) -> Example:
@@ -92,12 +83,12 @@ def _cola(rng: Generator, genre: int | None) -> Example:
         right = say.statement(rng, frame)
         return right if good else _ungrammatical(rng, right)
 
-    return int(good), text, None
+    return int(good), text
 
 
 def _sst2(rng: Generator, genre: int | None) -> Example:
     good = rng.random() < 0.54
-    return int(good), lambda: say.review(rng, good), None
+    return int(good), lambda: say.review(rng, good)
 
 
 def _mrpc(rng: Generator, genre: int | None) -> Example:
@@ -106,7 +97,7 @@ def _mrpc(rng: Generator, genre: int | None) -> Example:
     second = frame if same else say.changed(rng, frame)
     if not same and rng.random() < 0.5:
         second = say.changed(rng, second)
-    return int(same), lambda: say.statement(rng, frame), lambda: say.statement(rng, second)
+    return _statements(rng, int(same), frame, second)
 
 
 def _qqp(rng: Generator, genre: int | None) -> Example:
@@ -119,11 +110,8 @@ def _qqp(rng: Generator, genre: int | None) -> Example:
         second = say.changed(rng, frame, say.ASKED[kind])
         if rng.random() < 0.5:
             second = say.changed(rng, second, say.ASKED[kind])
-    return (
-        int(same),
-        lambda: say.question(rng, frame, kind),
-        lambda: say.question(rng, second, second_kind),
-    )
+    words = (lambda: say.question(rng, frame, kind), lambda: say.question(rng, second, second_kind))
+    return int(same), *words
 
 
 def _similarity(first: say.Frame, second: say.Frame) -> float:
@@ -144,15 +132,10 @@ def _similarity(first: say.Frame, second: say.Frame) -> float:
 
 
 def _stsb(rng: Generator, genre: int | None) -> Example:
-    frame = say.random_frame(rng)
-    second = frame
+    frame = second = say.random_frame(rng)
     for _ in range(int(rng.random() * 6)):
         second = say.changed(rng, second)
-    return (
-        _similarity(frame, second),
-        lambda: say.statement(rng, frame),
-        lambda: say.statement(rng, second),
-    )
+    return _statements(rng, _similarity(frame, second), frame, second)
 
 
 def _mnli(rng: Generator, genre: int | None) -> Example:
@@ -163,7 +146,7 @@ def _mnli(rng: Generator, genre: int | None) -> Example:
         frame, second = say.unsupported(rng, frame)
     elif label == 2:
         second = say.contradicted(rng, second)
-    return label, lambda: say.statement(rng, frame), lambda: say.statement(rng, second)
+    return _statements(rng, label, frame, second)
 
 
 def _rte(rng: Generator, genre: int | None) -> Example:
@@ -174,8 +157,7 @@ def _rte(rng: Generator, genre: int | None) -> Example:
         frame, second = say.unsupported(rng, frame)
     elif not follows:
         second = say.contradicted(rng, second)
-    label = int(not follows)
-    return label, lambda: say.statement(rng, frame), lambda: say.statement(rng, second)
+    return _statements(rng, int(not follows), frame, second)
 
 
 def _qnli(rng: Generator, genre: int | None) -> Example:
@@ -188,11 +170,8 @@ def _qnli(rng: Generator, genre: int | None) -> Example:
     elif not answered:
         asked = [slot for slot in ("subject", "verb", "target") if slot in say.ASKED[kind]]
         second = say.changed(rng, frame, asked)
-    return (
-        int(not answered),
-        lambda: say.question(rng, frame, kind),
-        lambda: say.statement(rng, second, agent),
-    )
+    words = (lambda: say.question(rng, frame, kind), lambda: say.statement(rng, second, agent))
+    return int(not answered), *words
 
 
 _MAKERS = {
@@ -211,14 +190,11 @@ def _on_side(write: Callable[[], str], side: str) -> str | None:
 
 
 def make_split(task: str, split: str) -> pandas.DataFrame:
-    """Make one split of an embedded GLUE task, always the same rows.
+    """Make one split of an embedded GLUE task, always the same rows; ValueError for no such split.
 
     Columns and codes are those of nyu-mll/glue: the text columns of ``COLUMNS``, ``label`` (int64;
     float32 from 0 to 5 for stsb) and ``idx`` (int32). MNLI's mismatched split is about people and
     things that its training split never names.
-
-    Raises:
-        ValueError: unknown task or split.
     """
     return _split(task, split).copy()
 
@@ -238,7 +214,7 @@ def _split(task: str, split: str) -> pandas.DataFrame:
     labels: dict[tuple[str, ...], float] = {}
     while len(labels) < rows:
         label, *writers = _MAKERS[task](rng, genre)
-        texts = tuple(_on_side(write, side) for write in writers if write)
+        texts = tuple(_on_side(write, side) for write in writers)
         if None not in texts and texts not in labels:
             labels[texts] = label
     frame = pandas.DataFrame(list(labels), columns=list(COLUMNS[task]))

@@ -38,51 +38,42 @@ def _inflect(word: str, s_or_ed: str) -> str:
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def _noun(word: str) -> tuple[str, ...]:
-    singular, _, plural = word.partition(":")
-    return singular, plural or _inflect(singular, "s")
+def _forms(kind: str, word: str) -> tuple[str, ...]:
+    """Return the forms of 'word' or 'word:irregular', a plural or a past tense."""
+    base, _, irregular = word.partition(":")
+    if kind == "verb":
+        return base, _inflect(base, "s"), irregular or _inflect(base, "ed")
+    nouns = ("person", "thing", "group")
+    return (base, irregular or _inflect(base, "s")) if kind in nouns else (base,)
 
 
-def _verb(word: str) -> tuple[str, ...]:
-    base, _, past = word.partition(":")
-    return base, _inflect(base, "s"), past or _inflect(base, "ed")
+def _concepts(kind: str, text: str, group: str = "") -> tuple[Concept, ...]:
+    """Return concepts from 'a/b~c/d' (a, b against c, d) or 'a/b' (no opposite)."""
+    out = []
+    for i, entry in enumerate(text.split()):
+        sides = [tuple(_forms(kind, w) for w in side.split("/")) for side in entry.split("~")]
+        names = [side[0][0] for side in sides]
+        for side, name, other in zip(sides, names, [*names[1:], names[0]], strict=True):
+            against, genre = other if other != name else "", i % 2 if group else 0
+            out.append(Concept(name, kind, side, against, group, genre))
+    return tuple(out)
 
 
 def _nouns(kind: str, groups: dict[str, str]) -> tuple[Concept, ...]:
-    out = []
-    for group, text in groups.items():
-        for i, entry in enumerate(text.split()):
-            forms = tuple(_noun(word) for word in entry.split("/"))
-            out.append(Concept(forms[0][0], kind, forms, group=group, genre=i % 2))
-    return tuple(out)
-
-
-def _pairs(kind: str, text: str, inflect=lambda word: (word,)) -> tuple[Concept, ...]:
-    """Return concepts from 'a/b~c/d' (a, b against c, d) or 'a/b' (no opposite)."""
-    out = []
-    for entry in text.split():
-        sides = [tuple(inflect(w) for w in side.split("/")) for side in entry.split("~")]
-        names = [side[0][0] for side in sides]
-        for side, name, other in zip(sides, names, [*names[1:], names[0]], strict=True):
-            out.append(Concept(name, kind, side, opposite=other if other != name else ""))
-    return tuple(out)
+    return tuple(c for group, text in groups.items() for c in _concepts(kind, text, group))
 
 
 _WORDS = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text(encoding="utf-8"))
-PEOPLE = _nouns("person", _WORDS["people"])
-THINGS = _nouns("thing", _WORDS["things"])
-VERBS = _pairs("verb", _WORDS["verbs"], _verb)
-PERSON_ADJECTIVES = _pairs("person_adjective", _WORDS["person_adjectives"])
-THING_ADJECTIVES = _pairs("thing_adjective", _WORDS["thing_adjectives"])
-PLACES = _pairs("place", _WORDS["places"])
-TIMES = _pairs("time", _WORDS["times"])
-NUMBERS = _pairs("number", _WORDS["numbers"])
-AMOUNTS = _pairs("amount", _WORDS["amounts"])
-DENIALS, STRESSES = _WORDS["denials"].split(), _WORDS["stresses"].split()
-FILM_NOUNS = _WORDS["film_nouns"].split()
-PRAISE, PRAISE_NOUNS = _WORDS["praise"].split(), _WORDS["praise_nouns"].split()
-BLAME, BLAME_NOUNS = _WORDS["blame"].split(), _WORDS["blame_nouns"].split()
-FUNCTION_WORDS = _WORDS["function_words"].split()
+PEOPLE, THINGS = _nouns("person", _WORDS["people"]), _nouns("thing", _WORDS["things"])
+VERBS, PERSON_ADJECTIVES, THING_ADJECTIVES, PLACES, TIMES, NUMBERS, AMOUNTS = (
+    _concepts(kind, _WORDS[f"{kind}s"])
+    for kind in ("verb", "person_adjective", "thing_adjective", "place", "time", "number", "amount")
+)
+DENIALS, STRESSES, FILM_NOUNS, PRAISE, PRAISE_NOUNS, BLAME, BLAME_NOUNS, FUNCTION_WORDS = (
+    _WORDS[key].split()
+    for key in ("denials", "stresses", "film_nouns", "praise", "praise_nouns", "blame",
+                "blame_nouns", "function_words")
+)  # fmt: skip
 
 CONCEPTS = (
     *PEOPLE, *THINGS, *_nouns("group", _WORDS["hypernyms"]), *VERBS, *PERSON_ADJECTIVES,
@@ -96,15 +87,11 @@ OF_KIND = {kind: [c for c in CONCEPTS if c.kind == kind] for kind in {c.kind for
 THESAURUS = {w: (c, f) for c in CONCEPTS for forms in c.forms for f, w in enumerate(forms)}
 # Words without synonyms that can replace each other in a sentence.
 WORD_SETS = (
-    ["where", "when", "what"],
-    FILM_NOUNS,
-    [*PRAISE, *BLAME],
-    [*PRAISE_NOUNS, *BLAME_NOUNS],
-)
+    ["where", "when", "what"], FILM_NOUNS, [*PRAISE, *BLAME], [*PRAISE_NOUNS, *BLAME_NOUNS],
+)  # fmt: skip
 # An auxiliary and its form of the other number.
-AGREEMENT = {
-    "does": "do", "do": "does", "is": "are", "are": "is", "was": "were", "were": "was",
-}  # fmt: skip
+_SINGULAR = {"does": "do", "is": "are", "was": "were"}
+AGREEMENT = {**_SINGULAR, **{plural: singular for singular, plural in _SINGULAR.items()}}
 
 
 def opposite(concept: Concept) -> Concept | None:
@@ -117,10 +104,6 @@ def other_forms(word: str) -> list[str]:
     concept, form = THESAURUS[word]
     forms = next(f for f in concept.forms if f[form] == word)
     return [w for w in forms if w != word]
-
-
-def is_verb(word: str) -> bool:
-    return word in THESAURUS and THESAURUS[word][0].kind == "verb"
 
 
 def vocabulary() -> list[str]:

@@ -14,21 +14,22 @@ from lora2.embedded.lexicon import Concept
 T = TypeVar("T")
 Words = list[str]
 SLOTS = ("subject", "verb", "target", "amount", "adjective", "owner", "adjunct", "denied")
+# Slots inside a noun phrase -> its place in a frame, and its field there.
+INSIDE = {
+    "subject": ("subject", "noun"), "target": ("target", "noun"), "amount": ("target", "amount"),
+    "adjective": ("target", "adjective"), "owner": ("subject", "adjective"),
+}  # fmt: skip
 ASKED = {  # kind of question -> the slots it mentions, so that changing one changes the question
-    "where": ("subject", "verb", "target"),
-    "when": ("subject", "verb", "target"),
-    "who": ("verb", "target", "adjunct"),
-    "what": ("subject", "verb", "adjunct"),
-    "how many": ("subject", "verb", "target", "adjunct"),
-    "whether": ("subject", "verb", "target", "adjunct"),
-}
+    "where": SLOTS[:3], "when": SLOTS[:3], "who": ("verb", "target", "adjunct"),
+    "what": ("subject", "verb", "adjunct"), "how many": (*SLOTS[:3], "adjunct"),
+    "whether": (*SLOTS[:3], "adjunct"),
+}  # fmt: skip
 QUESTIONS = tuple(ASKED)
 # The noun of a place decides its preposition, so that the preposition adds no information.
 _IN, _NEAR = ("city", "garden"), ("station", "river", "road")
 
 
 def pick(rng: Generator, options: Sequence[T]) -> T:
-    """Draw one of ``options`` uniformly."""
     return options[int(rng.random() * len(options))]
 
 
@@ -66,19 +67,16 @@ def other(rng: Generator, concept: Concept, genre: int | None = None) -> Concept
 def random_frame(rng: Generator, genre: int | None = None, rich: float = 0.5) -> Frame:
     """Draw a meaning; each optional part is there with probability ``rich``."""
 
-    def noun(pool: Sequence[Concept]) -> Concept:
-        while True:
-            drawn = pick(rng, pool)
-            if genre in (None, drawn.genre):
-                return drawn
-
     def thing(nouns: Sequence[Concept], adjectives: Sequence[Concept]) -> Thing:
         amount = None
         if rng.random() < rich:
             amount = pick(rng, lex.NUMBERS if rng.random() < 0.6 else lex.AMOUNTS)
         plural = amount is not None or rng.random() < 0.4
         adjective = pick(rng, adjectives) if rng.random() < rich else None
-        return Thing(noun(nouns), plural, amount, adjective)
+        noun = pick(rng, nouns)
+        while genre not in (None, noun.genre):
+            noun = pick(rng, nouns)
+        return Thing(noun, plural, amount, adjective)
 
     subject = replace(thing(lex.PEOPLE, lex.PERSON_ADJECTIVES), amount=None)
     target = thing(lex.THINGS, lex.THING_ADJECTIVES)
@@ -96,8 +94,7 @@ def _word(rng: Generator, concept: Concept, form: int = 0) -> str:
 def _phrase(rng: Generator, thing: Thing, quantity: bool = True) -> Words:
     words = []
     if quantity:
-        article = "a" if rng.random() < 0.5 else "the"
-        article = "the" if thing.plural else article
+        article = "a" if rng.random() < 0.5 and not thing.plural else "the"
         words.append(_word(rng, thing.amount) if thing.amount else article)
     if thing.adjective:
         words.append(_word(rng, thing.adjective))
@@ -180,9 +177,6 @@ def review(rng: Generator, good: bool) -> str:
     def noun(praise: bool) -> str:
         return pick(rng, lex.PRAISE_NOUNS if praise else lex.BLAME_NOUNS)
 
-    def degree() -> Words:
-        return [pick(rng, ("very", "quite", "rather"))] if rng.random() < 0.3 else []
-
     def clause(praise: bool) -> Words:
         subject = [pick(rng, ("the", "this")), pick(rng, lex.FILM_NOUNS)]
         form = int(rng.random() * 10)
@@ -195,26 +189,28 @@ def review(rng: Generator, good: bool) -> str:
             return [*subject, "is", "not", "a", noun(not praise)]
         if form < 6:
             return [*subject, "is", "a", adjective(praise), noun(praise)]
-        return [*subject, "is", *degree(), adjective(praise)]
+        degree = [pick(rng, ("very", "quite", "rather"))] if rng.random() < 0.3 else []
+        return [*subject, "is", *degree, adjective(praise)]
 
     form = int(rng.random() * 8)
     if form > 4:
-        words = [*clause(good), "and", adjective(good), "from", "start", "to", "end"]
-    elif form == 1:
-        words = [*clause(not good), "but", *clause(good)]
-    elif form == 2:
+        return _articles([*clause(good), "and", adjective(good), "from", "start", "to", "end"])
+    if form == 1:
+        return _articles([*clause(not good), "but", *clause(good)])
+    if form == 2:
         head = ["although", "the", pick(rng, lex.FILM_NOUNS), "is", adjective(not good)]
-        words = [*head, *clause(good)]
-    else:
-        words = [*clause(good), "and", *clause(good)]
-    return _articles(words)
+        return _articles([*head, *clause(good)])
+    return _articles([*clause(good), "and", *clause(good)])
 
 
-def _without(frame: Frame) -> set[str]:
-    """Return the slots that ``frame`` leaves empty."""
-    target, owner = frame.target, frame.subject.adjective
-    optional = {"amount": target.amount, "adjective": target.adjective, "owner": owner}
-    return {slot for slot, v in {**optional, "adjunct": frame.adjunct}.items() if v is None}
+def _filled(frame: Frame, slots: Sequence[str]) -> list[str]:
+    """Return those of ``slots`` that ``frame`` fills."""
+
+    def value(slot: str) -> object:
+        part, field = INSIDE.get(slot, (slot, ""))
+        return getattr(getattr(frame, part), field) if field else getattr(frame, part)
+
+    return [slot for slot in slots if value(slot) is not None]
 
 
 def _instead(rng: Generator, concept: Concept, genre: int | None = None) -> Concept:
@@ -225,32 +221,25 @@ def _instead(rng: Generator, concept: Concept, genre: int | None = None) -> Conc
 
 def with_changed(rng: Generator, frame: Frame, slot: str, genre: int | None = None) -> Frame:
     """Change the meaning of ``slot``, one of ``SLOTS`` that ``frame`` fills."""
-    subject, target = frame.subject, frame.target
-    match slot:
-        case "subject":
-            return replace(frame, subject=replace(subject, noun=other(rng, subject.noun, genre)))
-        case "target":
-            return replace(frame, target=replace(target, noun=other(rng, target.noun, genre)))
-        case "verb":
-            return replace(frame, verb=_instead(rng, frame.verb))
-        case "amount":
-            return replace(frame, target=replace(target, amount=other(rng, target.amount)))
-        case "adjective":
-            return replace(frame, target=replace(target, adjective=_instead(rng, target.adjective)))
-        case "owner":
-            adjective = _instead(rng, subject.adjective)
-            return replace(frame, subject=replace(subject, adjective=adjective))
-        case "adjunct":
-            return replace(frame, adjunct=other(rng, frame.adjunct))
-        case "denied":
-            return replace(frame, denied=not frame.denied)
-    raise ValueError(f"no slot {slot!r}; choose from {', '.join(SLOTS)}")
+    if slot == "denied":
+        return replace(frame, denied=not frame.denied)
+    if slot == "verb":
+        return replace(frame, verb=_instead(rng, frame.verb))
+    if slot == "adjunct":
+        return replace(frame, adjunct=other(rng, frame.adjunct))
+    part, field = INSIDE[slot]
+    thing = getattr(frame, part)
+    value = getattr(thing, field)
+    if field == "adjective":
+        drawn = _instead(rng, value)
+    else:
+        drawn = other(rng, value, genre if field == "noun" else None)
+    return replace(frame, **{part: replace(thing, **{field: drawn})})
 
 
 def changed(rng: Generator, frame: Frame, slots: Sequence[str] = SLOTS) -> Frame:
     """Change one of ``slots``, drawn from those that ``frame`` fills."""
-    empty = _without(frame)
-    return with_changed(rng, frame, pick(rng, [slot for slot in slots if slot not in empty]))
+    return with_changed(rng, frame, pick(rng, _filled(frame, slots)))
 
 
 def weakened(rng: Generator, frame: Frame, rate: float = 0.4) -> Frame:
@@ -259,53 +248,47 @@ def weakened(rng: Generator, frame: Frame, rate: float = 0.4) -> Frame:
     def thing(t: Thing, p_group: float) -> Thing:
         amount = None if rng.random() < rate else t.amount
         adjective = None if rng.random() < rate else t.adjective
-        noun = t.noun
-        if noun.group and rng.random() < p_group:
-            noun = lex.BY_NAME["group", noun.group]
+        general = t.noun.group and rng.random() < p_group
+        noun = lex.BY_NAME["group", t.noun.group] if general else t.noun
         return Thing(noun, t.plural, amount, adjective)
 
     adjunct = None if rng.random() < rate else frame.adjunct
     if frame.denied:  # a denial with fewer details denies more
         return frame
-    return replace(
-        frame, subject=thing(frame.subject, 0.1), target=thing(frame.target, 0.25), adjunct=adjunct
-    )
+    subject, target = thing(frame.subject, 0.1), thing(frame.target, 0.25)
+    return replace(frame, subject=subject, target=target, adjunct=adjunct)
 
 
 def unsupported(rng: Generator, frame: Frame) -> tuple[Frame, Frame]:
     """Return a premise and a hypothesis that says more, or speaks of someone else."""
     second = weakened(rng, frame)
-    spare = _without(second)
-    details = [s for s in ("adjective", "owner", "adjunct") if s not in spare]
+    details = _filled(second, ("adjective", "owner", "adjunct"))
     if not details or rng.random() < 0.35:
         slot = pick(rng, ("subject", "target"))
-        if getattr(second, slot).noun.kind != "group":
-            noun = getattr(second, slot).noun
+        noun = getattr(second, slot).noun
+        if noun.kind != "group":
             return frame, with_changed(rng, second, slot, noun.genre)
     if not details:
         return frame, with_changed(rng, second, "verb")
     slot = pick(rng, details)
     if slot == "adjunct":
         return replace(frame, adjunct=None), second
-    part = "target" if slot == "adjective" else "subject"
-    return replace(frame, **{part: replace(getattr(frame, part), adjective=None)}), second
+    part, field = INSIDE[slot]
+    return replace(frame, **{part: replace(getattr(frame, part), **{field: None})}), second
 
 
 def contradicted(rng: Generator, frame: Frame) -> Frame:
     """Contradict ``frame``: deny it, or take an opposite word or another number."""
-    ways = ["denied"]
     target = frame.target
-    if lex.opposite(frame.verb):
-        ways.append("verb")
-    if target.adjective and lex.opposite(target.adjective):
-        ways.append("adjective")
-    if target.amount and target.amount.kind == "number":
-        ways.append("amount")
-    way = pick(rng, ways)
+    verb = lex.opposite(frame.verb)
+    adjective = target.adjective and lex.opposite(target.adjective)
+    number = target.amount and target.amount.kind == "number"
+    ways = {"denied": True, "verb": verb, "adjective": adjective, "amount": number}
+    way = pick(rng, [way for way, possible in ways.items() if possible])
     if way == "verb":
-        return replace(frame, verb=lex.opposite(frame.verb))
+        return replace(frame, verb=verb)
     if way == "adjective":
-        return replace(frame, target=replace(target, adjective=lex.opposite(target.adjective)))
+        return replace(frame, target=replace(target, adjective=adjective))
     return with_changed(rng, frame, way)
 
 

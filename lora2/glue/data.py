@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,21 +26,14 @@ Source = Literal["hub", "folder", "embedded"]
 
 @dataclass(frozen=True)
 class GlueData:
-    """Training and validation rows of one task.
-
-    ``validation`` has one entry per validation split, in order (MNLI: matched, mismatched); with
-    ``holdout``, the rows held out of train instead (MNLI: one half for each split).
-    ``marks`` say why results are not comparable with published GLUE numbers; empty if they are.
-    ``fingerprint`` is a sha256 over texts and labels, equal for equal rows from any source;
-    ``revision`` is the hub's commit, if known.
-    """
+    """Training and validation rows of one task."""
 
     task: Task
     train: pd.DataFrame
-    validation: dict[str, pd.DataFrame]
-    marks: tuple[str, ...]
-    fingerprint: str
-    revision: str | None
+    validation: dict[str, pd.DataFrame]  # by split, in order; with ``holdout`` the rows held out
+    marks: tuple[str, ...]  # why results are not comparable with published GLUE numbers
+    fingerprint: str  # sha256 over texts and labels, equal for equal rows from any source
+    revision: str | None  # the hub's commit, if known
 
 
 def load_task(
@@ -56,14 +49,9 @@ def load_task(
 ) -> GlueData:
     """Load and check one task; ``config/checks.py`` has refused options that exclude each other.
 
-    Args:
-        source: "hub" (`nyu-mll/glue`), "folder" (``dir/<task>/<split>.parquet``) or "embedded".
-        train: "train", or "train_subset" to use a folder's partial file.
-        validation: None for the official split(s), or "validation_unofficial" for a folder's.
-        train_rows: maximum number of training rows; if there are more, ``seed`` draws them without
-            replacement, in file order.
-        holdout: number of the remaining training rows, drawn by ``seed``, that are not trained on
-            and replace the validation split(s), which are not read.
+    A folder has ``dir/<task>/<split>.parquet``. ``seed`` draws at most ``train_rows`` training rows
+    without replacement, in file order, and of these ``holdout`` rows that are not trained on and
+    replace the validation split(s), which are not read.
 
     Raises:
         GlueDataError: data that is not available, or not what it is named.
@@ -82,9 +70,9 @@ def load_task(
             marks.append(f"unofficial validation split ({table.num_rows:,} rows)")
     train_frame, validation_frames = frames[0], dict(zip(splits[1:], frames[1:], strict=True))
     if train_rows is not None and train_rows < len(train_frame):
-        rows = np.random.default_rng(seed).choice(len(train_frame), train_rows, replace=False)
-        total = f"{len(train_frame):,}"
-        marks.append(f"train_rows={train_rows} of {total}, seeded subset (seed {seed})")
+        total = len(train_frame)
+        rows = np.random.default_rng(seed).choice(total, train_rows, replace=False)
+        marks.append(f"train_rows={train_rows} of {total:,}, seeded subset (seed {seed})")
         train_frame = _take(train_frame, rows)
     if holdout is not None:
         train_frame, validation_frames = _hold_out(train_frame, task, holdout, seed)
@@ -139,13 +127,9 @@ def _read(
         return read_hub(task, splits)
     if source == "folder":
         return dict(_read_file(Path(str(dir)) / task.name, split) for split in splits), None
-    return {f"embedded {task.name} {split}": embedded(task.name, split) for split in splits}, None
-
-
-@functools.cache  # a worker performs many runs
-def embedded(task_name: str, split: str) -> pa.Table:
-    """Return a split of the embedded grammar."""
-    return pa.Table.from_pandas(make_split(task_name, split), preserve_index=False)
+    frames = {f"embedded {task.name} {split}": make_split(task.name, split) for split in splits}
+    tables = {name: pa.Table.from_pandas(f, preserve_index=False) for name, f in frames.items()}
+    return tables, None
 
 
 def _read_file(folder: Path, split: str) -> tuple[str, pa.Table]:
@@ -169,9 +153,6 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
     """Load ``splits`` with ``datasets.load_dataset``, from its cache if the hub is not available.
 
     Returns the tables by name, and the data set's revision (a commit hash) if known.
-
-    Raises:
-        GlueDataError: no network and no cached copy; the message gives the three ways out.
     """
     from datasets import load_dataset
     from huggingface_hub import HfApi
@@ -179,8 +160,8 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
 
     revision, reason = None, "HF_HUB_OFFLINE=1 is set"
     if not is_offline_mode():
-        seconds = hub.PROBE_SECONDS
-        revision, reason = hub.ask(lambda: HfApi().dataset_info(REPOSITORY, timeout=seconds).sha)
+        info = partial(HfApi().dataset_info, REPOSITORY, timeout=hub.PROBE_SECONDS)
+        revision, reason = hub.ask(lambda: info().sha)
     try:
         with _cache_only(revision is None):
             parts = load_dataset(REPOSITORY, task.name, split=list(splits), revision=revision)

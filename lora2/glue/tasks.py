@@ -14,42 +14,32 @@ REPOSITORY = "nyu-mll/glue"  # of the data on the hub
 
 @dataclass(frozen=True)
 class Task:
-    """One GLUE task.
-
-    ``metrics`` are computed on each validation split; ``metric_names`` are the keys of a whole
-    evaluation, and ``score_metrics`` those whose mean is the number the paper averages
-    (empty: the first of ``metrics``).
-    ``rows`` gives the official row count of each split, in the order train, validation.
-    """
+    """One GLUE task; ``rows`` has the official row count of each split, train first."""
 
     name: str
     text_columns: tuple[str, ...]
     label_names: tuple[str, ...]  # empty: regression
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...]  # computed on each validation split
     rows: Mapping[str, int] = field(hash=False)
-    score_metrics: tuple[str, ...] = ()
+    score_metrics: tuple[str, ...] = ()  # their mean is the paper's number; empty: the first metric
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "score_metrics", self.score_metrics or self.metrics[:1])
 
     @property
-    def is_regression(self) -> bool:
-        """Tell whether it is STS-B, whose label is a similarity from 0 to 5."""
+    def is_regression(self) -> bool:  # STS-B, whose label is a similarity from 0 to 5
         return not self.label_names
 
     @property
-    def problem_type(self) -> str:
-        """Return transformers' name of the kind of task, which its pipelines read."""
+    def problem_type(self) -> str:  # transformers' name, which its pipelines read
         return "regression" if self.is_regression else "single_label_classification"
 
     @property
     def num_labels(self) -> int:
-        """Return the width of the classification head; 1 for regression."""
         return len(self.label_names) or 1
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Return all columns of a split, in the order of the data set."""
         return (*self.text_columns, "label", "idx")
 
     @property
@@ -60,11 +50,8 @@ class Task:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """Return the keys of one evaluation over all validation splits."""
-        return tuple(
-            metric_prefix(split) + metric
-            for split in self.validation_splits
-            for metric in self.metrics
-        )
+        prefixes = map(metric_prefix, self.validation_splits)
+        return tuple(prefix + metric for prefix in prefixes for metric in self.metrics)
 
 
 def metric_prefix(split: str) -> str:

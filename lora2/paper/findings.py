@@ -21,10 +21,7 @@ ARXIV = "arXiv v1"
 
 
 class Finding(NamedTuple):
-    """What the paper prints, what its own numbers give, and how that was computed.
-
-    ``version`` is the version of the paper.
-    """
+    """What the paper prints (in which version), what its own numbers give, and how."""
 
     id: str
     version: str
@@ -51,18 +48,19 @@ def finding(
 
 
 def of_claim(
-    id: str, claim: str, recomputed: str, how: str, right: bool | Decimal | None = None
+    id: str, recomputed: str, right: bool | Decimal | None = None, **figures: object
 ) -> Finding:
-    """Compare a sentence of the paper (an id of claims.csv) with what its numbers give.
+    """Compare a sentence of the paper (in claims.csv) with what its numbers give.
 
-    ``right`` is a value that should round to the claim's, or whether the claim holds.
+    ``right`` is a value that should round to the claim's, or whether the claim holds; ``figures``
+    are for its ``how``.
     """
-    line = claims()[claim]
+    line = claims().get(id) or claims()[id.partition("/")[0]]
     if isinstance(right, Decimal):
         right = agrees(exact(line["value"]), right)
-    printed = f"{line['quote']} {line['value']}".strip()
-    result = finding(id, line["where"], printed, recomputed, how, right)
+    printed, how = f"{line['quote']} {line['value']}".strip(), line["how"].format(**figures)
     journal = f"; the journal's abstract {line['journal']}" if line["journal"] else ""
+    result = finding(id, line["where"], printed, recomputed, how, right)
     return result._replace(version=ARXIV + journal)
 
 
@@ -108,11 +106,9 @@ def leads() -> Iterator[Finding]:
             by_print = exact(ours["avg_printed"]) - exact(theirs["avg_printed"])
             by_cells = row_average(ours) - row_average(theirs)
             shown = f"{rounded(by_print)} by printed averages, {rounded(by_cells)} by cells"
-            how = f"Table 1 Avg, LoRA2 k={rank} minus {method} r={rank}; then both recomputed"
-            yield of_claim(f"lead/{method}-at-{rank}", f"{method}-at-{rank}", shown, how, by_cells)
+            yield of_claim(f"lead/{method}-at-{rank}", shown, by_cells)
     lead = exact(_row("lora2", 1)["rte_acc"]) - exact(_row("adalora", 2)["rte_acc"])
-    how = "Table 1 RTE, LoRA2 k=1 minus AdaLoRA r=2"
-    yield of_claim("lead/rte-adalora", "rte-adalora", rounded(lead), how, lead)
+    yield of_claim("lead/rte-adalora", rounded(lead), lead)
 
 
 def tasks_won() -> Iterator[Finding]:
@@ -127,34 +123,29 @@ def tasks_won() -> Iterator[Finding]:
         for k, rows in blocks.items()
     }
     shown = f"first in {won[1]} of 8 tasks at k=1 and {won[8]} of 8 at k=8"
-    how = "Table 1, LoRA2 strictly above AdaLoRA, LoRA and SoRA of its block"
-    yield of_claim("text/most-tasks", "most-tasks", shown, how, sum(won.values()) > 8)
+    yield of_claim("text/most-tasks", shown, sum(won.values()) > 8)
     ours, theirs = row_average(_row("lora2", 1)), {m: row_average(_row(m, r)) for m, r in blocks[8]}
     beaten = [method for method, value in theirs.items() if ours > value]
     shown = f"{rounded(ours)} is above {len(beaten)} of 3 baselines ({', '.join(beaten)})"
-    how = ", ".join(f"{method} r=8 {rounded(value)}" for method, value in theirs.items())
-    how = f"averages recomputed: {how}"
-    yield of_claim("text/k1-over-r8", "k1-over-r8", shown, how, len(beaten) == 3)
+    text = ", ".join(f"{method} r=8 {rounded(value)}" for method, value in theirs.items())
+    yield of_claim("text/k1-over-r8", shown, len(beaten) == 3, averages=text)
 
 
 def ablations() -> Iterator[Finding]:
     """Check what Sections 4.4 and 4.5 say about Tables 3 and 4."""
     third, fourth = ({row_name(line): row_average(line) for line in table(n)} for n in (3, 4))
-    every = third["uv+UV+PQ"]
+    every, stated = third["uv+UV+PQ"], {id: line["value"] for id, line in claims().items()}
     gaps = {name: every - value for name, value in third.items() if name != "uv+UV+PQ"}
-    near = [gap for gap in gaps.values() if agrees(exact(claims()["orth-lead"]["value"]), gap)]
+    near = sum(agrees(exact(stated["text/orth-lead"]), gap) for gap in gaps.values())
     shown = ", ".join(f"{rounded(gap)} over {name}" for name, gap in gaps.items())
-    how = f"Table 3, row averages recomputed; true of {len(near)} of the {len(gaps)} other rows"
-    yield of_claim("text/orth-lead", "orth-lead", shown, how, len(near) == len(gaps))
+    yield of_claim("text/orth-lead", shown, near == len(gaps), near=near, others=len(gaps))
     least = min(third.values())
     worst = [name for name, value in third.items() if value == least]
     shown = f"lowest average: {' and '.join(worst)}, {rounded(least, 4)}"
-    how = "Table 3, row averages recomputed without rounding"
-    yield of_claim("text/orth-worst", "orth-worst", shown, how, worst == ["UV"])
+    yield of_claim("text/orth-worst", shown, worst == ["UV"])
     lead = fourth.pop("all") - max(fourth.values())
-    right = lead > exact(claims()["modules-lead"]["value"])
-    shown, how = f"{rounded(lead)} over the next best", "Table 4, row averages recomputed"
-    yield of_claim("text/modules-lead", "modules-lead", shown, how, right)
+    right = lead > exact(stated["text/modules-lead"])
+    yield of_claim("text/modules-lead", f"{rounded(lead)} over the next best", right)
 
 
 def method_section() -> Iterator[Finding]:
@@ -164,8 +155,7 @@ def method_section() -> Iterator[Finding]:
     columns = [column for column in table(5)[0] if column not in ("task", "metric")]
     printed = [name for name in settings if name in columns]
     shown = f"{len(printed)} of {len(settings)} settings; its columns: {', '.join(columns)}"
-    how = "Appendix A is Table 5; compared with the settings that the public scripts give"
-    yield of_claim("text/appendix", "hyperparameters", shown, how, len(printed) == len(settings))
+    yield of_claim("text/appendix", shown, len(printed) == len(settings))
     counts = {}
     for line in numbers.hyperparameters():
         if line["source"] == "LoRA2 public scripts":
@@ -174,9 +164,7 @@ def method_section() -> Iterator[Finding]:
             counts[line["task"]] = batches * int(line["epochs"]) // int(line["eval_steps"])
     least, most = (pick(counts, key=counts.__getitem__) for pick in (min, max))
     shown = f"the best of {counts[least]} ({least}) to {counts[most]} ({most}) evaluations"
-    how = "on the same validation set that is reported: steps from the public scripts' epochs " \
-          "and batch size, divided by their eval_steps"  # fmt: skip
-    yield of_claim("text/selection", "optimal-values", shown, how)
+    yield of_claim("text/selection", shown)
 
 
 def times() -> Iterator[Finding]:
@@ -187,10 +175,8 @@ def times() -> Iterator[Finding]:
     shown = f"{rounded(lora2 / adalora, 3)} = {rounded(lora2, 3)} / {rounded(adalora, 3)} s"
     how = f"means over the {len(lines)} printed tasks, LoRA2 divided by AdaLoRA, per step"
     yield finding("table2/ratio", "Table 2", "(no ratio printed)", shown, how)
-    right = len(lines) == int(claims()["table2-caption"]["value"])
-    shown = f"{len(lines)} datasets, seconds per iteration"
-    how = "rows counted; the unit is the one printed in the table's first cell (s/it)"
-    yield of_claim("table2/caption", "table2-caption", shown, how, right)
+    right = len(lines) == int(claims()["table2/caption"]["value"])
+    yield of_claim("table2/caption", f"{len(lines)} datasets, seconds per iteration", right)
 
 
 def same_run_twice() -> Iterator[Finding]:

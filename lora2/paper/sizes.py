@@ -13,7 +13,6 @@ import numpy as np
 from lora2.paper.findings import Finding, agrees, finding, of_claim, row_name
 from lora2.paper.numbers import claims, exact, rounded, table
 
-SHAPE = "DeBERTaV3-base, 12 layers of 768/3072"
 MATRICES = ("query", "key", "value", "attention_output", "intermediate", "output")
 Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> a count
 
@@ -29,9 +28,8 @@ class Encoder(NamedTuple):
         """Sum ``count`` over the chosen matrices of every layer."""
         wide = {"intermediate": (self.hidden, self.feed_forward),
                 "output": (self.feed_forward, self.hidden)}  # fmt: skip
-        return self.layers * sum(
-            count(*wide.get(matrix, (self.hidden, self.hidden))) for matrix in matrices
-        )
+        shapes = [wide.get(matrix, (self.hidden, self.hidden)) for matrix in matrices]
+        return self.layers * sum(count(*shape) for shape in shapes)
 
     def biases(self) -> int:
         """Count a DeBERTa-v2's biases, layer norms included, without pooler and classifier.
@@ -60,81 +58,71 @@ def lora_parameters(r: int, singular_values: int = 0) -> Count:
     return lambda d_in, d_out: r * (d_in + d_out) + singular_values
 
 
-def lora2_scores_kept(k: int, r: int = 8) -> Count:
-    """Count the sensitivities that Eq. 9 reads: of the singular values, v and U."""
-    return lambda d_in, d_out: r + 2 * k * r
-
-
 def parameters() -> Iterator[Finding]:
     """Compare each printed parameter count that follows from a formula and the encoder's shapes."""
     base = encoder("deberta-v3-base")
     lora2, lora = "k (d_in + d_out) + 2 k r + r, r=8", "r (d_in + d_out)"
-    matrices = {"q+k": MATRICES[:2], "q+v": MATRICES[:3:2], "q+k+v": MATRICES[:3], "all": MATRICES}
-    written = ("two", "two", "three", "six")
+    modules = {"q+k": ("two", MATRICES[:2]), "q+v": ("two", MATRICES[:3:2]),
+               "q+k+v": ("three", MATRICES[:3]), "all": ("six", MATRICES)}  # fmt: skip
     cases = [
         *((f"table1/lora2 k={k}", base.total(lora2_parameters(k)), lora2) for k in (1, 8)),
         *((f"table1/lora r={r}", base.total(lora_parameters(r)), lora) for r in (1, 8)),
         ("table1/bitfit", base.biases(), "every bias of the encoder"),
         *((f"table4/{name}", base.total(lora2_parameters(1), chosen),
            f"{number} matrices per layer, k=1, r=8")
-          for (name, chosen), number in zip(matrices.items(), written, strict=True)),
+          for name, (number, chosen) in modules.items()),
+        *((f"table1/adalora r={r}", base.total(lora_parameters(r, singular_values=r)), "")
+          for r in (2, 8)),
     ]  # fmt: skip
     sizes = {f"table{n}/{row_name(line)}": line["params" if n == 1 else "params_printed"]
              for n in (1, 4) for line in table(n)}  # fmt: skip
     for name, count, formula in cases:
-        printed = sizes[name]
-        value = count / Decimal({"M": 10**6, "k": 10**3}[printed[-1]])
+        size, unit = sizes[name][:-1], sizes[name][-1]
+        value = count / Decimal({"M": 10**6, "k": 10**3}[unit])
+        shown = f"{count:,} = {rounded(value)}{unit}"
+        how = f"{formula}; DeBERTaV3-base, 12 layers of 768/3072"
+        if not formula:
+            mebi = rounded(count / Decimal(2**20))
+            shown = f"{count:,} = {rounded(value)} x 10^6 = {mebi} x 2^20"
+            how = "r (d_in + d_out) + r; the printed number fits 2^20, the other rows fit 10^6"
         where = f"{name.replace('table', 'Table ').replace('/', ', ')}, #Params"
-        shown, how = f"{count:,} = {rounded(value)}{printed[-1]}", f"{formula}; {SHAPE}"
-        right = agrees(exact(printed[:-1]), value)
-        yield finding(f"parameters/{name}", where, printed, shown, how, right)
-    for rank in (2, 8):
-        printed = sizes[f"table1/adalora r={rank}"]
-        count = base.total(lora_parameters(rank, singular_values=rank))
-        million, mebi = count / Decimal(10**6), count / Decimal(2**20)
-        shown = f"{count:,} = {rounded(million)} x 10^6 = {rounded(mebi)} x 2^20"
-        how = "r (d_in + d_out) + r; the printed number fits 2^20, the other rows fit 10^6"
-        name, where = f"table1/adalora r={rank}", f"Table 1, adalora r={rank}, #Params"
-        right = agrees(exact(printed[:-1]), million)
-        yield finding(f"parameters/{name}", where, printed, shown, how, right)
+        right = agrees(exact(size), value)
+        yield finding(f"parameters/{name}", where, sizes[name], shown, how, right)
 
 
 def claimed_sizes() -> Iterator[Finding]:
     """Check Section 4.2's numbers for RoBERTa-large, and the sizes in the abstract."""
     base, large = encoder("deberta-v3-base"), encoder("roberta-large")
     ours, eight = large.total(lora2_parameters(1)), lora_parameters(8)
-    name, how = "roberta-params", "LoRA2 k=1, r=8, six matrices per layer"
-    yield of_claim(f"parameters/{name}", name, f"{ours:,}", how, ours / Decimal(10**6))
-    name, rate = "roberta-compression", 100 * (1 - exact("0.4") / 335)
-    yield of_claim(f"parameters/{name}", name, rounded(rate), "100 (1 - 0.4 / 335)", rate)
-    name, lora = "roberta-saving", large.total(eight, ("query", "value"))
-    saved, how = (lora - ours) / Decimal(10**6), f"LoRA r=8 on query and value, {lora:,}"
-    how += f", minus LoRA2 k=1, {ours:,}"
-    yield of_claim(f"parameters/{name}", name, rounded(saved), how, saved)
-    share, how = 100 * exact("1.33") / 184, "100 x 1.33M / 184M, both as printed in Table 1"
-    yield of_claim("parameters/share", "share", rounded(share, 3), how, share)
+    yield of_claim("parameters/roberta-params", f"{ours:,}", ours / Decimal(10**6))
+    rate = 100 * (1 - exact("0.4") / 335)
+    yield of_claim("parameters/roberta-compression", rounded(rate), rate)
+    lora = large.total(eight, ("query", "value"))
+    saved = (lora - ours) / Decimal(10**6)
+    yield of_claim("parameters/roberta-saving", rounded(saved), saved, lora=lora, ours=ours)
+    share = 100 * exact("1.33") / 184
+    yield of_claim("parameters/share", rounded(share, 3), share)
     ours, lora = base.total(lora2_parameters(1)), base.total(eight)
-    times, how = Decimal(lora) / ours, f"LoRA r=8, {lora:,}, divided by LoRA2 k=1, {ours:,}"
-    how += "; for the scores of the two see text/k1-over-r8"
-    yield of_claim("parameters/eightfold", "eightfold", rounded(times), how, times)
+    times = Decimal(lora) / ours
+    yield of_claim("parameters/eightfold", rounded(times), times, lora=lora, ours=ours)
 
 
 def scores() -> Iterator[Finding]:
     """Count the sensitivity scores saved by Eq. 9, for one matrix and for the whole encoder."""
+
+    def kept(k: int) -> Count:  # the singular values, v and U
+        return lambda d_in, d_out: 8 + 2 * k * 8
+
     base = encoder("deberta-v3-base")
-    cases = {}
-    for width in (768, 3072):
-        counts = (lora2_scores_kept(1), lora2_parameters(1))
-        cases[f"768x{width} k=1"] = [count(768, width) for count in counts]
+    cases = {f"768x{width} k=1": [count(768, width) for count in (kept(1), lora2_parameters(1))]
+             for width in (768, 3072)}  # fmt: skip
     for k in (1, 8):
-        counts = (lora2_scores_kept(k), lora2_parameters(k))
-        cases[f"encoder k={k}"] = [base.total(count) for count in counts]
-    for name, (kept, whole) in cases.items():
-        saved = 100 * (1 - Decimal(kept) / whole)
-        shown = f"{rounded(saved)}: {kept:,} of {whole:,} are left"
-        how = f"{name}, r=8; Eq. 9 reads the singular values, v and U: r + 2 k r"
+        cases[f"encoder k={k}"] = [base.total(count) for count in (kept(k), lora2_parameters(k))]
+    for name, (left, whole) in cases.items():
+        saved = 100 * (1 - Decimal(left) / whole)
+        shown = f"{rounded(saved)}: {left:,} of {whole:,} are left"
         judged = saved if name == "768x768 k=1" else None
-        yield of_claim(f"scores/{name}", "scores", shown, how, judged)
+        yield of_claim(f"scores/{name}", shown, judged, size=name)
 
 
 def readings() -> Iterator[Finding]:

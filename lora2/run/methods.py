@@ -19,17 +19,7 @@ from transformers import PreTrainedModel
 import lora2
 from lora2.config.checks import check_encoder
 from lora2.config.problems import ConfigError, Problem, unknown
-from lora2.config.schema import (
-    Adalora,
-    Backbone,
-    Bitfit,
-    Full,
-    Lora2,
-    Peft,
-    RunConfig,
-    Sora,
-    as_tree,
-)
+from lora2.config.schema import Adalora, Backbone, Lora2, Peft, Plain, RunConfig, Sora, as_tree
 from lora2.records.store import flatten
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
@@ -67,10 +57,9 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
             build the method on this encoder.
     """
     method = config.method
-    if isinstance(method, Full):
-        return model, None
-    if isinstance(method, Bitfit):
-        train_biases(model, config.backbone.head_modules)
+    if isinstance(method, Plain):
+        if method.name == "bitfit":
+            train_biases(model, config.backbone.head_modules)
         return model, None
     adapter = peft_config(config, steps)
     if isinstance(method, Peft):

@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
@@ -28,31 +28,23 @@ SMALL_FILES = 0.3e6  # bytes in a run folder besides weights: predictions, histo
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of a training step, measured or scaled by tokens from another."""
+    """The cost of a training step."""
 
     seconds: float
     trainable: int
     peak_memory_mb: float
-    measured: bool
+    measured: bool  # False: scaled by tokens from another
     held_mb: float = 0.0  # the part of the memory that does not grow with the batch
 
 
-Key = tuple[str, str, int]
+Key = tuple[str, str, int]  # row, task, most tokens in a batch: what a step's cost depends on
 Costs = dict[Key, Cost]
 # Columns of a plan, which has a line per row of the table -> how to combine the row's runs.
-COLUMNS = {
-    "runs": "sum", "done": "sum", "steps": "sum",
-    "seconds": "sum",  # of all steps and evaluations
-    "step_seconds": "sum",  # of all steps
-    "disk_mb": "sum",
-    "memory_mb": "max",
-    "checkpoint_mb": "max",  # of a run in progress
-    "measured": "all",
-}  # fmt: skip
+COLUMNS = dict.fromkeys(("runs", "done", "steps", "seconds", "step_seconds", "disk_mb"), "sum")
+COLUMNS |= {"memory_mb": "max", "checkpoint_mb": "max", "measured": "all"}
 
 
 def key_of(job: Job) -> Key:
-    """Return what a step's cost depends on: (row, task, most tokens in a batch)."""
     train = job.resolved.config.train
     return job.row, job.task, train.max_seq_length * train.batch_size
 
@@ -67,8 +59,8 @@ def measure(
 
     Takes a few steps of each, the shortest batch of every row first. After ``budget`` seconds it
     measures only rows without any measurement, after three times as long none: the remaining costs
-    are scaled by tokens, from the same row where possible. Ctrl-C ends the measuring early, once
-    there is something to scale from. Returns the costs and whether Ctrl-C was pressed.
+    are scaled by tokens, from the same row where possible. Returns the costs, and whether Ctrl-C
+    ended the measuring once there was something to scale from.
     """
     import torch
 
@@ -78,13 +70,11 @@ def measure(
     torch.set_num_threads(threads)
     if warning := busy_warning(threads):
         tell(warning)
-    wanted = {key_of(job): job for job in jobs}
-    costs: Costs = {}
+    wanted, costs = {key_of(job): job for job in jobs}, Costs()
     started, interrupted = time.monotonic(), False
     for key in _order(wanted):
-        spent = time.monotonic() - started
         patience = budget if any(row == key[0] for row, *_ in costs) else PATIENCE * budget
-        if costs and spent > patience:
+        if costs and time.monotonic() - started > patience:
             continue
         resolved = wanted[key].resolved
         try:
@@ -101,8 +91,10 @@ def measure(
         costs[key] = Cost(result.median, result.trainable, memory, True, held)
         size = f"{resolved.config.train.batch_size} x {result.tokens:.0f} tokens"
         tell(f"  {key[0]}, {key[1]}, {size}: {result.median:.3f} s/step")
-    missing = wanted.keys() - costs.keys()
-    sizes = {key: batch_tokens(job) for key, job in wanted.items()} if missing else {}
+    missing, sizes = wanted.keys() - costs.keys(), dict[Key, float]()
+    for key, job in wanted.items() if missing else ():
+        drawn = step.batches(job.resolved.config, BATCHES)
+        sizes[key] = statistics.mean(batch["input_ids"].numel() for batch in drawn)
     return costs | {key: _scaled(key, costs, sizes) for key in missing}, interrupted
 
 
@@ -119,19 +111,11 @@ def busy_warning(threads: int) -> str | None:
 
 def _order(wanted: Mapping[Key, Job]) -> list[Key]:
     """Return every row's shortest batch, then every row's next, and so on."""
-    rows: dict[str, list[Key]] = defaultdict(list)
+    rows, places = Counter[str](), list[tuple[int, int, Key]]()
     for key in sorted(wanted, key=lambda key: (key[2], key)):
-        rows[key[0]].append(key)
-    places = [(i, key[2], key) for keys in rows.values() for i, key in enumerate(keys)]
+        places.append((rows[key[0]], key[2], key))
+        rows[key[0]] += 1
     return [key for *_, key in sorted(places)]
-
-
-def batch_tokens(job: Job) -> float:
-    """Return the mean number of tokens in a batch of the run, padding included."""
-    from lora2.bench import step
-
-    drawn = step.batches(job.resolved.config, BATCHES)
-    return statistics.mean(batch["input_ids"].numel() for batch in drawn)
 
 
 def _scaled(key: Key, costs: Costs, sizes: Mapping[Key, float]) -> Cost:

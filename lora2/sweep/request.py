@@ -19,37 +19,19 @@ from lora2.config.parse import (
     scalar,
     word_list,
 )
-from lora2.config.problems import (
-    Problem,
-    ProblemList,
-    check_section,
-    field_names,
-    unknown,
-)
+from lora2.config.problems import Problem, ProblemList, check_section, field_names, unknown
 from lora2.config.schema import Count, Seed, checked
 from lora2.glue.tasks import REPOSITORY
 from lora2.hub import describe, unavailable
 from lora2.sweep.pool import gpu_count
-from lora2.sweep.table import (
-    ALL,
-    AUTO,
-    Job,
-    Profile,
-    Table,
-    jobs,
-    load_profile,
-    load_table,
-    narrow,
-)
+from lora2.sweep.table import ALL, AUTO, Job, Profile, Table, jobs, load_profile, load_table, narrow
 
 # Words of run_glue.py -> the words to use here.
 INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}
 GROUPS = ("backbone", "protocol", "ranks")
 LISTS = ("table", "tasks", "rows", "parts", "seeds")
-HOW_TO_PAPER = (
-    "the paper's: profile=paper on a machine with a CUDA GPU, and either a network or "
-    "backbone.path=DIR data.dir=DIR"
-)
+HOW_TO_PAPER = ("the paper's: profile=paper on a machine with a CUDA GPU, and either a network or "
+                "backbone.path=DIR data.dir=DIR")  # fmt: skip
 Seeds = Annotated[list[Seed], Field(min_length=1)]
 Kind = TypeVar("Kind")
 
@@ -89,11 +71,7 @@ class Request:
     notes: list[str]
 
     def jobs_of(self, plan: Table) -> list[Job]:
-        """Return a table's runs; times are measured once, without seeds.
-
-        Raises:
-            ConfigError: every problem of every run, each once.
-        """
+        """Return a table's runs (see ``jobs``); times are measured with one seed."""
         seeds = self.options.seeds or self.profile.seeds
         if plan.kind == "times" and seeds is not None:
             seeds = seeds[:1]
@@ -108,8 +86,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     Raises:
         ConfigError: every word that is wrong, and what is allowed.
     """
-    problems = ProblemList()
-    words = list(argv)
+    problems, words = ProblemList(), list(argv)
     if default_tables is not None and not any(word.startswith("table=") for word in words):
         words.append(f"table={','.join(default_tables)}")
     kind: type[ReportOptions] = Options if default_tables is None else ReportOptions
@@ -118,8 +95,10 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     problems += _set_by_rows(plans, extra)
     profile, notes = _profile(given.profile, plans, extra, problems)
     if isinstance(given, Options) and given.cluster == "local":
-        slurm_only = {"wait": False} if not given.wait else {}
-        for key, value in {**slurm_only, **{f"slurm.{key}": slurm[key] for key in slurm}}.items():
+        unused = {f"slurm.{key}": slurm[key] for key in slurm} | (
+            {} if given.wait else {"wait": False}
+        )
+        for key, value in unused.items():
             problems.append(Problem(key, value, wrong="has no effect without cluster=slurm"))
     if problems and profile is not None:
         for plan in plans:  # so that problems of the runs are reported too
@@ -137,10 +116,8 @@ def split_words(
 
     Problems are added to ``problems``; a wrong option keeps its default.
     """
-    names = field_names(kind)
-    values: dict[str, Any] = {}
-    slurm: dict[str, Any] = {}
-    extra: list[str] = []
+    names, extra = field_names(kind), list[str]()
+    values, slurm = dict[str, Any](), dict[str, Any]()
     for word in argv:
         key, sign, text = word.partition("=")
         if not sign or not key:
@@ -155,14 +132,13 @@ def split_words(
         elif key in INSTEAD:
             problems.append(Problem(key, text, f"{INSTEAD[key]}=..., which picks from a table"))
         elif "." not in key and key not in GROUPS:
-            allowed = [*names, *GROUPS]
-            problems.append(unknown(key, text, allowed, "unknown key", key))
+            problems.append(unknown(key, text, [*names, *GROUPS], "unknown key", key))
         else:
             extra.append(word)
-    wrong = check_section("", kind, values)
-    problems += wrong
-    refused = {problem.key.partition(".")[0] for problem in wrong}
-    return kind(**{key: values[key] for key in values.keys() - refused}), slurm, extra
+    for problem in check_section("", kind, values):
+        problems.append(problem)
+        values.pop(problem.key.partition(".")[0], None)
+    return kind(**values), slurm, extra
 
 
 def _option(key: str, text: str) -> Any:
@@ -183,20 +159,18 @@ def _tables(given: ReportOptions, problems: ProblemList) -> list[Table]:
     for name in dict.fromkeys(names):
         with problems.collect():
             plans.append(load_table(name))
+    if len(plans) < len(set(names)):
+        return plans
     available = {
         "tasks": (given.tasks, {task for plan in plans for task in plan.tasks}),
         "rows": (given.rows, {row.id for plan in plans for row in plan.rows}),
     }
-    if len(plans) < len(set(names)):
-        return plans
     for key, (wanted, present) in available.items():
         problems += [unknown(key, name, present) for name in wanted or [] if name not in present]
         if wanted == []:
             problems.append(Problem(key, "", f"at least one of {', '.join(sorted(present))}"))
-    kept = []
-    for plan in plans:
-        part = narrow(plan, given.tasks, given.rows)
-        kept += [part] if part.tasks and part.rows else []
+    narrowed = (narrow(plan, given.tasks, given.rows) for plan in plans)
+    kept = [part for part in narrowed if part.tasks and part.rows]
     if plans and not kept and not any(problem.key in available for problem in problems):
         problems.append(Problem("rows", given.rows, wrong="no table has these rows and tasks"))
     return kept or plans
@@ -234,10 +208,7 @@ def _profile(
 
 
 def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
-    """Return the reasons why the paper's profile cannot run here; empty if it can.
-
-    What a typed folder holds is not looked for on the hub.
-    """
+    """Return the reasons why the paper's profile cannot run here; empty if it can."""
     if gpu_count() == 0:
         return ["no CUDA GPU is visible"]
     given = dict(word.split("=", 1) for word in words if "=" in word)

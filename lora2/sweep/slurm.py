@@ -25,8 +25,8 @@ DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_t
 class ClusterRun:
     """The callable that each job of the array runs.
 
-    Before a time-out or a preemption Slurm sends a signal; submitit then asks ``checkpoint`` what
-    to run when the job is requeued. The run itself continues from its Trainer's last checkpoint.
+    Before a time-out or a preemption submitit asks ``checkpoint`` what to run when the job is
+    requeued. The run itself continues from its Trainer's last checkpoint.
     """
 
     def __call__(self, config: RunConfig) -> Outcome:
@@ -49,7 +49,17 @@ def submit(
     Raises:
         ConfigError: submitit or Slurm is not installed, or submitit has no such option.
     """
-    executor = _executor(folder)
+    try:
+        import submitit
+    except ImportError as error:
+        wrong = "submitit is not installed; type pip install submitit"
+        raise ConfigError([Problem("cluster", "slurm", "local", wrong)]) from error
+    if submitit.SlurmExecutor.affinity() < 0:
+        wrong = "sbatch is not found on this machine"
+        raise ConfigError([Problem("cluster", "slurm", "local", wrong)])
+    executor = submitit.AutoExecutor(
+        folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
+    )
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
     values = {**DEFAULTS, **({} if tiny else {"gpus_per_node": 1}), **options}
     if at_once is not None:
@@ -60,20 +70,6 @@ def submit(
         raise ConfigError([Problem("slurm", dict(options), wrong=str(error))]) from error
     submitted = executor.map_array(ClusterRun(), [job.resolved.config for job in jobs])
     return [job.job_id for job in submitted]
-
-
-def _executor(folder: Path) -> Any:
-    try:
-        import submitit
-    except ImportError as error:
-        wrong = "submitit is not installed; type pip install submitit"
-        raise ConfigError([Problem("cluster", "slurm", "local", wrong)]) from error
-    if submitit.SlurmExecutor.affinity() < 0:
-        wrong = "sbatch is not found on this machine"
-        raise ConfigError([Problem("cluster", "slurm", "local", wrong)])
-    return submitit.AutoExecutor(
-        folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
-    )
 
 
 def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Outcome]:
@@ -88,19 +84,16 @@ def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Out
         queued = in_queue(list(waiting))
         for number in [number for number in waiting if number not in queued]:
             job = waiting.pop(number)
-            outcomes.append(_outcome(job))
+            state, message = status_of(job.resolved.config), "see its log"
+            if state is None:
+                message = "left the queue without a result; see logs/slurm"
+            elif state == "finished":
+                message = ""
+            outcomes.append(Outcome(job.name, state or "failed", message))
             progress.end_of(job, outcomes[-1])
         if waiting:
             time.sleep(POLL_SECONDS)
     return outcomes
-
-
-def _outcome(job: Job) -> Outcome:
-    state = status_of(job.resolved.config)
-    if state == "finished":
-        return Outcome(job.name, "finished")
-    message = "left the queue without a result; see logs/slurm" if state is None else "see its log"
-    return Outcome(job.name, "diverged" if state == "diverged" else "failed", message)
 
 
 def in_queue(ids: Sequence[str]) -> set[str]:

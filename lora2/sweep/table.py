@@ -52,8 +52,7 @@ class Table:
     overrides: list[str] = dataclasses.field(default_factory=list)
 
     @property
-    def stem(self) -> str:
-        """The start of its files' names."""
+    def stem(self) -> str:  # the start of its files' names
         return str(self.table) if self.kind == "figure" else f"table{self.table}"
 
     def metrics_of(self, task: str) -> Sequence[str]:
@@ -67,23 +66,16 @@ class Table:
 
 @checked
 class Profile:
-    """The encoders, data, length and seeds used in place of the paper's.
-
-    ``encoders`` maps the paper's encoder to the one used here.
-    """
+    """The encoders, data, length and seeds used in place of the paper's."""
 
     name: str
     note: str  # one sentence, printed before anything runs
-    encoders: dict[str, str | None]  # None: nothing replaces that encoder
+    encoders: dict[str, str | None]  # the paper's -> ours; None: nothing replaces it
     seeds: Annotated[list[Seed], Field(min_length=1)] | None  # None: those of the public scripts
     overrides: list[str]  # words of run_glue.py, for every run
 
     def encoder_for(self, encoder: str) -> str:
-        """Return the backbone used in place of the paper's ``encoder``.
-
-        Raises:
-            ConfigError: the profile has none.
-        """
+        """Return the backbone used in place of the paper's ``encoder``; ConfigError if none is."""
         backbone = self.encoders.get(encoder)
         if backbone is None:
             wrong = f"it has no encoder in place of {encoder}"
@@ -106,11 +98,7 @@ class Job:
 
 
 def load_table(name: str, configs: Path = CONFIGS) -> Table:
-    """Read configs/table/<name>.yaml.
-
-    Raises:
-        ConfigError: no such table, or a file with wrong keys, ids or references.
-    """
+    """Read configs/table/<name>.yaml; ConfigError names what is wrong in it."""
     values = read_named("table", name, configs, "all")
     source = str(values.pop("rows_of", name))
     rows = _rows(source, values if source == name else read_named("table", source, configs))
@@ -120,35 +108,22 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
     problems = ProblemList([*check_section(where, Table, tree), *_check_names(where, rows)])
     problems.raise_if_any()
     table = Table(**tree)
-    problems += [*_check_metrics(where, table), *_check_paper_rows(where, table)]
-    problems.raise_if_any()
+    ProblemList(_check_cells(where, table)).raise_if_any()
     return table
 
 
 def load_profile(name: str, configs: Path = CONFIGS) -> Profile:
-    """Read configs/profile/<name>.yaml.
-
-    Raises:
-        ConfigError: no such profile, or a file with unknown or missing keys.
-    """
+    """Read configs/profile/<name>.yaml; ConfigError names what is wrong in it."""
     values = {**read_named("profile", name, configs, AUTO), "name": name}
     ProblemList(check_section(f"profile {name}", Profile, values)).raise_if_any()
     return Profile(**values)
 
 
 def read_named(group: str, name: str, configs: Path, *also: str) -> dict[str, Any]:
-    """Read configs/<group>/<name>.yaml; ``also`` are other names that a user may type.
-
-    Raises:
-        ConfigError: there is no such file, or it holds no mapping.
-    """
-    names = options(group, configs)
-    if name not in names:
+    """Read configs/<group>/<name>.yaml; ``also`` are other names that a user may type."""
+    if name not in (names := options(group, configs)):
         raise ConfigError([unknown(group, name, [*names, *also])])
-    values = read_yaml(configs / group / f"{name}.yaml")
-    if not isinstance(values, dict):
-        raise ConfigError([Problem(f"{group} {name}", values, "a mapping of keys to values")])
-    return values
+    return read_yaml(configs / group / f"{name}.yaml")
 
 
 def _rows(name: str, values: dict[str, Any]) -> list[Row]:
@@ -156,8 +131,7 @@ def _rows(name: str, values: dict[str, Any]) -> list[Row]:
     if not isinstance(rows, list):
         raise ConfigError([Problem(f"table {name}, rows", rows, "a list of rows")])
     where = f"table {name}, row"
-    problems = ProblemList(p for row in rows for p in check_section(where, Row, row))
-    problems.raise_if_any()
+    ProblemList(p for row in rows for p in check_section(where, Row, row)).raise_if_any()
     return [Row(**row) for row in rows]
 
 
@@ -172,7 +146,7 @@ def _check_names(where: str, rows: Sequence[Row]) -> Iterator[Problem]:
             yield unknown(f"{where}, against", row.against, ids)
 
 
-def _check_metrics(where: str, table: Table) -> Iterator[Problem]:
+def _check_cells(where: str, table: Table) -> Iterator[Problem]:
     for task, names in table.metrics.items():
         key = f"{where}.metrics.{task}"
         if task not in table.tasks:
@@ -180,9 +154,6 @@ def _check_metrics(where: str, table: Table) -> Iterator[Problem]:
             continue
         allowed = TASKS[task].metric_names
         yield from (unknown(key, name, allowed) for name in names if name not in allowed)
-
-
-def _check_paper_rows(where: str, table: Table) -> Iterator[Problem]:
     for row in table.rows:
         try:
             if row.paper_row is not None:
@@ -204,13 +175,10 @@ def jobs(
     """Return every run of a table: rows x tasks x seeds, in that order.
 
     ``seeds`` None keeps the public seed of each cell; ``extra`` words override all others.
-
-    Raises:
-        ConfigError: every problem of every cell, each once.
+    ConfigError names every problem of every cell.
     """
     backbone = profile.encoder_for(table.encoder)
-    every: list[Job] = []
-    problems = ProblemList()
+    every, problems = list[Job](), ProblemList()
     for row in table.rows:
         for task in table.tasks:
             words = [f"task={task}", f"method={row.method}", f"backbone={backbone}",

@@ -18,14 +18,11 @@ SIZES = ("params_adapter", "params_kept", "params_head", "params_encoder")
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one row and task: the finished ones, indexed by seed, and the number of others.
+    """The runs of one row and task."""
 
-    ``repeated`` names the runs of ambiguous seeds: those with several runs.
-    """
-
-    finished: pd.DataFrame
-    lost: Mapping[str, int]  # by LOST
-    repeated: tuple[str, ...]
+    finished: pd.DataFrame  # indexed by seed
+    lost: Mapping[str, int]  # the number of others, by LOST
+    repeated: tuple[str, ...]  # the runs of ambiguous seeds: those with several runs
 
     def counts(self) -> dict[str, int]:
         return {"planned": len(self.finished) + sum(self.lost.values()), **self.lost}
@@ -33,17 +30,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableResults:
-    """A table and its cells by row id and task.
-
-    ``seeds`` None accepts any seed. ``conditions`` are shown in the heading; ``suffix`` ends the
-    files' stem: table1-equal.md.
-    """
+    """A table and its cells."""
 
     table: Table
-    cells: Mapping[str, Mapping[str, Cell]]
-    seeds: Sequence[int] | None
-    conditions: Mapping[str, str]
-    suffix: str
+    cells: Mapping[str, Mapping[str, Cell]]  # by row id and task
+    seeds: Sequence[int] | None  # None accepts any seed
+    conditions: Mapping[str, str]  # shown in the heading
+    suffix: str  # of the files' stem: table1-equal.md
 
     def used(self) -> pd.DataFrame:
         """Return the averaged runs of all cells; a run in several rows once per row ("label")."""
@@ -55,12 +48,9 @@ class TableResults:
 
 
 def fill(
-    table: Table,
-    runs_of: Mapping[str, pd.DataFrame],
-    seeds: Sequence[int] | None = None,
-    conditions: Mapping[str, str] | None = None,
-    suffix: str = "",
-) -> TableResults:
+    table: Table, runs_of: Mapping[str, pd.DataFrame], seeds: Sequence[int] | None = None,
+    conditions: Mapping[str, str] | None = None, suffix: str = "",
+) -> TableResults:  # fmt: skip
     """Sort the runs of each row (``runs_of``, by row id) into cells by task."""
     cells = {
         row.id: {task: _cell(table, task, runs_of[row.id], seeds) for task in table.tasks}
@@ -70,10 +60,7 @@ def fill(
 
 
 def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | None) -> Cell:
-    """Return a cell. A seed with two runs is ambiguous: neither is averaged.
-
-    A finished run without one of the task's metrics counts as failed.
-    """
+    """Return a cell; a finished run without one of the task's metrics counts as failed."""
     runs = runs.loc[runs["task"] == task]
     if seeds is not None:
         runs = runs.loc[runs["seed"].isin(list(seeds))]
@@ -116,16 +103,12 @@ def build(results: TableResults) -> pd.DataFrame:
 
 def _task_records(table: Table, row: Row, cell: Cell, task: str) -> list[dict]:
     best, last = (_scores(table, cell, task, which) for which in ("best", "last"))
-    paper = printed(table, row)
+    paper, seeds = printed(table, row), " ".join(str(seed) for seed in best.index)
     return [
-        {
-            "task": task,
-            "metric": metric,
-            "seeds": " ".join(str(seed) for seed in best.index),
-            **_record(best[metric].tolist(), last[metric].dropna().tolist(),
-                      paper.get((task, metric), math.nan)),
-            **cell.counts(),
-        }
+        {"task": task, "metric": metric, "seeds": seeds,
+         **_record(best[metric].tolist(), last[metric].dropna().tolist(),
+                   paper.get((task, metric), math.nan)),
+         **cell.counts()}
         for metric in table.metrics_of(task)
     ]  # fmt: skip
 
@@ -140,35 +123,29 @@ def _scores(table: Table, cell: Cell, task: str, which: str) -> pd.DataFrame:
 def _record(best: list[float], last: list[float], paper: float) -> dict[str, float]:
     """Return the numbers of a cell; ``last`` may have fewer values than ``best``, none is NaN."""
     shown, final = stats.summary(best), stats.summary(last)
+    whole = final.n == shown.n
     return {
         **{("ci_" + k if k in ("low", "high") else k): v for k, v in shown._asdict().items()},
-        "last_mean": final.mean if final.n == shown.n else math.nan,
-        "last_std": final.std if final.n == shown.n else math.nan,
+        "last_mean": final.mean if whole else math.nan,
+        "last_std": final.std if whole else math.nan,
         "paper": paper,
         "difference": shown.mean - paper,
     }
 
 
 def _average_record(table: Table, row: Row, cells: Mapping[str, Cell]) -> dict:
-    """Average over the tasks by the paper's rule; each task has a finished run.
-
-    If all tasks have the same seeds, the average is per seed, with deviation and interval;
-    otherwise it is only the mean of the tasks' means.
-    """
+    """Average over the tasks by the paper's rule: per seed, or, if seeds differ, of the means."""
     best, last = (_averages(table, cells, which) for which in ("best", "last"))
     sizes = [len(cell.finished) for cell in cells.values()]
     same_seeds = len(best) == min(sizes) == max(sizes)
     seeds = next(iter(cells.values())).finished.index
     counts = pd.DataFrame([cell.counts() for cell in cells.values()])
     return {
-        "task": AVERAGE,
-        "metric": AVERAGE,
+        "task": AVERAGE, "metric": AVERAGE,
         "seeds": " ".join(str(seed) for seed in seeds) if same_seeds else "",
         **_record(best, last, paper_average(table, row)),
-        "n": min(sizes),
-        **counts.sum().to_dict(),
-        "planned": int(counts["planned"].max()),
-    }
+        "n": min(sizes), **counts.sum().to_dict(), "planned": int(counts["planned"].max()),
+    }  # fmt: skip
 
 
 def _averages(table: Table, cells: Mapping[str, Cell], which: str) -> list[float]:

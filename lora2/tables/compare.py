@@ -15,8 +15,8 @@ from lora2.tables.build import TableResults
 
 COLUMNS = ["label", "against", "task", "metric", "n", "difference", "seed_test", "seed_p",
            "seed_p_holm", "example_test", "example_p", "example_p_holm"]  # fmt: skip
-# Predictions are not committed, so the p-values computed from them are saved in this file: two
-# runs, the metric, the difference of their scores (which tells other models apart) and p.
+# Predictions are not committed: the p-values computed from them are saved in this file. The
+# difference of two runs' scores tells other models of the same names apart.
 SAVED = "example_tests.csv"
 KEY = ["first", "second", "metric", "difference"]
 Saved = dict[tuple[str, str, str, float], float]
@@ -26,9 +26,8 @@ def compare(results: TableResults, folder: Path) -> pd.DataFrame:
     """Return a line per row, task and metric: reference minus row over common seeds, and p-values.
 
     Tests by seed ask whether two training recipes differ, tests by example whether two trained
-    models differ on this validation set. Each kind is one family for Holm's correction
-    (``*_holm``). Tests by example read the predictions in ``folder``/runs, or, if they are not
-    here, example_tests.csv.
+    models differ on this validation set: by the predictions in ``folder``/runs, or without them
+    example_tests.csv. Each kind is one family for Holm's correction (``*_holm``).
     """
     table, saved = results.table, _read_saved(folder / SAVED)
     before = dict(saved)
@@ -64,14 +63,10 @@ def _tests(
         # models can still be compared on the same examples.
         pairs = [(first.iloc[0], second.iloc[0])]
     by_example = _by_example(metric, [_example_p(metric, *pair, folder, saved) for pair in pairs])
-    return {
-        "n": len(seeds),
-        "difference": float(gaps.mean()) if len(gaps) else math.nan,
-        "seed_test": by_seed.name,
-        "seed_p": by_seed.p,
-        "example_test": by_example.name,
-        "example_p": by_example.p,
-    }
+    difference = float(gaps.mean()) if len(gaps) else math.nan
+    return {"n": len(seeds), "difference": difference, "seed_test": by_seed.name,
+            "seed_p": by_seed.p, "example_test": by_example.name,
+            "example_p": by_example.p}  # fmt: skip
 
 
 def _by_example(metric: str, values: list[float | None]) -> stats.Outcome:
@@ -90,8 +85,7 @@ def _example_p(
 ) -> float | None:
     """Test two runs by example: exact McNemar for accuracies, else a paired bootstrap.
 
-    NaN if they were not evaluated on the same examples; None if their predictions are neither
-    here nor in ``saved``.
+    NaN if their examples differ; None if their predictions are neither here nor in ``saved``.
     """
     names, column = (first["run"], second["run"]), f"best_{metric}"
     key = (*names, metric, float(first[column]) - float(second[column]))
@@ -135,7 +129,7 @@ def _read_saved(path: Path) -> Saved:
         return {}
     text = {"first": str, "second": str}
     try:
-        frame = pd.read_csv(path, dtype=text, float_precision="round_trip").set_index(KEY)
-        return frame["p"].to_dict()
+        frame = pd.read_csv(path, dtype=text, float_precision="round_trip")
+        return frame.set_index(KEY)["p"].to_dict()
     except (KeyError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
         raise StoreError(f"{path} is damaged ({error}): remove it") from error

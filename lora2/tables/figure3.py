@@ -30,12 +30,7 @@ LETTERS = 14  # of the note per inch of the figure's width: where to wrap it
 
 
 def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
-    """Read ranks.csv of these runs, for ``draw``.
-
-    Raises:
-        FileNotFoundError: a file is missing; runs.csv does not hold the ranks.
-        StoreError: a file is damaged.
-    """
+    """Read ranks.csv of these runs; FileNotFoundError or StoreError names one that cannot be."""
     frames = []
     for run in runs:
         path = folder / "runs" / run / "ranks.csv"
@@ -48,17 +43,16 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
             kept_ranks(frames[-1:])
         except (ValueError, TypeError) as error:  # pandas' errors of parsing are ValueErrors
             why = " ".join(str(error).split())
-            raise StoreError(
-                f"{path} cannot be read ({why}): remove the folder and repeat"
-            ) from error
+            message = f"{path} cannot be read ({why}): remove the folder and repeat"
+            raise StoreError(message) from error
     return frames
 
 
 def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the number of kept singular values, (matrices, layers), averaged over runs.
 
-    A frame is a run's ranks.csv: one line per singular value with module, layer, matrix, index
-    and kept (0 or 1). Matrices are in the order of ``SYMBOLS``, others after them by name.
+    A frame is a run's ranks.csv, a line per singular value. Matrices are in the order of
+    ``SYMBOLS``, others after them by name.
 
     Raises:
         ValueError: a frame lacks a column, or the runs adapt different matrices.
@@ -77,15 +71,11 @@ def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure:
-    """Draw one heat map per task; ``panels`` gives the ranks.csv frames of its runs by title.
-
-    All panels share one colour scale from 0 to the initial rank. ``note`` is printed below them.
-    """
+    """Draw one heat map per task, all from 0 to the initial rank; ``note`` is printed below."""
     grids = {title: kept_ranks(frames) for title, frames in panels.items()}
     most = max(int(frame.groupby("module")["index"].nunique().max())
                for frames in panels.values() for frame in frames)  # fmt: skip
-    layers = max(grid.shape[1] for grid in grids.values())
-    matrices = max(grid.shape[0] for grid in grids.values())
+    matrices, layers = (max(grid.shape[axis] for grid in grids.values()) for axis in (0, 1))
     columns = 1 if len(grids) == 1 else 2
     rows = math.ceil(len(grids) / columns)
     width, height = max(3.4, 0.34 * layers + 0.8), 0.3 * matrices + 0.9

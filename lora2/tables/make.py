@@ -32,7 +32,7 @@ def report_table(
 
     Raises:
         StoreError: there are no runs of this table.
-        FileNotFoundError: the figure's runs are in runs.csv but their folders are not here.
+        FileNotFoundError: the folders of the figure's runs are not here.
     """
     runs = store.collect(folder) if runs is None else runs
     results = find_results(table, profile, folder, seeds, extra, runs)
@@ -48,35 +48,19 @@ def report_table(
 
 
 def print_table(
-    table: Table,
-    profile: Profile,
-    folder: Path,
-    seeds: Sequence[int] | None,
-    extra: Sequence[str],
-    runs: pd.DataFrame,
-) -> str:
-    """Return the Markdown of a table, or of a part or variant of it; write nothing.
-
-    Raises:
-        StoreError: there are no runs of this table.
-    """
+    table: Table, profile: Profile, folder: Path,
+    seeds: Sequence[int] | None, extra: Sequence[str], runs: pd.DataFrame,
+) -> str:  # fmt: skip
+    """Return the Markdown of a table, or of a part or variant of it, as ``report_table``."""
     results = find_results(table, profile, folder, seeds, extra, runs)
     return render.texts(results, folder, profile)[".md"]
 
 
 def find_results(
-    table: Table,
-    profile: Profile,
-    folder: Path,
-    seeds: Sequence[int] | None,
-    extra: Sequence[str],
-    runs: pd.DataFrame,
-) -> TableResults:
-    """Return the table with the runs that have its settings.
-
-    Raises:
-        StoreError: there are none.
-    """
+    table: Table, profile: Profile, folder: Path,
+    seeds: Sequence[int] | None, extra: Sequence[str], runs: pd.DataFrame,
+) -> TableResults:  # fmt: skip
+    """Return the table with the runs that have its settings; StoreError if there are none."""
     cells = jobs(table, profile, None, extra)
     run_settings = [comparable(settings) for settings in store.settings(runs)]
     runs_of = {}
@@ -90,17 +74,16 @@ def find_results(
         seeds = sorted(run_seeds | set(profile.seeds))
     config = cells[0].resolved.config
     conditions = {"protocol": config.protocol, "ranks": config.ranks}
-    suffix = "".join(
-        f"-{value}" for key, _, value in (word.partition("=") for word in extra) if key in VARIANTS
-    )
+    typed = [word.partition("=") for word in extra]
+    suffix = "".join(f"-{value}" for key, _, value in typed if key in VARIANTS)
     return fill(table, runs_of, seeds, conditions, suffix)
 
 
 def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
-    """Return, by the name of each job in ``cells``, the run with its settings and seed.
+    """Return, by the name of each job in ``cells`` that was run, its run.
 
-    That is the run of the same name if there is one, otherwise the last with the same settings,
-    whose data or encoder were in another folder. Jobs that were not run are left out.
+    That is the run of the same name, otherwise the last with the same settings and seed, whose data
+    or encoder were in another folder.
     """
     names = set(runs["run"])
     settings = [comparable(flat) for flat in store.settings(runs)]
@@ -128,7 +111,5 @@ def _comparable_job(job: Job) -> dict[str, object]:
 
 def is_official(table: Table, extra: Sequence[str]) -> bool:
     """Tell whether this is a whole table with its own settings, which alone is written to files."""
-    allowed = (*PLACES, *VARIANTS)
-    return table == load_table(table.name) and all(
-        word.partition("=")[0] in allowed for word in extra
-    )
+    keys = {word.partition("=")[0] for word in extra}
+    return table == load_table(table.name) and keys <= {*PLACES, *VARIANTS}

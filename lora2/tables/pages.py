@@ -20,8 +20,7 @@ BLOCK = re.compile(r"(<!-- begin (?P<path>results/\S+\.md) -->\n).*?(<!-- end --
 def refresh(text: str, root: Path = ROOT) -> str:
     """Return ``text`` with every block replaced by the first table of the file it names.
 
-    A block is between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``. The text
-    before the table's first grid (title, warnings, how to read it) and the notes under it are kept.
+    A block is between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``.
 
     Raises:
         FileNotFoundError: a block names a table that does not exist.

@@ -38,7 +38,6 @@ def write(runs: pd.DataFrame, folder: Path) -> Path:
 
 
 def result(line: Line, config: Line, file_size: int | None) -> Line:
-    """Return a run's JSON from its line of runs.csv and its settings by dotted key."""
     sizes = {name: line.get(f"params_{name}") or 0 for name in ("adapter", "head", "encoder")}
     whole = sizes["encoder"] + sizes["head"]
     on_gpu = not str(line.get("device")).startswith("cpu")
@@ -109,8 +108,8 @@ def _metrics(line: Line) -> list[Line]:
     unknown = ("test accuracy", "train loss", "train total tokens")
     metrics = []
     for kind, step in (("best", line.get("step_best")), ("last", line.get("steps"))):
-        scores = {name.replace(f"{kind}_", "valid ", 1): value for name, value in line.items()
-                  if name.startswith(f"{kind}_") and value is not None}  # fmt: skip
+        scores = {key.replace(f"{kind}_", "valid ", 1): value for key, value in line.items()
+                  if key.startswith(f"{kind}_") and value is not None}  # fmt: skip
         samples = (step or 0) * (line.get("batch_size") or 0)
         metrics.append({"step": step, **scores, "train samples": samples, **dict.fromkeys(unknown)})
     return metrics

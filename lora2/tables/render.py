@@ -85,16 +85,12 @@ def opening(table: Table, profile: Profile, conditions: Mapping[str, str]) -> li
 
 def caption(results: TableResults, cells: pd.DataFrame) -> str:
     """Say how to read a cell."""
-    if results.seeds is None:
-        seeds = sorted({int(seed) for text in cells["seeds"] for seed in text.split()})
-        most = int(cells["n"].max())
-    else:
-        seeds = sorted(set(results.seeds))
-        most = len(seeds)
+    given = results.seeds
+    seeds = sorted(set(given or (int(s) for text in cells["seeds"] for s in text.split())))
+    most = int(cells["n"].max()) if given is None else len(seeds)
     named = f" (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})" * bool(seeds)
-    runs = "one run per cell"
-    if most > 1:
-        runs = f"mean ± standard deviation of n = {most} runs per cell"
+    many = f"mean ± standard deviation of n = {most} runs per cell"
+    runs = many if most > 1 else "one run per cell"
     return (
         f"Percent, {runs}{named}. (n/planned; why) marks a cell that lacks runs; failed and "
         "diverged runs are not averaged in. Parameters: the adapter's, before pruning and without "
@@ -140,13 +136,11 @@ def _cell(group: pd.DataFrame, mean: str, std: str, most: int) -> str:
 
     The brackets name planned runs that cannot be averaged; "(n=2)": other cells have more runs.
     """
-    text = "–"
-    if not group.empty and group[mean].notna().all():
-        text = "/".join(f"{value:.2f}" for value in group[mean])
-        if group[std].notna().all():
-            text += " ± " + "/".join(f"{value:.2f}" for value in group[std])
     if group.empty:
-        return text
+        return "–"
+    text = _plain(group, mean, ".2f")
+    if text != "–" and group[std].notna().all():
+        text += f" ± {_plain(group, std, '.2f')}"
     first = group.iloc[0]
     if lost := [f"{int(first[name])} {name}" for name in LOST if first[name]]:
         return f"{text} ({int(first['n'])}/{int(first['planned'])}; {', '.join(lost)})"
@@ -173,15 +167,14 @@ def _share(cell: pd.Series) -> str:
 
 def comparison_grid(tests: pd.DataFrame) -> Grid:
     """Return the comparisons of rows with common seeds, as text."""
-    lines = [["Row", "Against", "Task", "Metric", "Seeds", "Against - row", "Test by seed", "p",
-              "p (Holm)", "Test by example", "p", "p (Holm)"]]  # fmt: skip
-    for r in tests.loc[tests["n"] > 0].itertuples():
-        lines.append(
-            [r.label, r.against, TASK_NAMES[r.task], METRIC_NAMES.get(r.metric, r.metric),
-             str(r.n), f"{r.difference:+.2f}", r.seed_test, _p(r.seed_p), _p(r.seed_p_holm),
-             r.example_test, _p(r.example_p), _p(r.example_p_holm)]
-        )  # fmt: skip
-    return lines
+    head = ["Row", "Against", "Task", "Metric", "Seeds", "Against - row", "Test by seed", "p",
+            "p (Holm)", "Test by example", "p", "p (Holm)"]  # fmt: skip
+    return [head] + [
+        [r.label, r.against, TASK_NAMES[r.task], METRIC_NAMES.get(r.metric, r.metric),
+         str(r.n), f"{r.difference:+.2f}", r.seed_test, _p(r.seed_p), _p(r.seed_p_holm),
+         r.example_test, _p(r.example_p), _p(r.example_p_holm)]
+        for r in tests.loc[tests["n"] > 0].itertuples()
+    ]  # fmt: skip
 
 
 def _p(value: float) -> str:
@@ -193,23 +186,22 @@ def _p(value: float) -> str:
 def notes_of(results: TableResults) -> list[str]:
     """Return the notes under a table: mixed conditions, uneven evaluations, misprints and more."""
     used = results.used()
-    return [
-        *_condition_notes(used.drop_duplicates("run")),
-        *_data_notes(results.table, used.drop_duplicates("run")),
-        *_evaluation_notes(used),
-        *_early_notes(used),
-        *_row_notes(results),
-    ]
+    once = used.drop_duplicates("run")
+    return [*_condition_notes(once), *_data_notes(results.table, once), *_evaluation_notes(used),
+            *_early_notes(used), *_row_notes(results)]  # fmt: skip
 
 
 def _condition_notes(used: pd.DataFrame) -> Iterator[str]:
     for column, name in MIXED.items():
-        values = sorted({str(v) for v in used.get(column, pd.Series(dtype=str)).dropna()} - {""})
-        if len(values) > 1:
+        if len(values := _values(used, column)) > 1:
             yield f"Runs of {len(values)} {name} are mixed: {', '.join(values)}."
     dirty = used.get("dirty", pd.Series(dtype=str)).astype(str).str.lower().isin(["true", "1"])
     if dirty.any():
         yield f"{dirty.sum()} of {len(used)} runs come from a tree with uncommitted changes."
+
+
+def _values(runs: pd.DataFrame, column: str) -> list[str]:
+    return sorted({str(v) for v in runs.get(column, pd.Series(dtype=str)).dropna()} - {""})
 
 
 def _data_notes(table: Table, used: pd.DataFrame) -> Iterator[str]:
@@ -219,8 +211,7 @@ def _data_notes(table: Table, used: pd.DataFrame) -> Iterator[str]:
         versions = group.get("data_fingerprint", pd.Series(dtype=str)).nunique()
         if versions > 1:
             yield f"Runs of {task} on {versions} different versions of its data are mixed."
-        marks = group.get("data_marks", pd.Series(dtype=str)).dropna().astype(str)
-        if marks := ", ".join(sorted(set(marks) - {""})):
+        if marks := ", ".join(_values(group, "data_marks")):
             marked.setdefault(marks, []).append(str(task))
     for marks, tasks in marked.items():
         where = "all tasks" if 1 < len(tasks) == len(table.tasks) else ", ".join(tasks)

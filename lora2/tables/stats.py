@@ -37,22 +37,17 @@ def summary(values: Sequence[float] | np.ndarray) -> Summary:
     if not np.isfinite(array).all():
         raise ValueError(f"scores must be finite, not {array.tolist()}")
     n = len(array)
-    if n == 0:
-        return Summary(0, np.nan, np.nan, np.nan, np.nan)
-    mean = float(array.mean())
-    if n == 1:
-        return Summary(1, mean, np.nan, np.nan, np.nan)
-    std = float(array.std(ddof=1))
-    half = float(stats.t.ppf(0.975, n - 1)) * std / np.sqrt(n)
+    mean = float(array.mean()) if n else np.nan
+    std = float(array.std(ddof=1)) if n > 1 else np.nan
+    half = float(stats.t.ppf(0.975, n - 1)) * std / np.sqrt(n) if n > 1 else np.nan
     return Summary(n, mean, std, mean - half, mean + half)
 
 
 def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
     """Test whether differences paired by seed are centred at zero.
 
-    From six seeds on, this is the exact sign-flip permutation test, which assumes only symmetry.
-    With fewer its smallest p (2 / 2^n) is above 5%, so the paired t-test is used, which assumes
-    normal differences; it needs two seeds and differences that are not all equal.
+    From six seeds on by the exact sign-flip permutation test, which assumes only symmetry. With
+    fewer its smallest p (2 / 2^n) is above 5%: then by the paired t-test, which needs two seeds.
     """
     array = np.asarray(differences, dtype=float)
     n = len(array)
@@ -66,22 +61,17 @@ def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
         return Outcome(f"{name} (n={n})", float(result.pvalue))
     if np.ptp(array) < 1e-9:  # equal but for rounding
         return Outcome(f"paired t (n={n})", 1.0 if abs(array[0]) < 1e-9 else np.nan)
-    # The paired t-test is the one-sample test of the differences.
     return Outcome(f"paired t (n={n})", float(stats.ttest_1samp(array, 0.0).pvalue))
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
     """Return the exact two-sided McNemar p-value; boolean vectors over the same examples, (n,)."""
-    only_first = int((first_right & ~second_right).sum())
-    only_second = int((second_right & ~first_right).sum())
-    if only_first + only_second == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second, 0.5).pvalue)
+    only_first, differ = int((first_right & ~second_right).sum()), first_right != second_right
+    return float(stats.binomtest(only_first, int(differ.sum())).pvalue) if differ.any() else 1.0
 
 
 def _pearson(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
-    a = label - label.mean(axis=axis, keepdims=True)
-    b = guess - guess.mean(axis=axis, keepdims=True)
+    a, b = (x - x.mean(axis=axis, keepdims=True) for x in (label, guess))
     scale = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
     product = (a * b).sum(axis=axis)
     # Constant predictions have no correlation; 0, as in the metric of the tables.
@@ -99,18 +89,13 @@ STATISTICS = {"matthews_correlation": _pearson, "pearson": _pearson, "f1": _f1}
 
 
 def paired_bootstrap(
-    metric: str,
-    label: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> float:
+    metric: str, label: np.ndarray, first: np.ndarray, second: np.ndarray,
+    resamples: int = 2000, seed: int = 0,
+) -> float:  # fmt: skip
     """Return the two-sided p-value of equal ``metric`` for two models, by resampling examples.
 
     ``label``, ``first`` and ``second`` are (n,) over the same examples. The p-value is twice the
-    smaller share of resampled differences on either side of zero; the sample itself counts, so it
-    is never 0. ``seed`` fixes the resampling.
+    smaller share of resampled differences on either side of zero, the sample itself counted.
     """
     statistic = STATISTICS[metric]
 

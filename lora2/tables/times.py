@@ -38,9 +38,8 @@ def measure(
 ) -> pd.DataFrame:
     """Measure every row of a ``times`` table task by task; return one line per row and task.
 
-    Columns: median seconds, quartiles, batch size, mean padded length in tokens, ``ratio`` to the
-    row that ``against`` names (the median over rounds; NaN if there is none), the paper's seconds
-    and ratio, and where it was measured.
+    ``seconds`` are medians, ``tokens`` the mean padded length, ``ratio`` the median over rounds of
+    the ratio to the row that ``against`` names (NaN without one).
     """
     # A worker's threads: more of them slow a tiny encoder down.
     torch.set_num_threads(int(plan_workers(jobs)[0]["OMP_NUM_THREADS"]))
@@ -68,27 +67,15 @@ def _lines(
         base = measured.get(row.against) if row.against else None
         low, middle, high = step.quartiles(taken.seconds)
         lines.append(
-            {
-                "schema": SCHEMA,
-                "table": table.table,
-                "row": row.id,
-                "label": row.label,
-                "task": task,
-                "backbone": config.backbone.name,
-                "seconds": middle,
-                "seconds_q1": low,
-                "seconds_q3": high,
-                "steps_measured": len(taken.seconds),
-                "batch_size": config.train.batch_size,
-                "tokens": taken.tokens,
-                "precision": "tf32" if tf32 else config.train.precision,
-                "against": row.against or "",
-                "ratio": step.ratio(taken.seconds, base.seconds) if base else math.nan,
-                "paper_seconds": paper[row.id],
-                "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan),
-                **where,
-            }
-        )
+            {"schema": SCHEMA, "table": table.table, "row": row.id, "label": row.label,
+             "task": task, "backbone": config.backbone.name, "seconds": middle,
+             "seconds_q1": low, "seconds_q3": high, "steps_measured": len(taken.seconds),
+             "batch_size": config.train.batch_size, "tokens": taken.tokens,
+             "precision": "tf32" if tf32 else config.train.precision, "against": row.against or "",
+             "ratio": step.ratio(taken.seconds, base.seconds) if base else math.nan,
+             "paper_seconds": paper[row.id],
+             "paper_ratio": paper[row.id] / paper.get(row.against or "", math.nan), **where}
+        )  # fmt: skip
     return lines
 
 
@@ -99,10 +86,7 @@ def _paper_seconds(table: Table, row: Row, task: str) -> float:
 
 
 def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]:
-    """Return the table's files by the ending of their names.
-
-    A cell has milliseconds and their ratio (on a CPU only the ratio); below, the paper's.
-    """
+    """Return the table's files by the ending of their names."""
     title, note = heading(table, profile, {})
     about, cells, notes = _about(table, times), _grid(table, times), _notes(times)
     page = [*opening(table, profile, {}), markdown(about), "", *grid(cells), "",
@@ -115,7 +99,6 @@ def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]
 
 
 def _about(table: Table, times: pd.DataFrame) -> str:
-    """Say how to read a cell, and where it was measured."""
     labels = {row.id: row.label for row in table.rows}
     bases = dict.fromkeys(labels.get(row.against, row.against) for row in table.rows if row.against)
     shown = "Milliseconds per optimiser step and, in brackets, their" if _on_gpu(times) else "The"
@@ -129,7 +112,6 @@ def _about(table: Table, times: pd.DataFrame) -> str:
 
 
 def _notes(times: pd.DataFrame) -> list[str]:
-    """Return the notes under the table: lengths, and whether uncommitted code was measured."""
     lengths = [f"{TASK_NAMES[line.task]} {line.tokens:.0f}"
                for line in times.drop_duplicates("task").itertuples()]  # fmt: skip
     notes = [f"Tokens per example, padding included: {', '.join(lengths)}."]
@@ -139,14 +121,17 @@ def _notes(times: pd.DataFrame) -> list[str]:
 
 
 def _grid(table: Table, times: pd.DataFrame) -> Grid:
-    """Return the printed table: a head, then per row ours and the paper's ratio."""
+    """Return the printed table: per row milliseconds and their ratio, then the paper's ratio.
+
+    On a CPU only the ratio: its seconds mean little for another.
+    """
+    on_gpu = _on_gpu(times)
     labels = {row.id: row.label for row in table.rows}
     cells = times.set_index(["row", "task"])
     lines = [["Method", *(TASK_NAMES[task] for task in table.tasks)]]
     for row in table.rows:
         line = [cells.loc[(row.id, task)] for task in table.tasks]
-        shown = [_cell(cell["seconds"], cell["ratio"], _on_gpu(times)) for cell in line]
-        lines.append([row.label, *shown])
+        lines.append([row.label, *(_cell(cell["seconds"], cell["ratio"], on_gpu) for cell in line)])
         ratios = [_ratio(cell["paper_ratio"], "–") for cell in line]
         if set(ratios) != {"–"}:
             lines.append([f"(paper, to {labels.get(row.against or row.id, row.against)})", *ratios])
@@ -154,7 +139,6 @@ def _grid(table: Table, times: pd.DataFrame) -> Grid:
 
 
 def _on_gpu(times: pd.DataFrame) -> bool:
-    """Tell whether to show seconds: those of one CPU mean little for another."""
     return not str(times["device"].iloc[0]).startswith("cpu")
 
 

@@ -95,10 +95,6 @@ def measure(
 
     Returns the learning rate, the update of each weight, and the parameters whose first gradient is
     so small, but not zero, that Adam's eps shortens their step.
-
-    LoRA's first step is ||dW||_F = s lr sqrt(r d_out / 3): Adam moves each of the d_out r entries
-    of B = 0 by lr, and a row of A, kaiming-uniform, has the squared norm 1/3. s = alpha / r; both
-    are the method's, or 16 and 8. LoRA2 is compared with the rank min(k, r).
     """
     config, total = resolved.config, resolved.steps or STEPS
     set_seed(config.seed)
@@ -115,27 +111,23 @@ def measure(
 
     start = _weights(model, head)
     torch.manual_seed(0)
-    stepper = Stepper(model, driver, optimizer, total, max_grad_norm=config.train.max_grad_norm)
+    stepper = Stepper(model, driver, optimizer, config.train, total)
     with optimizer.register_step_pre_hook(record):
         stepper.step(data[0])
     first = _weights(model, head)
     for number in range(1, STEPS):
         stepper.step(data[number % len(data)])
     last = _weights(model, head)
-    updates = [
-        Update(name, *(float((w[name] - weight).norm()) for w in (first, last)),
-               lr * _lora_step(model, name, weight))
-        for name, weight in start.items()
-    ]  # fmt: skip
+    updates = []
+    for name, weight in start.items():
+        norms = (float((after[name] - weight).norm()) for after in (first, last))
+        updates.append(Update(name, *norms, lr * _lora_step(model, name, weight)))
     return lr, updates, near
 
 
 @torch.no_grad()
 def _weights(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
-    """Return name -> each trained weight, adapters merged, in double precision.
-
-    An update may be far below a weight's rounding in single precision.
-    """
+    """Return name -> each trained weight, adapters merged, in double: an update may be tiny."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
     weights = {}
     for name, layer in layers.items():
@@ -150,7 +142,12 @@ def _weights(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 
 
 def _lora_step(model: nn.Module, name: str, weight: Tensor) -> float:
-    """Return ||dW||_F / lr of LoRA's first step on a weight (d_out, d_in); nan unless linear."""
+    """Return ||dW||_F / lr of LoRA's first step on a weight (d_out, d_in); nan unless linear.
+
+    It is alpha / r sqrt(r d_out / 3): Adam moves each of the d_out r entries of B = 0 by lr, and a
+    row of A, kaiming-uniform, has the squared norm 1/3. alpha and r are the method's, or 16 and 8.
+    LoRA2 is compared with the rank min(k, r).
+    """
     module = model.get_submodule(name.removesuffix(".weight").removesuffix(".bias"))
     base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if weight.ndim != 2 or not isinstance(base, nn.Linear):
@@ -164,18 +161,16 @@ def _lora_step(model: nn.Module, name: str, weight: Tensor) -> float:
 def _total(updates: Sequence[Update]) -> Update:
     """Return all weights as one; only linear maps if there are any, as LoRA's are."""
     linear = [update for update in updates if not math.isnan(update.lora)] or updates
-    columns = zip(*(update[1:] for update in linear), strict=True)
-    return Update("in all", *(math.hypot(*column) for column in columns))
+    return Update("in all", *map(math.hypot, *(update[1:] for update in linear)))
 
 
 def _line(label: str, lr: float, update: Update, near: Sequence[str]) -> str:
-    factor = update.lora / update.first if update.first else math.inf
-    rate = f"{lr * factor:.2g} (x{factor:.3g})"  # lr or alpha times this steps as far as LoRA
-    if not 0 < factor < math.inf:
-        rate = "does not move" if update.first == 0 else "-"  # a bias has no LoRA
+    rate = "does not move" if update.first == 0 else "-"  # a bias has no LoRA
+    if update.first and update.lora > 0:  # lr or alpha times the factor steps as far as LoRA
+        factor = update.lora / update.first
+        rate = f"{lr * factor:.2g} (x{factor:.3g})"
     columns = (f"{lr:g}", *(f"{norm:.2e}" for norm in update[1:]), rate)
-    kinds = Counter(_kind(name) for name in near)
-    tail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    tail = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, near)).items())
     return f"{label:<32}" + "".join(f"{column:>18}" for column in columns) + f"  {tail}"
 
 

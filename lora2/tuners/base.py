@@ -29,15 +29,10 @@ from lora2.tuners.base_config import AdapterConfig
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """An ``nn.Linear`` or ``Conv1D`` with adapters of low rank beside it.
+    """An ``nn.Linear`` or ``Conv1D``, or another tuner's layer around one, with low-rank adapters.
 
     A subclass makes an adapter's tensors in ``_create`` and multiplies with them in ``_narrow`` and
-    ``thin_factors``.
-
-    Args:
-        base_layer: the layer, or a layer of another tuner around it.
-        module_name: its name in the model, for messages.
-        quantization: what PEFT's ``get_quantization_kwargs`` returns for the model.
+    ``thin_factors``. ``quantization`` is what PEFT's ``get_quantization_kwargs`` returns.
 
     Raises:
         TypeError: the layer cannot be adapted.
@@ -68,6 +63,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
         setattr(self, self.dropout_name, nn.ModuleDict())
+        for name in self.adapter_layer_names:
+            setattr(self, name, nn.ParameterDict())
         self._create_containers(config)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
@@ -84,11 +81,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _create_containers(self, config: Any) -> None:
-        """Make the empty containers of the adapters' tensors."""
-        raise NotImplementedError
+        """Make the empty containers of the adapters' tensors (``adapter_layer_names`` exist)."""
 
     def _create(self, adapter_name: str, config: Any) -> None:
-        """Fill them for one adapter."""
+        """Make one adapter's tensors."""
         raise NotImplementedError
 
     def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
@@ -100,10 +96,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """The dense update in the layout of the base weight and in float32 at least.
-
-        (d_out, d_in) for ``nn.Linear``, (d_in, d_out) for ``Conv1D``.
-        """
+        """The dense update in float32 at least, (d_out, d_in), or (d_in, d_out) for ``Conv1D``."""
         first, second = self.thin_factors(adapter_name)
         delta = first @ second  # (d_in, k) @ (k, d_out) -> (d_in, d_out)
         return delta if self.fan_in_fan_out else delta.T
@@ -112,11 +105,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Add the updates of ``adapter_names`` (None: the active ones) to the base weight.
 
-        The sum is computed in float32 at least and rounded once.
+        In float32 at least, rounded once.
 
         Raises:
-            ValueError: the base weight is of a kind that cannot be written, or with ``safe_merge``,
-                the merged weight would not be finite; the base weight is untouched.
+            ValueError: the base weight cannot be written, or, with ``safe_merge``, would not be
+                finite; it is then untouched.
         """
         self._check_mergeable()
         for name in check_adapters_to_merge(self, adapter_names):
@@ -134,11 +127,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     def _check_mergeable(self) -> None:
         weight, backend = getattr(self.get_base_layer(), "weight", None), self.quantization_backend
+        fits = type(weight) in (Tensor, nn.Parameter)  # neither quanto's nor sharded
         if backend is not None:
             # False: a torchao weight that no configuration of transformers says how to quantise.
             fits = backend.supports_merge and getattr(backend, "get_apply_tensor_subclass", True)
-        else:
-            fits = type(weight) in (Tensor, nn.Parameter)  # neither quanto's nor sharded
         if not fits:
             raise ValueError(
                 f"{self.module_name} has a weight of type {type(weight).__name__}, which cannot be "
@@ -197,10 +189,7 @@ class AdapterModel(BaseTuner):
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
     ) -> None:
-        """As PEFT's; "all-linear" skips weights that are read without a call.
-
-        Warns of names in target_modules that match no module.
-        """
+        """As PEFT's; "all-linear" skips weights that are read, names without a module warn."""
         config = self.peft_config[adapter_name]
         if str(config.target_modules).lower() == "all-linear":
             _maybe_include_all_linear_layers(config, model)
@@ -219,7 +208,6 @@ class AdapterModel(BaseTuner):
             )
 
     def delete_adapter(self, adapter_name: str) -> None:
-        """As PEFT's; afterwards the adapted layers are looked up again."""
         super().delete_adapter(adapter_name)
         self._look_up_layers()
 
@@ -290,8 +278,8 @@ class AdapterModel(BaseTuner):
 def _is_read(model: nn.Module, key: str) -> bool:
     """Tell whether the module that holds ``key`` reads its weight instead of calling it.
 
-    nn.MultiheadAttention's out_proj and Mamba's dt_proj, say; also if only a fused path does so (of
-    Mamba on a GPU, of nn.TransformerEncoderLayer in eval mode). Looks into the source of the class.
+    As nn.MultiheadAttention reads out_proj's, and Mamba's fused path dt_proj's. Looks into the
+    source of the class.
     """
     parent, _, name = key.rpartition(".")
     kind: Any = type(model.get_submodule(parent))  # Any: mypy calls a Module class unhashable
@@ -300,19 +288,14 @@ def _is_read(model: nn.Module, key: str) -> bool:
 
 @cache  # parsing a module's file for every layer would take most of the time of get_peft_model
 def _reads_weight(kind: type[nn.Module], name: str) -> bool:
-    sources = []
-    for cls in kind.__mro__:
-        if cls is nn.Module:
-            break
+    sources: list[str] = []
+    for cls in kind.__mro__[: kind.__mro__.index(nn.Module)]:
         with contextlib.suppress(OSError, TypeError):  # no source
             sources += inspect.getsource(cls).splitlines()
     weight = rf"\bself\.{name}\.weight\b"
-    reads = [
-        line
-        for line in sources
-        if re.search(rf"{weight}(?!\.(dtype|device|data|shape|size|_)|\s*=[^=])", line)
-        and not re.search(r"init|isinstance|hasattr", line)
-    ]
+    read = rf"{weight}(?!\.(dtype|device|data|shape|size|_)|\s*=[^=])"
+    ignored = r"init|isinstance|hasattr"
+    reads = [line for line in sources if re.search(read, line) and not re.search(ignored, line)]
     called = any(re.search(rf"\bself\.{name}\(", line) for line in sources)
     return any(not called or re.search(rf"{weight}\s*([,)\]@]|$)", line) for line in reads)
 

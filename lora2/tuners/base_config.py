@@ -36,8 +36,7 @@ _NOT_SUPPORTED = {
 def extend_peft_type(name: str) -> PeftType:
     """Return the member ``name`` (upper case) of PEFT's enum, adding it when it is missing.
 
-    PEFT's registration looks the member up and does not create it; a plain string in its place
-    breaks ``model.load_adapter`` of transformers.
+    PEFT's registration only looks it up; with a plain string transformers' load_adapter breaks.
     """
     if name not in PeftType.__members__:
         member = str.__new__(PeftType, name)
@@ -67,7 +66,7 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
 
 
 def is_int(value: Any, low: int) -> bool:
-    """Tell whether ``value`` is an integer >= ``low``, and not a bool."""
+    """Tell whether ``value`` is an integer >= ``low``; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
@@ -98,9 +97,8 @@ def fraction(value: Any) -> tuple[bool, str]:
 
 def one_of(value: Any, *allowed: Any) -> tuple[bool, str]:
     """Allow the values listed; True and 1 differ."""
-    return any(value is a or (value == a and type(value) is type(a)) for a in allowed), " | ".join(
-        map(str, allowed)
-    )
+    fits = any(value is a or (value == a and type(value) is type(a)) for a in allowed)
+    return fits, " | ".join(map(str, allowed))
 
 
 @dataclass
@@ -178,9 +176,6 @@ class AdapterConfig(PeftConfig):
         }
 
     def _problems(self) -> list[str]:
-        """List what is wrong, each as "key=value (allowed: ...)"."""
-        return [
-            f"{key}={getattr(self, key)!r} (allowed: {allowed})"
-            for key, (fits, allowed) in self._rules().items()
-            if not fits
-        ]
+        rules = self._rules().items()
+        wrong = {key: allowed for key, (fits, allowed) in rules if not fits}
+        return [f"{key}={getattr(self, key)!r} (allowed: {wrong[key]})" for key in wrong]

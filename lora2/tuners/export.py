@@ -26,8 +26,7 @@ def to_lora(
     The update is the same up to one rounding to the adapter's dtype; the scale is folded into B and
     lora_alpha is the rank, so that it is 1 in every program. Modules in ``modules_to_save`` come
     along. All matrices get the largest rank (k for LoRA2), filled up with zeros. A module whose
-    SoRA gates are all zero is no target any more; should no module be left, the first stays as a
-    zero update of rank 1, since PEFT loads no adapter without a target.
+    SoRA gates are all zero is no target any more, except the first if no other is left.
 
     Returns:
         A LoraConfig and the state dict of ``adapter_model.safetensors``.
@@ -50,7 +49,7 @@ def to_lora(
         )
     pairs = {key: _pair(layer, name) for key, layer in tuner.adapted_layers(name).items()}
     kept = {key: (a, b) for key, (a, b) in pairs.items() if len(a) > 0}
-    if not kept:
+    if not kept:  # PEFT loads no adapter without a target
         key, (a, b) = next(iter(pairs.items()))
         kept = {key: (a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1))}
     rank = max(len(a) for a, _ in kept.values())
@@ -63,17 +62,12 @@ def to_lora(
 
 
 def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | None = None) -> Path:
-    """Write ``to_lora`` to ``folder``; ``PeftModel.from_pretrained(base, folder)`` loads it.
-
-    Returns:
-        The folder.
-    """
-    folder = Path(folder)
+    """Write ``to_lora`` to ``folder``, for ``PeftModel.from_pretrained``; return the folder."""
     config, state = to_lora(peft_model, adapter_name)
     config.save_pretrained(str(folder))
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(state, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    return folder
+    save_file(state, Path(folder) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    return Path(folder)
 
 
 def _pair(layer: AdapterLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
@@ -85,28 +79,9 @@ def _pair(layer: AdapterLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
 
 def _lora_config(config: AdapterConfig, rank: int, modules: list[str] | None) -> LoraConfig:
     """Return a LoRA adapter's settings with scale 1 on ``modules``, or on the config's."""
-    targets = (
-        {"target_modules": modules}
-        if modules
-        else {
-            key: getattr(config, key)
-            for key in (
-                "target_modules",
-                "exclude_modules",
-                "layers_to_transform",
-                "layers_pattern",
-            )
-        }
-    )
-    return LoraConfig(
-        **targets,
-        r=rank,
-        lora_alpha=rank,
-        lora_dropout=config.lora_dropout,
-        fan_in_fan_out=config.fan_in_fan_out,
-        modules_to_save=config.modules_to_save,
-        task_type=config.task_type,
-        base_model_name_or_path=config.base_model_name_or_path,
-        revision=config.revision,
-        inference_mode=True,
-    )
+    targets = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
+    same = ["lora_dropout", "fan_in_fan_out", "modules_to_save", "task_type",
+            "base_model_name_or_path", "revision"]  # fmt: skip
+    kept = {key: getattr(config, key) for key in (same if modules else same + targets)}
+    kept |= {"target_modules": modules} if modules else {}
+    return LoraConfig(**kept, r=rank, lora_alpha=rank, inference_mode=True)

@@ -1,13 +1,13 @@
 """A method's own loss term, which no data enters (LoRA2's regulariser, SoRA's sparsity term).
 
-The term acts once per optimiser step, in one of two ways. A forward pass in training mode adds it
-to the loss that the model returns, and a hook notes whether a backward pass reached it. If none did
-(TRL, ``compute_loss_func`` and label smoothing compute another loss), ``before_optimizer_step``
-adds its gradient to the step, after clipping.
+It acts once per optimiser step. A forward pass in training mode adds it to the loss that the model
+returns, and a hook notes whether a backward pass reached it. If none did (TRL, label smoothing and
+``compute_loss_func`` compute another loss), ``before_optimizer_step`` adds its gradient.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -49,9 +49,8 @@ class LossTerm:
     def begin(self, layers: Iterable[nn.Module]) -> None:
         """Start a training pass; among several processes, watch whether layers are recomputed.
 
-        Under reentrant checkpointing a layer runs without a graph first, and a second backward pass
-        reaches its parameters. DDP accepts one gradient per parameter: the term must then not be in
-        the loss.
+        Under reentrant checkpointing a second backward pass reaches a layer's parameters, and DDP
+        accepts one gradient per parameter: the term must then not be in the loss.
         """
         self.end()
         self.recomputed = False
@@ -59,7 +58,6 @@ class LossTerm:
             self._hooks = [layer.register_forward_pre_hook(self._check) for layer in layers]
 
     def end(self) -> None:
-        """End it."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -76,13 +74,15 @@ class LossTerm:
 class TermModel(AdapterModel):
     """A tuner that adds a term to the training loss and is driven by a training loop.
 
-    Hooks sit on the wrapped model's own forward: a PeftModel without a task type calls it directly,
-    past this class's. A subclass defines ``_loss_term`` and ``_watch``.
+    Its hooks are on the wrapped model, which a PeftModel without a task type calls directly. A
+    subclass defines ``_loss_term`` and ``_watch``, its layers ``kept`` and ``kept_parameters``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._term = LossTerm()
+        self._versions: list[int] = []  # of a trained parameter, while nobody drives the tuner
+        self._warned = False
         _unhook(self.model)  # get_peft_model was called twice: one term is enough
         self.model.__dict__["_lora2_hooks"] = [
             self.model.register_forward_pre_hook(self._before_forward),
@@ -99,6 +99,16 @@ class TermModel(AdapterModel):
         _unhook(model)
         return model
 
+    def kept_ranks(self) -> dict[str, list[bool]]:
+        """Module name -> which of its r ranks survive, for the active adapter."""
+        name = self._active()[0]
+        return {n: layer.kept(name).tolist() for n, layer in self.adapted_layers(name).items()}
+
+    def kept_parameters(self) -> int:
+        """Return how many numbers of the active adapter survive."""
+        name = self._active()[0]
+        return sum(layer.kept_parameters(name) for layer in self.adapted_layers(name).values())
+
     def _loss_term(self) -> Tensor:
         """Return the trained adapter's term, a scalar."""
         raise NotImplementedError
@@ -106,6 +116,19 @@ class TermModel(AdapterModel):
     def _watch(self, adapter: str, saving: bool) -> None:
         """Look at the trained adapter when a training pass or a saving begins."""
         raise NotImplementedError
+
+    def _warn_undriven(self, parameter: Tensor, saving: bool, message: str) -> None:
+        """Warn once if optimiser steps pass without the tuner's step.
+
+        They show in the version of a parameter, which counts its changes in place.
+        """
+        if self._warned or (saving and not self._versions):
+            return
+        if parameter._version not in self._versions:
+            self._versions.append(parameter._version)
+        if len(self._versions) > (1 if saving else _STEPS_BEFORE_WARNING):
+            self._warned = True
+            warnings.warn(message, stacklevel=2)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._after_forward()  # an interrupt of the last forward runs no hook
@@ -117,7 +140,7 @@ class TermModel(AdapterModel):
     def _refuse_offloaded(self) -> None:
         """Raise a ValueError where accelerate keeps an adapter's weights elsewhere."""
         for name in self._active():
-            layer = next(iter(self._layers.get(name, {}).values()), None)
+            layer = self._first(name)
             if layer is None or not getattr(layer, layer.adapter_layer_names[0])[name].is_meta:
                 continue
             if any(hasattr(module, "_hf_hook") for module in self.model.modules()):
@@ -160,16 +183,12 @@ class TermModel(AdapterModel):
 
     def _active(self) -> list[str]:
         """Return the active adapters; transformers' set_adapter sets them on the layers alone."""
-        layers = (layer for layers in self._layers.values() for layer in layers.values())
-        first = next(layers, None)
+        first = next((self._first(name) for name, on in self._layers.items() if on), None)
         return self.active_adapters if first is None else first.active_adapters
 
     def _trainable(self) -> list[str]:
-        return [
-            name
-            for name in self._active()
-            if name in self.peft_config and not self.peft_config[name].inference_mode
-        ]
+        configs = self.peft_config
+        return [n for n in self._active() if n in configs and not configs[n].inference_mode]
 
     def _trained(self) -> tuple[str, Any]:
         """Return name and settings of the one adapter that is trained."""
@@ -181,30 +200,13 @@ class TermModel(AdapterModel):
             )
         return names[0], self.peft_config[names[0]]
 
+    def _first(self, adapter: str) -> Any:
+        return next(iter(self._layers.get(adapter, {}).values()), None)
+
     def _is_on(self, adapter: str) -> bool:
         """Tell whether a forward pass goes through the adapter, beside unmerged weights."""
-        first = next(iter(self.adapted_layers(adapter).values()), None)
+        first = self._first(adapter)
         return first is not None and not (first.disable_adapters or first.merged)
-
-
-class UndrivenCheck:
-    """Detects that optimiser steps pass without the tuner's step, by a parameter's version.
-
-    The version of a tensor counts its changes in place, and costs the device nothing.
-    """
-
-    def __init__(self) -> None:
-        self.versions: list[int] = []
-        self._warned = False
-
-    def should_warn(self, version: int, saving: bool) -> bool:
-        """Tell once, at the start of a training pass or a saving, that steps have passed."""
-        if self._warned or (saving and not self.versions):
-            return False
-        if version not in self.versions:
-            self.versions.append(version)
-        self._warned = len(self.versions) > (1 if saving else _STEPS_BEFORE_WARNING)
-        return self._warned
 
 
 def add_gradient(term: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -223,10 +225,9 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     """Return this pass's part of the step's labels, a scalar; None where its loss is a mean.
 
     A transformers Trainer passes ``num_items_in_batch``, the labels of all micro-batches on all
-    processes. A causal language model divides its sum over labels by that number, and the Trainer
-    adds up these losses: other terms need the same weight, or gradient accumulation multiplies
-    them. Other models ignore the number. Labels are counted as the Trainer counts them: without
-    -100 and without the first of each row.
+    processes (without -100 and the first of each row). A causal language model divides its sum by
+    it, and the Trainer adds up these losses: other terms need the same weight, or gradient
+    accumulation multiplies them.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
     if total is None or not isinstance(labels, Tensor) or not _is_causal(model):
@@ -240,8 +241,7 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
 def _is_causal(model: nn.Module) -> bool:
     """Tell whether the model's loss is ``ForCausalLMLoss``.
 
-    transformers derives the kind of loss from the class's name and falls back to this one; of the
-    models without a kind, those named like GPT2LMHeadModel are causal.
+    transformers derives it from the class's name; of those without a kind, *LMHeadModel are causal.
     """
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     kind = getattr(model, "loss_type", None)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from lora2.bench.report import RESULTS, main, read, targets
+from tests.sweep.test_request import script
 
+cli = script("bench")
+RESULTS, read, targets = cli.RESULTS, cli.read, cli.targets
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / RESULTS).glob("*/micro.csv"))
 ORIGIN = {"device": "Some GPU", "threads": 1, "torch": "2", "transformers": "5", "peft": "0.21",
@@ -77,13 +79,13 @@ def test_one_kernel_more_in_merged_inference_is_a_miss(tmp_path):
 
 def test_all_folders_are_read_and_what_is_wrong_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main() == 2 and "run `make bench` first" in capsys.readouterr().err
+    assert cli.main(["--targets"]) == 2 and "run `make bench` first" in capsys.readouterr().err
     for device in ("a", "b"):
         bench(Path("results/bench") / device, device)
-    assert main() == 0
+    assert cli.main(["--targets"]) == 0
     assert "| Target | At most | a | b |" in Path("results/bench/targets.md").read_text()
     (Path("results/bench/a") / "step.csv").write_text("x\n1\n")
-    assert main() == 2
+    assert cli.main(["--targets"]) == 2
     assert "lacks commit, device, row, seconds" in capsys.readouterr().err
 
 

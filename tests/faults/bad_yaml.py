@@ -61,10 +61,10 @@ NOT_YAML = [
     Broken("config.yaml", "", "- a\n", "config.yaml", "['a']", "a mapping of keys to values"),
     Broken("config.yaml", "backbone: deberta-v3-base", "backbone: nothing",
            "config.yaml: backbone", "'nothing'", "minilm"),
-    table("table/3.yaml", "", "", "table 3", "None", "a mapping of keys to values"),
+    table("table/3.yaml", "", "", "table/3.yaml", "None", "a mapping of keys to values"),
     table("table/3.yaml", "kind: scores", "kind: &k scores", "table/3.yaml",
           "'kind: &k scores'", "anchors"),
-    table("profile/embedded.yaml", "", "[]", "profile embedded", "[]", "a mapping of keys"),
+    table("profile/embedded.yaml", "", "[]", "profile/embedded.yaml", "[]", "a mapping of keys"),
     table("profile/embedded.yaml", "note: not", "note: [not", "profile/embedded.yaml", "", "line"),
 ]  # fmt: skip
 METHODS = [

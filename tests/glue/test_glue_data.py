@@ -114,18 +114,16 @@ def test_shards_of_a_clone_are_read(made):
 def test_embedded_source_is_marked_and_checked(monkeypatch):
     asked = []
 
-    def embedded(task, split):
+    def make_split(task, split):
         asked.append((task, split))
-        return pa.Table.from_pandas(make_frame(TASKS[task], 12, len(asked)))
+        return make_frame(TASKS[task], 12, len(asked))
 
-    monkeypatch.setattr(module, "embedded", embedded)
+    monkeypatch.setattr(module, "make_split", make_split)
     data = load_task("mnli", "embedded")
     assert data.marks == ("embedded data",)
     assert [split for _, split in asked] == list(TASKS["mnli"].rows)
     assert {len(frame) for frame in (data.train, *data.validation.values())} == {12}
-    monkeypatch.setattr(
-        module, "embedded", lambda *_: pa.Table.from_pandas(make_frame(TASKS["cola"], 3))
-    )
+    monkeypatch.setattr(module, "make_split", lambda *_: make_frame(TASKS["cola"], 3))
     with pytest.raises(GlueDataError, match="embedded mnli train lacks column premise"):
         load_task("mnli", "embedded")
 

@@ -66,7 +66,8 @@ def test_a_step_is_as_large_as_the_change_of_the_maps(encoder, words):
     resolved, (base, data) = resolve([*WORDS, *words]), encoder
     torch.manual_seed(resolved.config.seed)
     model, driver = prepare(copy.deepcopy(base), resolved.config, resolved.steps)
-    stepper = Stepper(model, driver, build_optimizer(model, resolved.config), resolved.steps)
+    config, optimizer = resolved.config, build_optimizer(model, resolved.config)
+    stepper = Stepper(model, driver, optimizer, config.train, resolved.steps)
     before, sizes = maps(model), []
     if words == ["method=full"]:
         before = {n: p for n, p in before.items() if p.ndim == 2 and "embedding" not in n}

@@ -1,8 +1,4 @@
-"""Which singular values survive: their importance (Eq. 8, 9), and the masks (Algorithm 1).
-
-One flat state for all n adapted matrices. A step is a handful of batched operations, none of which
-moves a value to the host.
-"""
+"""Which singular values survive: their importance (Eq. 8, 9), and the masks (Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -17,22 +13,17 @@ from lora2.tuners.lora2.stacks import Factors, by_shape, whole
 
 
 class Allocator:
-    """Importance averages and masks of one adapter in training.
+    """Importance averages and masks of one adapter, one flat state for all n adapted matrices.
 
-    After optimiser step t = 1, 2, ..., T = ``total_step``:
+    A step is a few batched operations, none of which moves a value to the host. After optimiser
+    step t = 1, 2, ..., T = ``total_step``:
 
     * t < T - tfinal: the averages take in the sensitivity |w dL/dw| of that step.
     * tinit < t <= T - tfinal: the mask is renewed with budget(t) where t is a multiple of deltaT.
-      In between, pruned values may grow: they keep their gradients and may come back at the next
-      renewal.
+      In between, pruned values may grow and come back at the next renewal.
     * t > T - tfinal: the mask of the frozen averages, at the target, is applied after every step.
 
     This is the published allocator, and PEFT's AdaLoRA but for its forced renewal at T - tfinal.
-
-    Args:
-        config: the adapter's settings; ``config.prunes`` must hold.
-        factors: the parameters of the n adapted matrices.
-        total_step: optimiser steps of the whole training.
 
     Raises:
         ValueError: the schedule does not fit into ``total_step``.
@@ -41,24 +32,21 @@ class Allocator:
     def __init__(self, config: Lora2Config, factors: Factors, total_step: int) -> None:
         if problem := schedule_problem(config, total_step):
             raise ValueError(f"Lora2Config: {problem}")
-        self.config = config
-        self.total_step = total_step
-        self.last_step = 0
-        self.n = len(factors.lam)
-        lam = factors.lam[0]
+        self.config, self.total_step, self.last_step = config, total_step, 0
+        self.n, lam = len(factors.lam), factors.lam[0]
         both = factors.u + factors.V
         self._outer = by_shape(both) if config.importance == "full" else []
         self._outer_sizes = [sum(both[at].numel() for at in group) for group in self._outer]
         size = sum(weight.numel() for weight in self._scored(factors))
         dtype = torch.promote_types(lam.dtype, torch.float32)
+        flat = torch.empty(0, dtype=dtype, device=lam.device)  # lam may be sharded
         # |w dL/dw| smoothed, and its smoothed deviation: lambda (n, r), v (n, k, r), U (n, r, k),
         # then for "full" u and V, group by group of equal shape; all flattened one after another.
-        self._averages = torch.zeros(2, size, dtype=dtype, device=lam.device)
+        self._averages = flat.new_zeros(2, size)
         self._moved = torch.empty_like(self._averages)
-        self.mask = torch.ones(self.n, config.r, dtype=torch.bool, device=lam.device)
-        self._none_kept = torch.zeros(self.mask.numel(), dtype=torch.bool, device=lam.device)
-        self._zero = torch.zeros((), dtype=dtype, device=lam.device)
-        self._mean = torch.full((config.k,), 1 / config.k, dtype=dtype, device=lam.device)
+        self.mask = flat.new_ones(self.n, config.r, dtype=torch.bool)
+        self._none_kept = flat.new_zeros(self.mask.numel(), dtype=torch.bool)
+        self._zero, self._mean = flat.new_zeros(()), flat.new_full((config.k,), 1 / config.k)
         self._places = [
             torch.tensor([at % self.n for at in group], device=lam.device) for group in self._outer
         ]
@@ -80,14 +68,11 @@ class Allocator:
 
     def budget(self, step: int) -> int:
         """Singular values kept over all matrices after ``step``."""
+        whole, config = self.n * self.config.r, self.config
         return budget(
-            step,
-            init_total=self.n * self.config.r,
-            target_total=self.target_total,
-            total_step=self.total_step,
-            tinit=self.config.tinit,
-            tfinal=self.config.tfinal,
-        )
+            step, init_total=whole, target_total=self.target_total,
+            total_step=self.total_step, tinit=config.tinit, tfinal=config.tfinal,
+        )  # fmt: skip
 
     @torch.no_grad()
     def step(self, step: int, factors: Factors, masks: list[Tensor]) -> None:
@@ -127,10 +112,9 @@ class Allocator:
         score = self.sensitivity * self.uncertainty
         inner = [n * r, n * k * r, n * r * k]
         lam, v, U, rest = score.split([*inner, score.numel() - sum(inner)])
-        total: Tensor = torch.addmv(
-            lam, U.view(n * r, k), self._mean
-        )  # a mean and a sum in one operation
-        total = total.view(n, r) + v.view(n, k, r).mean(1)
+        # The product with self._mean is a mean and a sum in one operation.
+        total: Tensor = torch.addmv(lam, U.view(n * r, k), self._mean).view(n, r)
+        total = total + v.view(n, k, r).mean(1)
         for part, place in zip(rest.split(self._outer_sizes), self._places, strict=True):
             matrix_mean = part.view(len(place), -1).mean(1, keepdim=True)  # (g, d * k) -> (g, 1)
             total.index_add_(0, place, matrix_mean.expand(-1, r))
@@ -165,8 +149,7 @@ class Allocator:
     def check_finished(self, factors: Factors, masks: list[Tensor]) -> None:
         """Raise a RuntimeError unless the training pruned to its target.
 
-        Weights loaded after the last step (the best checkpoint) may have other masks than the last
-        step's: that is a warning.
+        Weights of an earlier checkpoint, loaded after the last step, may have other masks: warn.
         """
         kept = int(self.mask.sum())
         if self.last_step != self.total_step or kept != self.target_total:
@@ -229,9 +212,8 @@ def budget(
 ) -> int:
     """Singular values kept over all matrices after optimiser step ``step`` (counted from 1).
 
-    ``init_total`` up to ``tinit``, ``target_total`` from ``total_step - tfinal`` on, and between
-    them the cubic of AdaLoRA, rounded down:
-    target + (init - target) (1 - (step - tinit) / (total_step - tinit - tfinal))^3.
+    ``init_total`` up to ``tinit``, ``target_total`` from ``total_step - tfinal`` on, between them
+    target + (init - target) (1 - (step - tinit) / (total_step - tinit - tfinal))^3, rounded down.
     """
     if step <= tinit:
         return init_total
@@ -243,10 +225,7 @@ def budget(
 
 
 def top_mask(scores: Tensor, kept: int, none: Tensor | None = None) -> Tensor:
-    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier.
-
-    ``none``: (n * r,) times False to start from, if it exists already.
-    """
+    """(n, r) scores -> (n, r) booleans, True for the ``kept`` largest; of equals the earlier."""
     order = scores.flatten().argsort(descending=True, stable=True)  # (n * r,)
     none = torch.zeros_like(order, dtype=torch.bool) if none is None else none
     return none.scatter(0, order[:kept], True).view_as(scores)

@@ -26,13 +26,12 @@ class Lora2Config(AdapterConfig):
     Args:
         r: rank at the start, the number of singular values of one adapted matrix.
         k: inner rank of u, v, U and V; the update of one matrix has rank <= min(k, r), so a k
-            above r or a matrix's width costs parameters and gains no rank. lora_alpha,
-            lora_dropout, target_modules and all other arguments of ``AdapterConfig`` as there.
+            above r or a matrix's width gains no rank. All arguments of ``AdapterConfig`` as there.
         bias: the biases that are trained: "none", "all" or "lora2_only".
-        init_weights: the start, at which lambda is zero and the model unchanged. True: u, v, U, V
-            at N(0, init_std^2), as published. "orthogonal": u^T u = V V^T = v v^T = U^T U = I_k,
-            where the penalties of "uv" and "UV" are zero; use it with create_lora2_optimizer,
-            which gives lambda a learning rate of its own. False: a random non-zero update.
+        init_weights: the start. True, as published: lambda zero, u, v, U, V from N(0, init_std^2).
+            "orthogonal": lambda zero, u^T u = V V^T = v v^T = U^T U = I_k, where the penalties of
+            "uv" and "UV" are zero; for create_lora2_optimizer, which gives lambda a learning rate
+            of its own. False: a random non-zero update.
         init_std: standard deviation of u, v, U, V at the published start.
         target_r: mean rank of a matrix after training; None or r prunes nothing.
         tinit: optimiser steps before pruning starts.
@@ -80,15 +79,13 @@ class Lora2Config(AdapterConfig):
 
     def _rules(self) -> Rules:
         target, total = self.target_r, self.total_step
-        target_fits = target is None or (
-            is_int(target, 1) and (not is_int(self.r, 1) or target <= self.r)
-        )
+        fits = target is None or (is_int(target, 1) and not (is_int(self.r, 1) and target > self.r))
         return super()._rules() | {
             "k": integer(self.k, 1),
             "bias": one_of(self.bias, "none", "all", "lora2_only"),
             "init_weights": one_of(self.init_weights, True, False, "orthogonal"),
             "init_std": positive(self.init_std),
-            "target_r": (target_fits, f"None or an integer from 1 to r={self.r!r}"),
+            "target_r": (fits, f"None or an integer from 1 to r={self.r!r}"),
             "tinit": integer(self.tinit, 0),
             "tfinal": integer(self.tfinal, 0),
             "deltaT": integer(self.deltaT, 1),
@@ -104,8 +101,7 @@ class Lora2Config(AdapterConfig):
     def _problems(self) -> list[str]:
         problems = super()._problems()
         if not problems and self.total_step is not None:
-            problem = schedule_problem(self, self.total_step)
-            problems = [problem] if problem else []
+            problems = [problem for problem in [schedule_problem(self, self.total_step)] if problem]
         return problems
 
 

@@ -13,8 +13,7 @@ from lora2.tuners.base import AdapterLayer, wide
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.stacks import FACTOR_NAMES, exact, this_thread
 
-# What init_weights=False uses: large enough to see the update in any output.
-_RANDOM_START_STD = 0.2
+_RANDOM_START_STD = 0.2  # of init_weights=False: the update shows in any output
 _NO_PAIRS: tuple[dict[str, tuple[Tensor, Tensor]], bool] = ({}, False)
 
 
@@ -38,8 +37,6 @@ class Lora2Linear(AdapterLayer):
 
     def _create_containers(self, config: Lora2Config) -> None:
         self.k: dict[str, int] = {}
-        for name in FACTOR_NAMES:
-            setattr(self, name, nn.ParameterDict())
         self.lora2_mask = BufferDict(persistent=True)
         # Of the forward passes under way, by thread: adapter -> pair, whether gradients flow.
         self._cache: dict[int, tuple[dict[str, tuple[Tensor, Tensor]], bool]] = {}
@@ -55,13 +52,10 @@ class Lora2Linear(AdapterLayer):
         if config.init_weights == "orthogonal":
             orthogonal_start(u, v, U, V)
         else:
+            std = config.init_std if config.init_weights else _RANDOM_START_STD
             for factor in (u, v, U, V):
-                std = config.init_std if config.init_weights else _RANDOM_START_STD
                 nn.init.normal_(factor, std=std)
-        if config.init_weights:
-            nn.init.zeros_(lam)
-        else:
-            nn.init.normal_(lam)
+        (nn.init.zeros_ if config.init_weights else nn.init.normal_)(lam)
 
     def _core(self, v: Tensor, lam: Tensor, U: Tensor, adapter_name: str) -> Tensor:
         """s * v diag(lambda) U, the (k, k) middle of the update."""
@@ -71,6 +65,16 @@ class Lora2Linear(AdapterLayer):
         """u (d_in, k) and s * v diag(lambda) U V (k, d_out), in float32 at least."""
         u, v, lam, U, V = (wide(getattr(self, name)[adapter_name]) for name in FACTOR_NAMES)
         return u, self._core(v, lam, U, adapter_name) @ V
+
+    def kept(self, adapter_name: str) -> Tensor:
+        """Which singular values survive, (r,)."""
+        mask: Tensor = self.lora2_mask[adapter_name]
+        return mask
+
+    def kept_parameters(self, adapter_name: str) -> int:
+        """k (d_in + d_out) + n (2 k + 1) with n singular values left; none for n = 0."""
+        k, n = self.k[adapter_name], int(self.kept(adapter_name).sum())
+        return k * (self.in_features + self.out_features) + n * (2 * k + 1) if n else 0
 
     def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """u^T (k, d_in) and s * v diag(lambda) U V (k, d_out): the update as two products.
@@ -97,9 +101,7 @@ class Lora2Linear(AdapterLayer):
         if off or not _is_plain(self.base_layer) or x.dim() < 2 or args or kwargs:
             return super().forward(x, *args, **kwargs)
         rows = x.flatten(0, -2)  # (..., d_in) -> (t, d_in)
-        result: Tensor = self.base_layer(
-            rows
-        )  # (t, d_out), used nowhere else, so added to in place
+        result: Tensor = self.base_layer(rows)  # (t, d_out), only used here: added to in place
         for name in self.active_adapters:
             if name in self.r:
                 hidden, second = self._narrow(rows, name)
@@ -132,9 +134,8 @@ class Lora2Linear(AdapterLayer):
 def _may_differentiate(with_grad: bool) -> bool:
     """Tell whether gradients can flow through a cached pair, made ``with_grad`` or without.
 
-    Not if the tensors of this pass are hooked when saved, as checkpointing does: the backward pass
-    then runs the layer again, after its pair was cleared, and must find the operations of the
-    first time.
+    Not under checkpointing, which hooks saved tensors: the backward pass runs the layer again, when
+    its pair is cleared, and must find the operations of the first time.
     """
     if not with_grad or torch.compiler.is_compiling():
         return with_grad
@@ -143,22 +144,17 @@ def _may_differentiate(with_grad: bool) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether calling a module is one product and a bias, without hooks."""
-    hooked = (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
-    return type(module) is nn.Linear and not hooked and "forward" not in vars(module)
+    m = module
+    hooked = m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+    return type(m) is nn.Linear and not hooked and "forward" not in vars(m)
 
 
 @torch.no_grad()
 def orthogonal_start(u: Tensor, v: Tensor, U: Tensor, V: Tensor) -> None:
     """Fill the factors of one matrix in place: u (d_in, k), v (k, r), U (r, k), V (k, d_out).
 
-    u^T u = V V^T = I_k, and v v^T = U^T U = I_k where k <= r. The columns of v have equal norms,
-    sqrt(min(k, r) / r), and so have the rows of U: every lambda_i starts alike. For k > r it is the
-    columns of v and the rows of U that are orthonormal.
+    u^T u = V V^T = I_k, and v v^T = U^T U = I_k where k <= r; for k > r the columns of v and the
+    rows of U are orthonormal. They have equal norms in any case: every lambda_i starts alike.
     """
     nn.init.orthogonal_(u)
     nn.init.orthogonal_(V)
@@ -169,9 +165,8 @@ def orthogonal_start(u: Tensor, v: Tensor, U: Tensor, V: Tensor) -> None:
 def _frame(k: int, r: int) -> Tensor:
     """Draw r vectors of equal norm in k dimensions, (k, r), whose rows are orthonormal for k <= r.
 
-    The harmonic frame: rows of the real Fourier basis of R^r, a cosine and its sine together, so
-    that each column's norm is the same; then a random rotation, order and signs. k = 1 gives
-    +-1/sqrt(r).
+    The harmonic frame: rows of the real Fourier basis of R^r, cosines with their sines; then a
+    random rotation, order and signs. k = 1 gives +-1/sqrt(r).
     """
     if k > r:
         return nn.init.orthogonal_(torch.empty(k, r))

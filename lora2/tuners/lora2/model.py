@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,13 @@ from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
 from lora2.tuners.lora2.regularizer import stacked_penalty
-from lora2.tuners.lora2.stacks import Adapted
-from lora2.tuners.lora2.training import RankTraining
-from lora2.tuners.loss_term import LossTerm, TermModel, add_gradient
+from lora2.tuners.lora2.stacks import Adapted, whole
+from lora2.tuners.loss_term import OTHER_WEIGHTS, LossTerm, TermModel, add_gradient
+
+_CALL = (
+    "train with callbacks=[Lora2Callback()], or call "
+    "peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
+)
 
 
 class Lora2Model(TermModel):
@@ -30,15 +35,16 @@ class Lora2Model(TermModel):
 
     prefix = "lora2_"
     tuner_layer_cls = Lora2Linear
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._ranks = RankTraining()
+    allocator: Allocator | None = None  # of the training under way; None where nothing is pruned
+    _in_training = ""  # the adapter whose ranks are allocated, or final
+    _total_step: int | None = None
+    _final: tuple[Any, ...] = ()  # hooks that keep the ranks of an adapter that is final
 
     def delete_adapter(self, adapter_name: str) -> None:
         """As PEFT's; afterwards the state of its training is dropped."""
         super().delete_adapter(adapter_name)
-        self._ranks.forget(adapter_name)
+        if adapter_name == self._in_training:
+            self._forget()
 
     def _look_up_layers(self) -> None:
         super()._look_up_layers()
@@ -50,8 +56,7 @@ class Lora2Model(TermModel):
         For a loss computed outside the model; a loss that the model returns contains it already,
         and with Lora2Callback it acts whatever the loss is.
         """
-        adapter, config = self._trained()
-        adapted = self._adapters[adapter]
+        adapted, config = self._training()
         if not config.regularizes:
             return adapted.factors().lam[0].new_zeros(())
         return self._term.watch(self._penalty(adapted, config))
@@ -77,9 +82,6 @@ class Lora2Model(TermModel):
         for adapted in self._adapters.values():
             adapted.clear_pairs()
 
-    def _watch(self, adapter: str, saving: bool) -> None:
-        self._ranks.watch(self._adapters[adapter], self.peft_config[adapter], saving)
-
     def prepare_training(self, total_step: int | None = None) -> None:
         """Start a training of ``total_step`` optimiser steps (None: as the config says).
 
@@ -87,14 +89,13 @@ class Lora2Model(TermModel):
             ValueError: no adapter or several are trained, ``total_step`` is unknown or contradicts
                 the config, the pruning schedule does not fit into it, or ZeRO-3 holds the weights.
         """
-        adapter, config = self._trained()
         if any(hasattr(p, "ds_id") for p in self.model.parameters() if p.requires_grad):
             raise ValueError(
                 "DeepSpeed ZeRO-3 leaves only empty parameters outside of a layer's own forward "
                 "pass, so that neither the regulariser nor the allocator can read them: use FSDP2 "
                 "(fully_shard), DDP, or ZeRO-2 without target_r"
             )
-        self._ranks.prepare(self._adapters[adapter], config, total_step)
+        self._prepare(*self._training(), total_step)
         self._term = LossTerm()
 
     def before_optimizer_step(self, step: int) -> None:
@@ -102,14 +103,14 @@ class Lora2Model(TermModel):
 
         For gradients in their own scale (GradScaler.unscale_) and after any clipping.
         """
-        adapter, config = self._trained()
-        if config.regularizes and self._is_on(adapter) and self._term.missing():
-            adapted = self._adapters[adapter]
+        adapted, config = self._training()
+        if config.regularizes and self._is_on(adapted.adapter) and self._term.missing():
             trained = [p for part in adapted.factors() for p in part if p.requires_grad]
             with torch.enable_grad():
                 penalty = self._penalty(adapted, config)
             add_gradient(penalty, trained)
 
+    @torch.no_grad()
     def after_optimizer_step(self, step: int) -> None:
         """Score, allocate and mask after optimiser step ``step`` = 1, 2, ...
 
@@ -117,7 +118,7 @@ class Lora2Model(TermModel):
             RuntimeError: the gradients of this step are gone, or another adapter was active before.
             ValueError: ``step`` does not follow the last one, or see ``prepare_training``.
         """
-        adapter, config = self._trained()
+        adapted, config = self._training()
         if config.regularizes and not self._term.acted:
             self._term.acted = True
             warnings.warn(
@@ -126,15 +127,28 @@ class Lora2Model(TermModel):
                 "call before_optimizer_step(step), or set orth_reg_weight=0",
                 stacklevel=2,
             )
-        self._ranks.step(step, self._adapters[adapter], config)
+        if not config.prunes:
+            return
+        factors, masks = adapted.factors(), adapted.masks()
+        if (allocator := self._allocator_of(adapted, config)) is not None:
+            allocator.step(step, factors, masks)
+        else:  # an optimiser from before may still move what was pruned
+            for lam, mask in zip(factors.lam, masks, strict=True):
+                lam.mul_(mask)
 
     def update_and_allocate(self, step: int) -> None:
         """``after_optimizer_step`` under the name that PEFT's AdaLoRA gave it."""
         self.after_optimizer_step(step)
 
     def training_state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
-        return self._ranks.state(self._adapters)
+        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned.
+
+        With the singular values, to check that both belong together.
+        """
+        if self.allocator is None:
+            return {}
+        lambdas = _lambdas(self._adapters[self._in_training])
+        return {**self.allocator.state_dict(), "lambda": lambdas}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
         """Continue after the step at which ``training_state`` was taken.
@@ -144,8 +158,26 @@ class Lora2Model(TermModel):
             ValueError: ``state`` is of another run (shapes, steps, singular values), or see
                 ``prepare_training``.
         """
-        adapter, config = self._trained()
-        self._ranks.load(state, self._adapters[adapter], config)
+        adapted, config = self._training()
+        if not config.prunes:
+            if state:
+                raise ValueError(
+                    "this state holds an allocator, but the adapter does not prune: resume with "
+                    "the target_r of the first run"
+                )
+            return
+        lambdas = _lambdas(adapted)
+        saved = state.get("lambda", lambdas.new_empty(0)).to(lambdas.device)
+        differs = not torch.equal(lambdas, saved)
+        allocator = self._allocator_of(adapted, config)
+        if allocator is None:
+            if not differs and state["step"] == state["total_step"]:
+                return  # of a training that is over: its ranks stay
+            allocator = self._start(adapted, config)
+        allocator.load_state_dict({key: value for key, value in state.items() if key != "lambda"})
+        if differs:
+            raise ValueError(f"LoRA2: {OTHER_WEIGHTS}")
+        torch._foreach_copy_(adapted.masks(), list(allocator.mask.unbind()))
 
     def finish_training(self) -> None:
         """Check that the ranks are what the schedule promised.
@@ -154,29 +186,110 @@ class Lora2Model(TermModel):
             RuntimeError: the allocator was never called, or not to the last step, or for another
                 adapter, or it saw no gradient, or another number of singular values survives.
         """
-        adapter, config = self._trained()
-        self._ranks.finish(self._adapters[adapter], config)
+        adapted, config = self._training()
+        if not config.prunes or self._final:
+            return
+        if self.allocator is None or self.allocator.last_step == 0:
+            raise RuntimeError(
+                f"target_r={config.target_r} is set, but the allocator was never called, so "
+                f"every rank is still {config.r}: {_CALL}"
+            )
+        self._check_in_training(adapted)
+        self.allocator.check_finished(adapted.factors(), adapted.masks())
 
-    @property
-    def allocator(self) -> Allocator | None:
-        """The allocator of the training under way."""
-        return self._ranks.allocator
+    def _training(self) -> tuple[Adapted, Lora2Config]:
+        name, config = self._trained()
+        return self._adapters[name], config
 
-    def kept_parameters(self) -> int:
-        """Return how many numbers of the active adapter survive.
+    def _prepare(self, adapted: Adapted, config: Lora2Config, total_step: int | None) -> None:
+        self._forget()
+        self._in_training = adapted.adapter
+        self._total_step = config.total_step if total_step is None else total_step
+        if _is_final(adapted, config):
+            self._keep(adapted)
+            return
+        if total_step is not None and config.total_step not in (None, total_step):
+            raise ValueError(
+                f"Lora2Config has total_step={config.total_step}, but this training has "
+                f"{total_step} optimiser steps: drop total_step from the config or make them agree"
+            )
+        if config.prunes:
+            self._start(adapted, config)
 
-        k (d_in + d_out) + n (2 k + 1) for a matrix with n singular values left, none for n = 0.
-        """
-        adapter, total = self._active()[0], 0
-        for layer in self.adapted_layers(adapter).values():
-            k, n = layer.k[adapter], int(layer.lora2_mask[adapter].sum())
-            total += k * (layer.in_features + layer.out_features) + n * (2 * k + 1) if n else 0
-        return total
+    def _start(self, adapted: Adapted, config: Lora2Config) -> Allocator:
+        if self._total_step is None:
+            raise ValueError(
+                f"target_r={config.target_r} prunes along a schedule, which needs the number of "
+                f"optimiser steps: set Lora2Config(total_step=...), or train with a transformers "
+                f"Trainer and callbacks=[Lora2Callback()], which knows it"
+            )
+        self._release()
+        self.allocator = Allocator(config, adapted.factors(), self._total_step)
+        for mask in adapted.masks():
+            mask.fill_(True)
+        return self.allocator
 
-    def kept_ranks(self) -> dict[str, list[bool]]:
-        """Module name -> which of its r singular values survive, for the active adapter."""
-        adapter = self._active()[0]
-        return {
-            n: layer.lora2_mask[adapter].tolist()
-            for n, layer in self.adapted_layers(adapter).items()
-        }
+    def _allocator_of(self, adapted: Adapted, config: Lora2Config) -> Allocator | None:
+        """Return the allocator, of a training that is prepared here if need be, or None (final)."""
+        if self.allocator is None and not self._final:
+            self._prepare(adapted, config, None)
+        self._check_in_training(adapted)
+        return self.allocator
+
+    def _check_in_training(self, adapted: Adapted) -> None:
+        if adapted.adapter != self._in_training:
+            raise RuntimeError(
+                f"adapter {adapted.adapter!r} is active, but the ranks of {self._in_training!r} "
+                f"are being allocated: call prepare_training(total_step) to start on "
+                f"{adapted.adapter!r}"
+            )
+
+    def _watch(self, adapter: str, saving: bool) -> None:
+        """Keep final ranks, and warn once if the allocator is not called."""
+        adapted, config = self._adapters[adapter], self.peft_config[adapter]
+        if not config.prunes or self._final or (self.allocator and self.allocator.last_step):
+            return
+        if not (saving or self._versions or self.allocator) and _is_final(adapted, config):
+            self._in_training = adapter
+            self._keep(adapted)
+            return
+        message = f"target_r={config.target_r} is set, but the allocator is not called, so every "
+        message += f"rank is still {config.r}: {_CALL}"
+        self._warn_undriven(adapted.factors().lam[0], saving, message)
+
+    def _keep(self, adapted: Adapted) -> None:
+        """Let no gradient reach a pruned singular value."""
+
+        def masked(layer: Lora2Linear, gradient: Tensor) -> Tensor:
+            return gradient * layer.lora2_mask[adapted.adapter]
+
+        self._final = tuple(
+            lam.register_hook(partial(masked, layer))
+            for layer in adapted.layers.values()
+            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad
+        )
+
+    def _release(self) -> None:
+        for hook in self._final:
+            hook.remove()
+        self._final = ()
+
+    def _forget(self) -> None:
+        self.allocator, self._in_training = None, ""
+        self._versions, self._warned = [], False
+        self._release()
+
+
+def _lambdas(adapted: Adapted) -> Tensor:
+    """All singular values, flat, on one device."""
+    lambdas = [whole(lam) for lam in adapted.factors().lam]
+    return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
+
+
+def _is_final(adapted: Adapted, config: Lora2Config) -> bool:
+    """Whether the ranks are those at the end of a training; moves one number to the host."""
+    masks = adapted.masks()
+    if not config.prunes or not masks or any(mask.is_meta for mask in masks):
+        return False
+    kept = torch.stack([mask.to(masks[0].device) for mask in masks]).sum()
+    return int(kept) == len(masks) * (config.target_r or config.r)

@@ -30,10 +30,9 @@ def create_lora2_optimizer(
 
     Biases and norms get no weight decay, everything else ``weight_decay`` of ``kwargs``. AdamW
     multiplies it by the group's rate: lambda decays by lambda_lr_ratio * lr * weight_decay a step.
-    The regulariser has no gradient in lambda and is not affected.
 
     Args:
-        model: a model with LoRA2 adapters, all other trainable parameters (a head) included.
+        model: a model with LoRA2 adapters and all other trainable parameters (a head).
         optimizer_cls: a class of torch.optim, or one that takes parameter groups as they do.
         lr: learning rate of everything but lambda.
         lambda_lr_ratio: the factor for lambda; 1 is the published optimiser.
@@ -42,9 +41,11 @@ def create_lora2_optimizer(
     Raises:
         ValueError: the model has no LoRA2 adapter that is trained, or the ratio is not positive.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    plain = [p for name, p in named if _undecayed(name, p)]
-    decayed = [p for name, p in named if not _undecayed(name, p)]
+    decayed, plain = list[nn.Parameter](), list[nn.Parameter]()
+    for name, p in model.named_parameters():
+        if p.requires_grad:  # biases and the weights of norms, as transformers' Trainer has it
+            norm = p.ndim == 1 and "lora2_lambda" not in name
+            (plain if name.endswith("bias") or norm else decayed).append(p)
     groups = [{"params": decayed, "lr": lr}, {"params": plain, "lr": lr, "weight_decay": 0.0}]
     return optimizer_cls(lambda_groups(model, groups, lambda_lr_ratio), lr=lr, **kwargs)
 
@@ -86,22 +87,13 @@ def lambda_groups(
 
 
 def first_step_ratio(d_out: int, k: int, r: int) -> float:
-    """Return LoRA's first step over that of this start at the same learning rate.
+    """Return LoRA's first step (of Adam, in Frobenius norm) over that of the orthogonal start.
 
-    The step is the Frobenius norm of the update after Adam's first step, LoRA's at rank
-    min(k, r). Adam moves each number by the rate: LoRA's B moves d_out numbers for each rank, on
-    rows of A with squared norm 1/3, so its step is s * rate * sqrt(min(k, r) * d_out / 3). Here
-    the signs D of lambda move alone, by s * rate * ||v D U||, which is sqrt(min(k, r)) at k = 1
-    and for k >= r: the ratio is sqrt(d_out / 3). Between them the r terms of v D U partly cancel;
-    the expectation of ||v D U||^2 over independent frames is below, to first order in the cosines.
+    Adam moves each number by the rate. LoRA's B moves d_out numbers for each rank, on rows of A
+    with squared norm 1/3: s * rate * sqrt(min(k, r) * d_out / 3). Here the signs D of lambda move
+    alone, by s * rate * ||v D U||, which is sqrt(min(k, r)) at k = 1 and for k >= r: the ratio is
+    sqrt(d_out / 3). Between them the r terms of v D U partly cancel; below is the expectation of
+    ||v D U||^2 over independent frames, to first order in the cosines.
     """
-    ratio = math.sqrt(d_out / 3)
-    if 1 < k < r:
-        norm2 = k * k / r * (1 + 2 / math.pi * (r / k - 1) ** 2 / (r - 1))
-        ratio *= math.sqrt(k / norm2)
-    return ratio
-
-
-def _undecayed(name: str, parameter: nn.Parameter) -> bool:
-    """Biases and the weights of norms, as transformers' Trainer has it; lambda is neither."""
-    return name.endswith("bias") or (parameter.ndim == 1 and "lora2_lambda" not in name)
+    norm2 = k * k / r * (1 + 2 / math.pi * (r / k - 1) ** 2 / (r - 1)) if 1 < k < r else k
+    return math.sqrt(d_out / 3) * math.sqrt(k / norm2)

@@ -1,7 +1,7 @@
 """The factors of all adapted matrices as a few stacked tensors, gathered once per forward.
 
 One batched product per shape then serves all layers, forward and backward: the number of kernels
-does not grow with the number of layers, and each parameter's gradient arrives in one piece.
+does not grow with the number of layers.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ FACTOR_NAMES = ("lora2_u", "lora2_v", "lora2_lambda", "lora2_U", "lora2_V")
 
 
 class Factors(NamedTuple):
-    """The parameters of n adapted matrices, in one fixed order.
+    """The parameters of n adapted matrices, in one fixed order."""
 
-    u: (d_in, k) each; v: (k, r); lam: (r,); U: (r, k); V: (k, d_out).
-    """
-
-    u: list[Tensor]
-    v: list[Tensor]
-    lam: list[Tensor]
-    U: list[Tensor]
-    V: list[Tensor]
+    u: list[Tensor]  # (d_in, k) each
+    v: list[Tensor]  # (k, r)
+    lam: list[Tensor]  # (r,)
+    U: list[Tensor]  # (r, k)
+    V: list[Tensor]  # (k, d_out)
 
 
 def factors_of(layers: Iterable[nn.Module], adapter_name: str) -> Factors:
@@ -52,16 +49,13 @@ def factors_of(layers: Iterable[nn.Module], adapter_name: str) -> Factors:
 
 
 class Stacks(NamedTuple):
-    """n matrices sorted by shape: those of one shape, a group, follow each other.
+    """n matrices sorted by shape: the g of one shape, a group, follow each other."""
 
-    u: (g, d_in, k) per group; v: (n, k, r); lam: (n, r); U: (n, r, k); V: (g, k, d_out) per group.
-    """
-
-    u: list[Tensor]
-    v: Tensor
-    lam: Tensor
-    U: Tensor
-    V: list[Tensor]
+    u: list[Tensor]  # (g, d_in, k) per group
+    v: Tensor  # (n, k, r)
+    lam: Tensor  # (n, r)
+    U: Tensor  # (n, r, k)
+    V: list[Tensor]  # (g, k, d_out) per group
 
 
 def exact(device_type: str) -> contextlib.AbstractContextManager[object]:
@@ -88,35 +82,21 @@ def by_shape(*tensors: Sequence[Tensor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def stack_groups(
-    sizes: Sequence[int],
-    u: list[Tensor],
-    v: list[Tensor],
-    lam: list[Tensor],
-    U: list[Tensor],
-    V: list[Tensor],
-) -> Stacks:
-    """Stack the factors of n matrices, (d_in, k), (k, r), (r,), (r, k), (k, d_out) each.
-
-    They come group by group, of these ``sizes``. ``u`` may be empty: its stacks are left out.
-    """
+def stack_groups(sizes: Sequence[int], *factors: list[Tensor]) -> Stacks:
+    """Stack ``Factors``, group by group of these ``sizes``; u may be empty, then it is left out."""
+    u, v, lam, U, V = factors
     ends = list(itertools.accumulate(sizes, initial=0))
     groups = [slice(*two) for two in itertools.pairwise(ends)]
     with exact(v[0].device.type):
-        return Stacks(
-            u=[torch.stack(u[group]) for group in groups] if u else [],
-            v=torch.stack(v),
-            lam=torch.stack(lam),
-            U=torch.stack(U),
-            V=[torch.stack(V[group]) for group in groups],
-        )
+        us = [torch.stack(u[group]) for group in groups] if u else []
+        Vs = [torch.stack(V[group]) for group in groups]
+        return Stacks(us, torch.stack(v), torch.stack(lam), torch.stack(U), Vs)
 
 
 class _Transposed(torch.autograd.Function):
     """x^T as a contiguous tensor, and its gradient likewise.
 
-    On a CPU a product with a tall u takes two to four times as long as one with its transpose; a
-    gradient that is only a transposed view would be copied matrix by matrix.
+    On a CPU a product with a tall u takes two to four times as long as one with its transpose.
     """
 
     generate_vmap_rule = True  # for torch.func, as is setup_context
@@ -134,11 +114,10 @@ class _Transposed(torch.autograd.Function):
         return grad.mT.contiguous()
 
 
-def thin_pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield u^T (k, d_in) and s * v diag(lambda) U V (k, d_out) of each matrix.
 
-    The two products x @ first^T @ second are the whole update of Eq. 4. Views of the stacks, in the
-    dtype of autocast where it is on.
+    Views of the stacks, in the dtype of autocast where it is on.
     """
     device = stacks.lam.device.type
     outs = _outs(stacks, scaling)
@@ -147,14 +126,6 @@ def thin_pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]
         dtype = torch.get_autocast_dtype(device)
         ins, outs = [first.to(dtype) for first in ins], [second.to(dtype) for second in outs]
     return zip(_unbind(ins), _unbind(outs), strict=True)
-
-
-def untracked_pairs(
-    sizes: Sequence[int], factors: Factors, scaling: float
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """``thin_pairs`` of unstacked factors where no gradient is wanted: u is read where it lies."""
-    seconds = _unbind(_outs(stack_groups(sizes, [], *factors[1:]), scaling))
-    return zip([first.t() for first in factors.u], seconds, strict=True)
 
 
 def _outs(stacks: Stacks, scaling: float) -> list[Tensor]:
@@ -182,7 +153,6 @@ class Adapted:
         self._stacks: dict[int, Stacks] = {}  # thread -> those of its forward pass under way
 
     def factors(self) -> Factors:
-        """The parameters of every layer."""
         return factors_of(self.layers.values(), self.adapter)
 
     def masks(self) -> list[Tensor]:
@@ -211,14 +181,14 @@ class Adapted:
         scaling, tracked = self._sorted[0].scaling[self.adapter], torch.is_grad_enabled()
         if tracked or torch.is_autocast_enabled(f.lam[0].device.type):
             self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
-            pairs = thin_pairs(stacks, scaling)
-        else:
-            pairs = untracked_pairs(self._sizes, f, scaling)
+            pairs = _pairs(stacks, scaling)
+        else:  # u is read where it lies
+            outs = _outs(stack_groups(self._sizes, [], *f[1:]), scaling)
+            pairs = zip([u.t() for u in f.u], _unbind(outs), strict=True)
         for layer, pair in zip(self._sorted, pairs, strict=True):
             layer.cache_pair(self.adapter, pair, with_grad=tracked)
 
     def clear_pairs(self) -> None:
-        """Forget this thread's stacks and pairs."""
         self._stacks.pop(this_thread(), None)
         for layer in self._sorted:
             layer.clear_cache()

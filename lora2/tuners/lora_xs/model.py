@@ -18,18 +18,17 @@ from lora2.tuners.base_config import AdapterConfig, Rules, non_negative, one_of
 class LoraXsConfig(AdapterConfig):
     """x W0 + s x A R B with s = lora_alpha / r; only R (r, r) is trained.
 
-    A (d_in, r) = U_r Sigma_r and B (r, d_out) = V_r^T come from the truncated singular value
-    decomposition of the frozen W0, written (d_in, d_out) so that rows are multiplied, as in the
-    paper and in the published code (scale included). Sigma is therefore on the input side.
+    A (d_in, r) = U_r Sigma_r and B (r, d_out) = V_r^T are the truncated singular value
+    decomposition of the frozen W0 (d_in, d_out), as in the paper and its code.
 
     Args:
         r: rank, at most min(d_in, d_out) of every target (published: 4 to 25, lora_alpha 16,
             dropout 0, and for RoBERTa the targets query, value, attention.output.dense,
             output.dense). All other arguments of ``AdapterConfig`` as there.
         init_std: standard deviation of R at the start.
-        save_basis: True saves A and B with the adapter: it then gives the same update on every
-            machine. False saves R alone (r^2 numbers a module), and A and B are computed again from
-            the weights of the model it is loaded on, which must be those it was trained on.
+        save_basis: True saves A and B with the adapter, the same update on every machine. False
+            saves R alone (r^2 numbers a module); A and B are computed again from the weights of
+            the model it is loaded on, which must be those it was trained on.
 
     Raises:
         ValueError: one error that lists every impossible value.
@@ -60,7 +59,6 @@ class LoraXsLinear(AdapterLayer):
     loraxs_B: Any
 
     def _create_containers(self, config: LoraXsConfig) -> None:
-        self.loraxs_R = nn.ParameterDict()
         self.loraxs_A = BufferDict(persistent=config.save_basis)
         self.loraxs_B = BufferDict(persistent=config.save_basis)
 
@@ -100,10 +98,7 @@ class LoraXsLinear(AdapterLayer):
 
 
 class LoraXsModel(AdapterModel):
-    """Adapts a model with LoRA-XS; made by ``get_peft_model(model, LoraXsConfig(...))``.
-
-    It has no schedule, so training needs no callback.
-    """
+    """What ``get_peft_model(model, LoraXsConfig(...)).base_model`` is; it needs no callback."""
 
     prefix = "loraxs_"
     tuner_layer_cls = LoraXsLinear
@@ -120,10 +115,7 @@ class LoraXsModel(AdapterModel):
 
 @torch.no_grad()
 def frozen_weight(layer: BaseTunerLayer) -> Tensor:
-    """The base weight without the adapters merged into it, float32, in the base layer's layout.
-
-    Also looks below: the layer may wrap a layer of another tuner that has merged adapters.
-    """
+    """The base weight without the adapters merged into it, by this or another tuner, in float32."""
     weight = layer.get_base_weight().float()
     node: Any = layer
     while hasattr(node, "merged_adapters"):
@@ -136,18 +128,9 @@ def frozen_weight(layer: BaseTunerLayer) -> Tensor:
 def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """A (d_in, r) = U_r Sigma_r and B (r, d_out) = V_r^T of W (d_in, d_out).
 
-    A B is the best approximation of W of rank r (Eckart-Young). A singular pair is determined up to
-    its sign: the entry of U's column with the largest magnitude is made positive, so that the same
-    weight gives the same A and B whatever library computes them.
-
-    Raises:
-        ValueError: r > min(d_in, d_out).
+    The entry of U's column with the largest magnitude is made positive, so that the same weight
+    gives the same A and B whatever library computes them.
     """
-    if r > min(weight.shape):
-        raise ValueError(
-            f"r = {r} is more than the {min(weight.shape)} singular values of a weight of shape "
-            f"{tuple(weight.shape)}"
-        )
     u, sigma, vh = torch.linalg.svd(weight, full_matrices=False)
     u, sigma, vh = u[:, :r], sigma[:r], vh[:r]
     largest = u.abs().argmax(dim=0, keepdim=True)  # (d_in, r) -> (1, r)

@@ -1,4 +1,4 @@
-"""SoRA: a linear layer with a gated low-rank update, and the PEFT model of it."""
+"""SoRA: a linear layer with a gated low-rank update, its PEFT model, the optimiser of its gates."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lora2.tuners.base import AdapterLayer, wide
-from lora2.tuners.loss_term import LossTerm, TermModel, UndrivenCheck
+from lora2.tuners.loss_term import OTHER_WEIGHTS, LossTerm, TermModel
 from lora2.tuners.sora.config import SoraConfig
-from lora2.tuners.sora.gates import GateOptimizer
 
 
 class SoraLinear(AdapterLayer):
@@ -22,10 +21,9 @@ class SoraLinear(AdapterLayer):
     other_param_names = ("r", "scaling", "sora_dropout")
     dropout_name = "sora_dropout"
 
-    def _create_containers(self, config: SoraConfig) -> None:
-        self.sora_A = nn.ParameterDict()
-        self.sora_B = nn.ParameterDict()
-        self.sora_gate = nn.ParameterDict()
+    sora_A: nn.ParameterDict
+    sora_B: nn.ParameterDict
+    sora_gate: nn.ParameterDict
 
     def _create(self, adapter_name: str, config: SoraConfig) -> None:
         """Start with A kaiming-uniform, B zero, gates from N(0, 1)."""
@@ -44,17 +42,168 @@ class SoraLinear(AdapterLayer):
         first, second = self.sora_A[adapter_name][kept].T, self.sora_B[adapter_name][:, kept]
         return wide(first), (wide(second) * scaled).T
 
+    def kept(self, adapter_name: str) -> Tensor:
+        """Which gates are not zero, (r,)."""
+        return self.sora_gate[adapter_name] != 0
+
+    def kept_parameters(self, adapter_name: str) -> int:
+        """d_in + d_out + 1 for each gate that is not zero."""
+        return int(self.kept(adapter_name).sum()) * (self.in_features + self.out_features + 1)
+
     def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
         A, B = self.sora_A[adapter_name], self.sora_B[adapter_name]
         hidden = linear(self._dropped(x, adapter_name, A.dtype), A)  # (..., d_in) -> (..., r)
         return hidden * (self.sora_gate[adapter_name] * self.scaling[adapter_name]), B.T
 
 
+def proximal_step(gate: Tensor, xi: float, threshold: str = "soft") -> Tensor:
+    """Shrink every gate towards zero; gates (any shape) -> new gates of the same shape.
+
+    "soft" is argmin_z 1/2 (z - g)^2 + xi |z| = sign(g) max(|g| - xi, 0). "published" shrinks
+    |g| > xi by xi and then sets |g| < xi to zero, as the published code does.
+    """
+    size = gate.abs()
+    if threshold == "soft":
+        size = (size - xi).clamp_min(0.0)
+    else:
+        size = torch.where(size > xi, size - xi, size)
+        size = torch.where(size < xi, torch.zeros_like(size), size)
+    return gate.sign() * size
+
+
+def xi_at(config: SoraConfig, step: int, total_step: int) -> float:
+    """The threshold of optimizer step ``step`` (counted from 1) of ``total_step``."""
+    if config.xi_max is None:
+        return config.xi
+    stage = min((step - 1) * config.xi_stages // total_step, config.xi_stages - 1)
+    return config.xi + (config.xi_max - config.xi) * stage / (config.xi_stages - 1)
+
+
+def lr_at(config: SoraConfig, step: int, total_step: int) -> float:
+    """The gates' learning rate of optimizer step ``step`` (from 1): linear warm-up and decay."""
+    done = step - 1
+    warmup = int(config.gate_warmup_ratio * total_step)
+    if done < warmup:
+        return config.gate_lr * done / warmup
+    return config.gate_lr * max(0, total_step - done) / (total_step - warmup)
+
+
+class GateOptimizer:
+    """Steps the gates of one adapter, all of them at once; no value is moved to the host.
+
+    ``gates``: by module name, (r,) each, on one device; both schedules span ``total_step``.
+    """
+
+    def __init__(self, gates: dict[str, nn.Parameter], config: SoraConfig, total_step: int) -> None:
+        self.gates, self.config, self.total_step = gates, config, total_step
+        self.driven = 0
+        # The gates after the last step, and AdamW's moments: (modules, r) each.
+        self.last = self._stacked()
+        self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.last), torch.zeros_like(self.last)
+
+    @torch.no_grad()
+    def step(self, step: int, with_term: bool = False) -> None:
+        """AdamW, the proximal step, and no gradient left: another optimizer skips the gates.
+
+        A step whose gradients are not finite, which fp16's loss scaler skips, changes nothing.
+        ``with_term`` adds the gradient of sparse_lambda mean |g|, which no backward pass brought.
+
+        Raises:
+            RuntimeError: no gate has a gradient.
+        """
+        gates: list[Tensor] = list(self.gates.values())
+        if all(gate.grad is None for gate in gates):
+            raise RuntimeError(
+                f"SoRA: no gate has a gradient at step {step}; call before_optimizer_step(step) "
+                f"after loss.backward() and before optimizer.step() and optimizer.zero_grad()"
+            )
+        gate = self._stacked()
+        unused = torch.zeros_like(gates[0])
+        grad = torch.stack([unused if g.grad is None else g.grad for g in gates])
+        if with_term:
+            grad += gate.sign() * (self.config.sparse_lambda / gate.numel())
+        self.driven += 1
+        schedule = self.config, step, self.total_step
+        stepped, exp_avg, exp_avg_sq = self._adamw(gate, grad, lr_at(*schedule))
+        stepped = proximal_step(stepped, xi_at(*schedule), self.config.threshold)
+        finite = grad.abs().amax() < torch.inf
+        self.last = torch.where(finite, stepped, gate)
+        self.exp_avg = torch.where(finite, exp_avg, self.exp_avg)
+        self.exp_avg_sq = torch.where(finite, exp_avg_sq, self.exp_avg_sq)
+        torch._foreach_copy_(gates, list(self.last.unbind()))
+        for updated in gates:
+            updated.grad = None
+
+    def _adamw(self, gate: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The gates and moments after a step of AdamW, operation by operation as in torch.optim."""
+        beta1, beta2, eps = 0.9, 0.999, 1e-6
+        gate = gate * (1 - lr * self.config.gate_weight_decay)
+        exp_avg = self.exp_avg.lerp(grad, 1 - beta1)
+        exp_avg_sq = (self.exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
+        correction = (1 - beta2**self.driven) ** 0.5
+        size = exp_avg_sq.sqrt().div_(correction).add_(eps)
+        rate = lr / (1 - beta1**self.driven)
+        return gate.addcdiv_(exp_avg, size, value=-rate), exp_avg, exp_avg_sq
+
+    def state(self) -> dict[str, Tensor]:
+        """AdamW's moments, the number of steps driven, and the gates: flat, on the CPU."""
+        tensors = {"gate": self._stacked(), "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        copies = {key: value.cpu().clone() for key, value in tensors.items()}
+        return {"driven": torch.tensor(self.driven), **copies}
+
+    def load_state(self, flat: dict[str, Tensor]) -> None:
+        """Put back what ``state`` returned; the gates must be those of that time.
+
+        Raises:
+            ValueError: it is the state of other gates.
+        """
+        own = self.state()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in flat.items()}:
+            raise ValueError(
+                "SoRA: the saved gate optimizer is of another number of gates, or of another "
+                "version of lora2; resume with the same target_modules and r"
+            )
+        if not torch.equal(own["gate"], flat["gate"]):
+            raise ValueError(f"SoRA: {OTHER_WEIGHTS}")
+        self.driven = int(flat["driven"])
+        self.exp_avg.copy_(flat["exp_avg"])
+        self.exp_avg_sq.copy_(flat["exp_avg_sq"])
+        self.last = self._stacked()
+
+    def check_finished(self) -> None:
+        """Warn if the gates are not those of the last step, or none was pruned.
+
+        Raises:
+            RuntimeError: no step was made, so that this was a LoRA with gates and not SoRA.
+        """
+        if self.driven == 0:
+            raise RuntimeError(
+                "SoRA: no proximal step was made in this training; call "
+                "before_optimizer_step(step) in every step, or pass Lora2Callback() to the Trainer"
+            )
+        last, loaded = self.last != 0, self._stacked() != 0
+        if not torch.equal(last, loaded):
+            warnings.warn(
+                f"the weights loaded after training keep {int(loaded.sum())} gates, the last step "
+                f"kept {int(last.sum())}: this checkpoint was taken before the ranks were final",
+                stacklevel=3,
+            )
+        elif last.all():
+            warnings.warn(
+                "SoRA: no gate is zero; a larger xi or sparse_lambda, or more steps, would prune",
+                stacklevel=3,
+            )
+
+    def _stacked(self) -> Tensor:
+        """A copy of all gates, (modules, r)."""
+        return torch.stack([gate.detach() for gate in self.gates.values()])
+
+
 class SoraModel(TermModel):
-    """Adapts a model with SoRA; made by ``get_peft_model(model, SoraConfig(...))``.
+    """What ``get_peft_model(model, SoraConfig(...)).base_model`` is.
 
     In training mode ``sparse_lambda`` mean |g| is added to the loss that the model returns; with
-    another loss the gates' own step adds its gradient. A training loop calls
+    another loss the gates' step adds its gradient. A training loop calls
     ``prepare_training(total_step)`` once, and ``before_optimizer_step(step)`` between backward and
     optimizer.step(); ``Lora2Callback`` does so in transformers' Trainer.
     """
@@ -62,7 +211,6 @@ class SoraModel(TermModel):
     prefix = "sora_"
     tuner_layer_cls = SoraLinear
     gate_optimizer: GateOptimizer | None = None
-    _undriven: UndrivenCheck | None = None
 
     def _gates(self, adapter: str) -> dict[str, nn.Parameter]:
         return {
@@ -73,22 +221,16 @@ class SoraModel(TermModel):
         """Warn once if optimiser steps pass in which the gates are not stepped."""
         if self.gate_optimizer is not None and self.gate_optimizer.driven:
             return
-        self._undriven = self._undriven or UndrivenCheck()
-        version = next(iter(self._gates(adapter).values()))._version
-        if self._undriven.should_warn(version, saving):
-            warnings.warn(
-                "SoRA: the gates are not stepped, so none will be pruned: train with "
-                "callbacks=[Lora2Callback()], or call prepare_training(total_step), and "
-                "before_optimizer_step(step) before each optimizer.step()",
-                stacklevel=2,
-            )
+        self._warn_undriven(
+            next(iter(self._gates(adapter).values())),
+            saving,
+            "SoRA: the gates are not stepped, so none will be pruned: train with "
+            "callbacks=[Lora2Callback()], or call prepare_training(total_step), and "
+            "before_optimizer_step(step) before each optimizer.step()",
+        )
 
     def sparsity_loss(self) -> Tensor:
-        """sparse_lambda mean |g| over all gates of the active adapter, a scalar.
-
-        A loss that the model returns has it already; with any other, ``before_optimizer_step``
-        adds its gradient.
-        """
+        """sparse_lambda mean |g| over all gates of the active adapter, a scalar."""
         name, config = self._trained()
         gates = torch.cat(list(self._gates(name).values()))
         return self._term.watch(config.sparse_lambda * gates.abs().mean())
@@ -131,12 +273,9 @@ class SoraModel(TermModel):
         return self.gate_optimizer
 
     def before_optimizer_step(self, step: int) -> None:
-        """Step the gates; afterwards their .grad is None, so that the main optimizer skips them.
+        """Step the gates at optimizer step ``step`` = 1, 2, ...; afterwards their .grad is None.
 
         The gradient of the L1 term is added if no backward pass reached it.
-
-        Args:
-            step: the number of this optimizer step, from 1.
 
         Raises:
             RuntimeError: training was not prepared, or no gate has a gradient.
@@ -154,16 +293,3 @@ class SoraModel(TermModel):
     def finish_training(self) -> None:
         """Check that the proximal steps happened, and what they left; see ``GateOptimizer``."""
         self._prepared().check_finished()
-
-    def kept_parameters(self) -> int:
-        """Return how many numbers of the active adapter survive: d_in + d_out + 1 for each gate."""
-        return sum(
-            sum(gates) * (layer.in_features + layer.out_features + 1)
-            for name, gates in self.kept_ranks().items()
-            for layer in [self.model.get_submodule(name)]
-        )
-
-    def kept_ranks(self) -> dict[str, list[bool]]:
-        """Module name -> which of its r gates are not zero, for the active adapter."""
-        gates = self._gates(self._active()[0])
-        return {name: (gate != 0).tolist() for name, gate in gates.items()}

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
 from lora2.tuners.sora import SoraConfig
-from lora2.tuners.sora.gates import GateOptimizer, lr_at, proximal_step, xi_at
+from lora2.tuners.sora.model import GateOptimizer, lr_at, proximal_step, xi_at
 
 gates = st.floats(-3, 3, allow_nan=False, width=32)
 thresholds = st.floats(0.015625, 1, width=32)
