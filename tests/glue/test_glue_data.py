@@ -123,9 +123,7 @@ def test_embedded_source_is_marked_and_checked(monkeypatch):
     assert data.marks == ("embedded data",)
     assert [split for _, split in asked] == list(TASKS["mnli"].rows)
     assert {len(frame) for frame in (data.train, *data.validation.values())} == {12}
-    monkeypatch.setattr(
-        module, "embedded", lambda *_: pa.Table.from_pandas(make_frame(TASKS["cola"], 3))
-    )
+    monkeypatch.setattr(module, "make_split", lambda *_: make_frame(TASKS["cola"], 3))
     with pytest.raises(GlueDataError, match="embedded mnli train lacks column premise"):
         load_task("mnli", "embedded")
 
