@@ -65,15 +65,11 @@ class Lora2Callback(TrainerCallback):
             folder = self._checkpoint or _folder_given_to_train() or _checkpoint_folder(args, state)
             _load_state(tuner, Path(folder) / TUNER_STATE_NAME)
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         _unscale(kwargs.get("optimizer"))
         _call(self._hooks_of(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
 
-    def on_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         _call(self._hooks_of(kwargs["model"]), "after_optimizer_step", state.global_step + 1)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -117,9 +113,8 @@ def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
 
 
 def _unscale(optimizer: Any) -> None:
-    """Undo fp16's gradient scaling, unless clipping has done so."""
-    if getattr(optimizer, "scaler", None) is not None:
-        with contextlib.suppress(RuntimeError):  # already unscaled
+    if getattr(optimizer, "scaler", None) is not None:  # of fp16
+        with contextlib.suppress(RuntimeError):  # unscaled already, for clipping
             optimizer.scaler.unscale_(optimizer.optimizer)
 
 

@@ -19,7 +19,7 @@ from lora2.records.store import SCHEMA, StoreError, check_schema
 from lora2.run.device import provenance
 from lora2.sweep.pool import plan_workers
 from lora2.sweep.table import Job, Profile, Row, Table
-from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
+from lora2.tables.render import TASK_NAMES, Grid, heading, write_files
 
 # Steps of each method on each task, measured and to warm up; fewer on a CPU, which is slow.
 ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
@@ -87,14 +87,14 @@ def _paper_seconds(table: Table, row: Row, task: str) -> float:
 
 def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]:
     """Return the table's files by the ending of their names."""
-    title, note = heading(table, profile, {})
+    title, opening = heading(table, profile, {})
     about, cells, notes = _about(table, times), _grid(table, times), _notes(times)
-    page = [*opening(table, profile, {}), markdown(about), "", *grid(cells), "",
+    page = [*opening, markdown(about), "", *grid(cells), "",
             *(f"- {markdown(note)}" for note in notes), ""]  # fmt: skip
     return {
         ".csv": times.to_csv(index=False, lineterminator="\n"),
         ".md": "\n".join(page),
-        ".tex": tex_float(f"{title}. {note} {about}", cells, notes),
+        ".tex": tex_float(f"{title} {about}", cells, notes),
     }
 
 
@@ -154,17 +154,11 @@ def _ratio(value: float, otherwise: str) -> str:
 
 
 def write(table: Table, times: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
-    """Write table2.csv, .md and .tex into ``folder``; return their paths."""
     return write_files(folder, table.stem, texts(table, times, profile))
 
 
 def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
-    """Write the table's files again from the times in ``folder``'s CSV; return their paths.
-
-    Raises:
-        FileNotFoundError: nothing was measured yet.
-        StoreError: the file is damaged, or of another version of this project.
-    """
+    """Write the table's files again from the times in ``folder``'s CSV; return their paths."""
     path = folder / f"{table.stem}.csv"
     try:
         times = pd.read_csv(path, dtype={"label": "object", "device": "object"})

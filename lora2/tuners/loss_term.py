@@ -138,7 +138,6 @@ class TermModel(AdapterModel):
             self._watch_training()
 
     def _refuse_offloaded(self) -> None:
-        """Raise a ValueError where accelerate keeps an adapter's weights elsewhere."""
         for name in self._active():
             layer = self._first(name)
             if layer is None or not getattr(layer, layer.adapter_layer_names[0])[name].is_meta:
@@ -211,14 +210,16 @@ class TermModel(AdapterModel):
 
 def add_gradient(term: Tensor, parameters: Sequence[Tensor]) -> None:
     """Add the gradient of ``term`` to that of each of its parameters, in few operations."""
+    old, added = list[Tensor](), list[Tensor]()
     gradients = torch.autograd.grad(term, parameters, allow_unused=True)
-    pairs = [(p, new) for p, new in zip(parameters, gradients, strict=True) if new is not None]
-    old = [(p.grad, new) for p, new in pairs if p.grad is not None]
-    for parameter, new in pairs:
+    for parameter, new in zip(parameters, gradients, strict=True):
         if parameter.grad is None:
             parameter.grad = new
+        elif new is not None:
+            old.append(parameter.grad)
+            added.append(new)
     if old:
-        torch._foreach_add_([grad for grad, _ in old], [new for _, new in old])
+        torch._foreach_add_(old, added)
 
 
 def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:

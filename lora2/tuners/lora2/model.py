@@ -86,8 +86,8 @@ class Lora2Model(TermModel):
         """Start a training of ``total_step`` optimiser steps (None: as the config says).
 
         Raises:
-            ValueError: no adapter or several are trained, ``total_step`` is unknown or contradicts
-                the config, the pruning schedule does not fit into it, or ZeRO-3 holds the weights.
+            ValueError: no adapter or several are trained, ``total_step`` is unknown, contradicts
+                the config or is too short to prune, or ZeRO-3 holds the weights.
         """
         if any(hasattr(p, "ds_id") for p in self.model.parameters() if p.requires_grad):
             raise ValueError(
@@ -137,7 +137,7 @@ class Lora2Model(TermModel):
                 lam.mul_(mask)
 
     def update_and_allocate(self, step: int) -> None:
-        """``after_optimizer_step`` under the name that PEFT's AdaLoRA gave it."""
+        """``after_optimizer_step``, as PEFT's AdaLoRA calls it."""
         self.after_optimizer_step(step)
 
     def training_state(self) -> dict[str, Tensor]:
@@ -155,8 +155,7 @@ class Lora2Model(TermModel):
 
         Raises:
             RuntimeError: another adapter is being trained.
-            ValueError: ``state`` is of another run (shapes, steps, singular values), or see
-                ``prepare_training``.
+            ValueError: ``state`` is of another run, or see ``prepare_training``.
         """
         adapted, config = self._training()
         if not config.prunes:
@@ -180,12 +179,7 @@ class Lora2Model(TermModel):
         torch._foreach_copy_(adapted.masks(), list(allocator.mask.unbind()))
 
     def finish_training(self) -> None:
-        """Check that the ranks are what the schedule promised.
-
-        Raises:
-            RuntimeError: the allocator was never called, or not to the last step, or for another
-                adapter, or it saw no gradient, or another number of singular values survives.
-        """
+        """Raise a RuntimeError unless the allocator saw every step and pruned to its target."""
         adapted, config = self._training()
         if not config.prunes or self._final:
             return
@@ -281,7 +275,6 @@ class Lora2Model(TermModel):
 
 
 def _lambdas(adapted: Adapted) -> Tensor:
-    """All singular values, flat, on one device."""
     lambdas = [whole(lam) for lam in adapted.factors().lam]
     return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
 
