@@ -6,9 +6,9 @@ run. curves.csv: its evaluations. predictions.parquet: its last predictions.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,7 @@ class SelectionError(RuntimeError):
     """No rate can be chosen; the message says why and what to type."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The rate chosen for one row of one part, and all that were tried."""
 
     part: Part
@@ -80,7 +79,7 @@ def select(
 
 
 def first_grid(middle: float) -> list[float]:
-    """Return the rates tried first, around the rate in the study's file."""
+    """Return the rates tried first."""
     return [middle / FACTOR, middle, middle * FACTOR]
 
 
@@ -133,8 +132,8 @@ def _chosen(frame: pd.DataFrame) -> float:
 def _wider(frame: pd.DataFrame) -> list[float]:
     """Return the next rate beyond the grid if the chosen one is at its end."""
     rates, chosen = frame["learning_rate"], _chosen(frame)
-    lower = [chosen / FACTOR] if chosen == rates.min() else []
-    return lower + ([chosen * FACTOR] if chosen == rates.max() else [])
+    ends = {chosen / FACTOR: rates.min(), chosen * FACTOR: rates.max()}
+    return [rate for rate, end in ends.items() if chosen == end]
 
 
 def sentences(choices: Sequence[Choice]) -> Iterator[str]:
@@ -208,8 +207,8 @@ def _curve(folder: Path, line: dict) -> pd.DataFrame:
     path = folder / "runs" / line["run"] / store.HISTORY
     if not path.is_file():
         return pd.DataFrame(columns=CURVES)
-    where = {key: line[key] for key in ("part", "row", "seed", "run")}
     frame = pd.read_csv(path, float_precision="round_trip")
+    where = {key: line[key] for key in ("part", "row", "seed", "run")}
     return frame.assign(**where).reindex(columns=CURVES)
 
 
