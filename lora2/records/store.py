@@ -164,10 +164,9 @@ def check_schema(column: pd.Series[Any], path: Path) -> None:
     if schemas.isna().any():
         raise StoreError(f"{path} has rows without a schema: remove it and collect again")
     for other in schemas[schemas != SCHEMA]:
-        age, action = "a newer", "update your checkout, then repeat the command"
-        if other < SCHEMA:
-            age = "an older"
-            action = "read it with that version, or move it away and repeat its runs"
+        age, action = "an older", "read it with that version, or move it away and repeat its runs"
+        if other > SCHEMA:
+            age, action = "a newer", "update your checkout, then repeat the command"
         raise SchemaError(
             f"{path} was written by {age} version of this project (schema {other:g}, this code "
             f"reads {SCHEMA}): {action}"
@@ -192,9 +191,9 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
     # Committed rows first, so that keeping the last of each run keeps the folder's.
     frame = pd.concat([f for f in (*committed, *rows) if len(f)] or committed, ignore_index=True)
     frame = frame.drop_duplicates("run", keep="last").sort_values(ORDER, kind="stable")
-    text = {column: "object" for column in TEXT if column in frame.columns}
-    frame = frame.astype(text).fillna(dict.fromkeys(text, ""))  # rows older than a column
-    return frame.reset_index(drop=True)
+    text = [column for column in TEXT if column in frame.columns]
+    frame = frame.astype(dict.fromkeys(text, "object"))
+    return frame.fillna(dict.fromkeys(text, "")).reset_index(drop=True)  # rows older than a column
 
 
 def _read_folders(runs: Path) -> list[pd.DataFrame]:

@@ -81,10 +81,10 @@ def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure
     width, height = max(3.4, 0.34 * layers + 0.8), 0.3 * matrices + 0.9
     figure = Figure(figsize=(columns * width + 0.9, rows * height + 0.4), layout="constrained")
     panes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (title, grid) in zip(panes, grids.items(), strict=False):
-        image = _panel(axes, grid, title, most)
     for axes in panes[len(grids) :]:
         axes.set_visible(False)
+    for axes, (title, grid) in zip(panes, grids.items(), strict=False):
+        image = _panel(axes, grid, title, most)
     bar = figure.colorbar(image, ax=panes[: len(grids)], shrink=0.8, pad=0.02)
     bar.set_label(f"kept singular values of {most}", fontsize=9)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))

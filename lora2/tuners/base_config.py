@@ -48,11 +48,7 @@ def extend_peft_type(name: str) -> PeftType:
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
-    """Register ``name`` (lower case) with PEFT; a second call with the same classes is harmless.
-
-    Raises:
-        KeyError: another package has registered this name with another config class.
-    """
+    """Register ``name`` (lower case) with PEFT; a KeyError if another package has it already."""
     registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(extend_peft_type(name.upper()))
     if registered is None:
         prefix = model_cls.prefix
@@ -119,7 +115,7 @@ class AdapterConfig(PeftConfig):
         requires: what loading takes, for readers of adapter_config.json.
 
     Raises:
-        ValueError: one error that lists every impossible value.
+        ValueError: every impossible value.
         TypeError: an argument that only PEFT's LoraConfig has, with what to do instead.
     """
 
@@ -152,7 +148,7 @@ class AdapterConfig(PeftConfig):
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT's; then say in the model card beside it, if there is one, what loading takes."""
+        """As PEFT's; the model card beside it then says what loading takes."""
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "README.md"
         if path.is_file():
