@@ -45,9 +45,10 @@ def hyperparameters() -> tuple[Line, ...]:
     return _read("hyperparameters.csv")
 
 
-def claims() -> dict[str, Line]:
-    """Return the numbers and comparisons stated in the paper's text, by id."""
-    return {line["id"]: line for line in _read("claims.csv")}
+@cache
+def texts() -> dict[str, Line]:
+    """Return what the paper states, and how that is checked, by id of the finding."""
+    return {line["id"]: line for line in _read("findings.csv")}
 
 
 def glue_average(values: Mapping[tuple[str, str], Number], tasks: Sequence[str]) -> Number:

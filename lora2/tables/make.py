@@ -18,13 +18,9 @@ VARIANTS = ("protocol", "ranks")
 
 
 def report_table(
-    table: Table,
-    profile: Profile,
-    folder: Path,
-    seeds: Sequence[int] | None = None,
-    extra: Sequence[str] = (),
-    runs: pd.DataFrame | None = None,
-) -> list[Path]:
+    table: Table, profile: Profile, folder: Path, seeds: Sequence[int] | None = None,
+    extra: Sequence[str] = (), runs: pd.DataFrame | None = None,
+) -> list[Path]:  # fmt: skip
     """Write a table (or Figure 3) from the runs in ``folder``; return the files written.
 
     A cell's runs are those with the table's settings (and ``extra`` words), from any machine.

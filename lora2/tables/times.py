@@ -31,10 +31,7 @@ IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 
 def measure(
-    table: Table,
-    jobs: Sequence[Job],
-    rounds: int = ROUNDS,
-    tell: Callable[[str], None] = print,
+    table: Table, jobs: Sequence[Job], rounds: int = ROUNDS, tell: Callable[[str], None] = print
 ) -> pd.DataFrame:
     """Measure every row of a ``times`` table task by task; return one line per row and task.
 
