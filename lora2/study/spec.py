@@ -185,26 +185,19 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     problems = ProblemList()
     given, _, extra = split_words(argv, Options, problems)
     problems += _refused_words(extra)
-    study = None
     if given.study is None:
         names = ", ".join(options("study", configs))
-        problems.append(Problem("study", None, names, "study=NAME is missing"))
-    else:
-        with problems.collect():
-            study = load_study(given.study, configs)
-    if study is not None:
+        raise ConfigError([*problems, Problem("study", None, names, "study=NAME is missing")])
+    with problems.collect():
+        study = load_study(given.study, configs)
         problems += _unknown_names(study, given)
     problems.raise_if_any()
-    assert study is not None
     parts = list(_narrowed(study, given))
     if not parts:
         raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
     rates = study.rates
-    first, *_ = [
-        study.candidate(part, row, rates[study.source(row)], extra)
-        for part in parts
-        for row in part.rows
-    ]  # all are checked before the first run
+    first, *_ = [study.candidate(part, row, rates[study.source(row)], extra)
+                 for part in parts for row in part.rows]  # all are checked  # fmt: skip
     folder = Path(first.resolved.config.results.dir)
     notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
     return StudyRequest(study, given, parts, extra, folder, notes)

@@ -8,9 +8,9 @@ returns, and a hook notes whether a backward pass reached it. If none did (TRL, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class LossTerm:
 
     def watch(self, term: Tensor) -> Tensor:
         """Return ``term``; a backward pass through it is noted."""
-        if torch.compiler.is_compiling():  # hooks inside a graph are not supported
+        if torch.compiler.is_compiling():  # without hooks
             self._note()
         elif term.requires_grad:
             term.register_hook(self._note)
@@ -78,6 +78,8 @@ class TermModel(AdapterModel):
     subclass defines ``_loss_term`` and ``_watch``, its layers ``kept`` and ``kept_parameters``.
     """
 
+    _loss_term: ClassVar[Callable[..., Tensor]]  # of the trained adapter, a scalar
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._term = LossTerm()
@@ -109,10 +111,6 @@ class TermModel(AdapterModel):
         name = self._active()[0]
         return sum(layer.kept_parameters(name) for layer in self.adapted_layers(name).values())
 
-    def _loss_term(self) -> Tensor:
-        """Return the trained adapter's term, a scalar."""
-        raise NotImplementedError
-
     def _watch(self, adapter: str, saving: bool) -> None:
         """Look at the trained adapter when a training pass or a saving begins."""
         raise NotImplementedError
@@ -133,8 +131,8 @@ class TermModel(AdapterModel):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._after_forward()  # an interrupt of the last forward runs no hook
         self._refuse_offloaded()
-        training = module.training and torch.is_grad_enabled()
-        if module is self.model and training and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if module is self.model and module.training and torch.is_grad_enabled() and not compiling:
             self._watch_training()
 
     def _refuse_offloaded(self) -> None:
@@ -231,24 +229,17 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     accumulation multiplies them.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
-    if total is None or not isinstance(labels, Tensor) or not _is_causal(model):
+    # transformers derives it from the class's name; those without a kind are GPT2LMHeadModel's.
+    heads = "ForCausalLM" if type(model).__name__.endswith("LMHeadModel") else ""
+    kind = LOSS_MAPPING.get(getattr(model, "loss_type", None) or heads)
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    causal = kind is ForCausalLMLoss and not encodes
+    if total is None or not isinstance(labels, Tensor) or not causal:
         return None
-    shifted = inputs.get("shift_labels")
-    counted = labels[..., 1:] if shifted is None else shifted
+    counted = inputs.get("shift_labels")
+    counted = labels[..., 1:] if counted is None else counted
     whole = total.to(counted.device) if isinstance(total, Tensor) else total
     return counted.ne(-100).sum() / whole
-
-
-def _is_causal(model: nn.Module) -> bool:
-    """Tell whether the model's loss is ``ForCausalLMLoss``.
-
-    transformers derives it from the class's name; of those without a kind, *LMHeadModel are causal.
-    """
-    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    kind = getattr(model, "loss_type", None)
-    if kind is None and type(model).__name__.endswith("LMHeadModel"):
-        kind = "ForCausalLM"
-    return LOSS_MAPPING.get(kind or "") is ForCausalLMLoss and not encodes
 
 
 def _unhook(model: nn.Module) -> None:
