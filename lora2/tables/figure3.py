@@ -51,11 +51,8 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
 def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the number of kept singular values, (matrices, layers), averaged over runs.
 
-    A frame is a run's ranks.csv, a line per singular value. Matrices are in the order of
-    ``SYMBOLS``, others after them by name.
-
-    Raises:
-        ValueError: a frame lacks a column, or the runs adapt different matrices.
+    A frame is a run's ranks.csv, a line per singular value; a ValueError if it lacks a column, or
+    the runs adapt different matrices. They are in the order of ``SYMBOLS``, others after by name.
     """
     grids = []
     for frame in frames:

@@ -21,9 +21,6 @@ def refresh(text: str, root: Path = ROOT) -> str:
     """Return ``text`` with every block replaced by the first table of the file it names.
 
     A block is between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``.
-
-    Raises:
-        FileNotFoundError: a block names a table that does not exist.
     """
 
     def fill(match: re.Match[str]) -> str:

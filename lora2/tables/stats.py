@@ -28,11 +28,7 @@ class Outcome(NamedTuple):
 
 
 def summary(values: Sequence[float] | np.ndarray) -> Summary:
-    """Describe a cell's scores over seeds.
-
-    Raises:
-        ValueError: a score is not finite; diverged runs must not be averaged in.
-    """
+    """Describe a cell's scores over seeds, which are finite: no diverged run is averaged in."""
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():
         raise ValueError(f"scores must be finite, not {array.tolist()}")

@@ -115,7 +115,7 @@ class AdapterConfig(PeftConfig):
         requires: what loading takes, for readers of adapter_config.json.
 
     Raises:
-        ValueError: every impossible value.
+        ValueError: one error that lists every impossible value.
         TypeError: an argument that only PEFT's LoraConfig has, with what to do instead.
     """
 

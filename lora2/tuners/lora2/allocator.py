@@ -24,9 +24,6 @@ class Allocator:
     * t > T - tfinal: the mask of the frozen averages, at the target, is applied after every step.
 
     This is the published allocator, and PEFT's AdaLoRA but for its forced renewal at T - tfinal.
-
-    Raises:
-        ValueError: the schedule does not fit into ``total_step``.
     """
 
     def __init__(self, config: Lora2Config, factors: Factors, total_step: int) -> None:
@@ -72,12 +69,7 @@ class Allocator:
 
     @torch.no_grad()
     def step(self, step: int, factors: Factors, masks: list[Tensor]) -> None:
-        """Take in optimiser step ``step``; zero pruned lambdas and fill ``masks``, both in place.
-
-        Raises:
-            ValueError: ``step`` is not the one after the last, or is beyond ``total_step``.
-            RuntimeError: a factor that is trained has no gradient.
-        """
+        """Take in optimiser step ``step``; zero pruned lambdas and fill ``masks`` in place."""
         self._check_step(step)
         frozen_from = self.total_step - self.config.tfinal
         weights = self._scored(factors) if step < frozen_from else factors.lam

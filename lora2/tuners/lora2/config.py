@@ -36,9 +36,6 @@ class Lora2Config(AdapterConfig):
         orth_squared: square the Frobenius norms of the regulariser.
         importance: "factored" (Eq. 9) or "full" (Eq. 8).
         total_step: optimiser steps of the whole training; None with Lora2Callback, which knows it.
-
-    Raises:
-        ValueError: one error that lists every impossible value.
     """
 
     k: int = 1

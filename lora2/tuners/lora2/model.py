@@ -154,7 +154,6 @@ class Lora2Model(TermModel):
         """Continue after the step at which ``training_state`` was taken.
 
         Raises:
-            RuntimeError: another adapter is being trained.
             ValueError: ``state`` is of another run, or see ``prepare_training``.
         """
         adapted, config = self._training()

@@ -32,9 +32,6 @@ class SoraConfig(AdapterConfig):
         gate_warmup_ratio: share of the steps in which it rises.
         gate_weight_decay: decoupled weight decay of the gates (0 in the published code).
         init_weights: False makes B random too, so that a new adapter is not a no-op.
-
-    Raises:
-        ValueError: one error that lists every impossible value.
     """
 
     sparse_lambda: float = 10.0
