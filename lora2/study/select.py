@@ -105,8 +105,6 @@ def _scores(
     names, by_name = matching(list(jobs.values()), runs), runs.set_index("run")
     lines = []
     for rate, job in jobs.items():
-        if job.name not in names:
-            raise SelectionError(f"the selection run {job.name} is missing; repeat the command")
         values = by_name.loc[names[job.name]]
         result = {key: values.get(key) for key in ("status", "score_best", "score_last")}
         lines.append(

@@ -48,7 +48,7 @@ def to_lora(
             f"biases of other modules: train with bias='none', or use merge_and_unload"
         )
     pairs = {key: _pair(layer, name) for key, layer in tuner.adapted_layers(name).items()}
-    kept = {key: (a, b) for key, (a, b) in pairs.items() if len(a) > 0}
+    kept = {key: pair for key, pair in pairs.items() if len(pair[0]) > 0}
     if not kept:  # PEFT loads no adapter without a target
         key, (a, b) = next(iter(pairs.items()))
         kept = {key: (a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1))}

@@ -136,9 +136,7 @@ class Lora2Model(TermModel):
             for lam, mask in zip(factors.lam, masks, strict=True):
                 lam.mul_(mask)
 
-    def update_and_allocate(self, step: int) -> None:
-        """``after_optimizer_step``, as PEFT's AdaLoRA calls it."""
-        self.after_optimizer_step(step)
+    update_and_allocate = after_optimizer_step  # as PEFT's AdaLoRA calls it
 
     def training_state(self) -> dict[str, Tensor]:
         """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned.
@@ -256,11 +254,9 @@ class Lora2Model(TermModel):
         def masked(layer: Lora2Linear, gradient: Tensor) -> Tensor:
             return gradient * layer.lora2_mask[adapted.adapter]
 
-        self._final = tuple(
-            lam.register_hook(partial(masked, layer))
-            for layer in adapted.layers.values()
-            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad
-        )
+        for layer in adapted.layers.values():
+            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad:
+                self._final += (lam.register_hook(partial(masked, layer)),)
 
     def _release(self) -> None:
         for hook in self._final:
