@@ -35,9 +35,7 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
     for run in runs:
         path = folder / "runs" / run / "ranks.csv"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: repeat run {run}, Figure 3 needs its ranks"
-            )
+            raise FileNotFoundError(f"{path} is missing: repeat run {run} for Figure 3")
         try:
             frames.append(pd.read_csv(path))
             kept_ranks(frames[-1:])

@@ -99,8 +99,7 @@ def paired_bootstrap(
         return statistic(y, a, axis) - statistic(y, b, axis)  # (resamples, n) -> (resamples,)
 
     arrays = tuple(np.asarray(x, dtype=float) for x in (label, first, second))
-    with warnings.catch_warnings():
-        # Equal models give a constant; scipy warns about its interval, which is not used here.
+    with warnings.catch_warnings():  # of equal models' interval, which is not used here
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         drawn = stats.bootstrap(
             arrays, difference, paired=True, vectorized=True, method="percentile",

@@ -71,23 +71,22 @@ def is_real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# Rules: whether a value is allowed, and what is.
+
+
 def integer(value: Any, low: int) -> tuple[bool, str]:
-    """Allow integers >= ``low``."""
     return is_int(value, low), f"an integer >= {low}"
 
 
 def positive(value: Any) -> tuple[bool, str]:
-    """Allow finite numbers > 0."""
     return is_real(value) and value > 0, "a number > 0"
 
 
 def non_negative(value: Any) -> tuple[bool, str]:
-    """Allow finite numbers >= 0."""
     return is_real(value) and value >= 0, "a number >= 0"
 
 
 def fraction(value: Any) -> tuple[bool, str]:
-    """Allow numbers in [0, 1)."""
     return is_real(value) and 0 <= value < 1, "0 <= value < 1"
 
 

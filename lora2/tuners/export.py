@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lora2.tuners.base import AdapterLayer, AdapterModel
+from lora2.tuners.base import AdapterModel
 from lora2.tuners.base_config import AdapterConfig
 
 _PREFIX = "base_model.model."
@@ -47,7 +47,11 @@ def to_lora(
             f"bias={config.bias!r} cannot be exported, because a LoRA adapter would also train the "
             f"biases of other modules: train with bias='none', or use merge_and_unload"
         )
-    pairs = {key: _pair(layer, name) for key, layer in tuner.adapted_layers(name).items()}
+    pairs = dict[str, tuple[Tensor, Tensor]]()  # LoRA's A (k, d_in) and B (d_out, k)
+    for key, layer in tuner.adapted_layers(name).items():
+        dtype = getattr(layer, layer.adapter_layer_names[0])[name].dtype
+        first, second = layer.thin_factors(name)
+        pairs[key] = first.T.to(dtype), second.T.to(dtype)
     kept = {key: pair for key, pair in pairs.items() if len(pair[0]) > 0}
     if not kept:  # PEFT loads no adapter without a target
         key, (a, b) = next(iter(pairs.items()))
@@ -68,13 +72,6 @@ def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | N
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     save_file(state, Path(folder) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     return Path(folder)
-
-
-def _pair(layer: AdapterLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """Return LoRA's A (k, d_in) and B (d_out, k) in the adapter's dtype."""
-    dtype = getattr(layer, layer.adapter_layer_names[0])[adapter_name].dtype
-    first, second = layer.thin_factors(adapter_name)
-    return first.T.to(dtype), second.T.to(dtype)
 
 
 def _lora_config(config: AdapterConfig, rank: int, modules: list[str] | None) -> LoraConfig:
