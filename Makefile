@@ -11,6 +11,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 REPRODUCE = $(PY) scripts/reproduce.py profile=$(PROFILE) seeds=$(SEEDS) cluster=$(CLUSTER) $(ARGS)
 TABLES := table1 table2 table3 table4 figure3 roberta-large
 
@@ -24,33 +25,33 @@ quickstart: $(READY)
 	$(PY) scripts/reproduce.py table=all profile=embedded results.dir=results/quickstart $(ARGS)
 	$(MAKE) --no-print-directory audit
 
-test: $(READY)
+test: $(TOOLS)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 # Lines of lora2/ that the default suite runs, the workers of its sweeps included.
-coverage: $(READY)
+coverage: $(TOOLS)
 	OMP_NUM_THREADS=1 $(PY) -m coverage run -m pytest
 	$(PY) -m coverage combine --quiet
 	$(PY) -m coverage report
 
-test-slow: $(READY)
+test-slow: $(TOOLS)
 	$(PY) -m pytest -m "slow and not latex"
 
 # Kills, full disks, crowds, divergence, want of memory (docs/faults.md). KILLS=5 takes less time.
-test-faults: $(READY)
+test-faults: $(TOOLS)
 	$(PY) -m pytest -m "slow or not slow" tests/faults
 	$(PY) -m tests.faults.kill_sweep --kills $(KILLS)
 
 # A real Slurm on this machine (Debian, as root): installed, started, a job killed and requeued.
-test-slurm: $(READY)
+test-slurm: $(TOOLS)
 	bash tests/slurm/run.sh
 
 # Compiles the tables with Debian's TeX Live.
-test-latex: $(READY)
+test-latex: $(TOOLS)
 	$(PY) -m pytest -m latex
 
 # TRL, sentence-transformers, quantised bases and ONNX, in a copy of the venv.
-test-ecosystem: $(READY)
+test-ecosystem: $(TOOLS)
 	rm -rf .venv-ecosystem && cp -a $(VENV) .venv-ecosystem
 	.venv-ecosystem/bin/python -m pip install --quiet -r tests/ecosystem/requirements.txt
 	OMP_NUM_THREADS=1 .venv-ecosystem/bin/python -m pytest -n 0 -m ecosystem tests/ecosystem
@@ -61,7 +62,7 @@ wheel: $(READY)
 	$(PY) -m build
 	$(PY) -m twine check --strict dist/*
 
-lint: $(READY)
+lint: $(TOOLS)
 	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
@@ -100,14 +101,21 @@ audit: $(READY)
 	$(PY) -m lora2.paper.audit
 
 # torch first: whatever depends on it must find the pinned build and not fetch another.
-# Byte-compiling all of it takes as long as installing it: Python compiles what it imports.
+# Byte-compiling everything takes as long as installing it. Every run imports torch, so torch is
+# compiled, beside pip; of the rest Python compiles what it imports.
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 $(READY): requirements.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PIP) $$(grep '^torch==' requirements.txt)
-	$(PIP) -r requirements.txt setuptools
+	$(PY) -m compileall -q $(VENV)/lib/python*/site-packages/torch & \
+	$(PIP) $$(sed '/^# tests/,/^# CLUSTER/d' requirements.txt | grep ==) setuptools && wait
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $(READY)
+
+# Tests and checks need more than the runs.
+$(TOOLS): $(READY) requirements.txt
+	$(PIP) -r requirements.txt
+	touch $(TOOLS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .mypy_cache .coverage*

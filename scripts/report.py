@@ -57,7 +57,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
                 elif make.is_official(table, request.extra):
                     written = make.report_table(*wanted, runs)
                 else:
-                    print(make.print_table(*wanted))
+                    print(make.print_table(*wanted, runs))
                     continue
                 print("\n".join(f"wrote {path}" for path in written))
             except (store.StoreError, FileNotFoundError) as error:

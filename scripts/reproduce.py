@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
@@ -30,6 +31,9 @@ from lora2.sweep.pool import (
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, Table, distinct
 from lora2.sweep.worker import Outcome
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 USAGE = (
     "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
@@ -122,27 +126,33 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
 
 def write_tables(request: Request, jobs_by_table: dict[str, list[Job]]) -> bool:
     """Write or print every table; return whether that worked for all."""
-    from lora2.records.store import StoreError
+    from lora2.records.store import StoreError, collect
 
-    complete = True
+    runs_in, complete = cache(collect), True  # each folder is read once for all tables
     for plan in request.plans:
         jobs = jobs_by_table[plan.name]
         for folder in {Path(job.resolved.config.results.dir): None for job in jobs}:
             try:
                 with explain_full_disk(folder):
-                    write_table(request, plan, jobs, folder)
+                    write_table(request, plan, jobs, folder, runs_in)
             except (StoreError, OSError) as error:
                 print(f"{plan.name}: not written: {error}", file=sys.stderr)
                 complete = False
     return complete
 
 
-def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path) -> None:
+def write_table(
+    request: Request,
+    plan: Table,
+    jobs: Sequence[Job],
+    folder: Path,
+    runs_in: Callable[[Path], pd.DataFrame],
+) -> None:
     """Write one table; a part or variant is printed instead, so that no whole one is replaced."""
     from lora2.tables import make as reporting
 
     official = reporting.is_official(plan, request.extra)
-    arguments = (plan, request.profile, folder, request.options.seeds, request.extra)
+    about = (plan, request.profile, folder, request.options.seeds, request.extra)
     if plan.kind == "times":
         from lora2.tables import times as timetable  # imports torch, which no other table needs
 
@@ -152,9 +162,9 @@ def write_table(request: Request, plan: Table, jobs: Sequence[Job], folder: Path
         else:
             print(timetable.texts(plan, frame, request.profile)[".md"])
     elif official or plan.kind == "figure":
-        show_written(reporting.report_table(*arguments))
+        show_written(reporting.report_table(*about, runs_in(folder)))
     else:
-        print(reporting.print_table(*arguments))
+        print(reporting.print_table(*about, runs_in(folder)))
     if not official and plan.kind != "figure":
         print(f"a part or a variant of table {plan.name}: shown, not written to {folder}")
 

@@ -1,11 +1,19 @@
-"""Compute the metrics of an evaluation with scikit-learn and scipy."""
+"""Compute the metrics of an evaluation, as an ``evaluate`` metric over scikit-learn and scipy.
+
+``evaluate.load("lora2/glue/metrics.py", "rte")`` loads this file as well, and copies it alone into
+its module cache.
+"""
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+import datasets
+import evaluate
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -17,24 +25,50 @@ class NonFinitePredictionsError(ValueError):
     """A model's outputs hold NaN or infinity: the run has diverged."""
 
 
+class GlueMetric(evaluate.Metric):
+    """Predictions and references, shape (n,) each -> the task's metrics, as fractions of 1."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        task = TASKS[self.config_name]
+        value = datasets.Value("float64" if task.is_regression else "int64")
+        return evaluate.MetricInfo(
+            description=f"Metrics of the GLUE task {task.name}: {', '.join(task.metrics)}.",
+            citation="Wang et al., GLUE, ICLR 2019 (arXiv 1804.07461)",
+            inputs_description="predictions and references: class numbers, or floats for stsb",
+            features=datasets.Features({"predictions": value, "references": value}),
+        )
+
+    def _compute(self, predictions: list, references: list) -> dict[str, float]:
+        labels, guesses = np.asarray(references), np.asarray(predictions)  # (n,), (n,)
+        names = TASKS[self.config_name].metrics
+        return {name: float(_FUNCTIONS[name](labels, guesses)) for name in names}
+
+
 def compute(task_name: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compute the metrics of one split, as fractions of 1 (not percent).
 
-    ``predictions`` and ``labels`` are (n,) class numbers, or similarities for STS-B. A correlation
-    over constant predictions or labels is undefined; 0.0 is returned, with a warning.
+    Args:
+        predictions: (n,) class numbers, or similarities for STS-B.
+        labels: (n,) likewise.
+
+    A correlation over constant predictions or labels is undefined; 0.0 is returned, with a warning.
+
+    Raises:
+        ValueError: shapes differ or are not (n,).
     """
-    kind = np.float64 if TASKS[task_name].is_regression else np.int64
-    values = labels.astype(kind), predictions.astype(kind)
-    return {name: float(_FUNCTIONS[name](*values)) for name in TASKS[task_name].metrics}
+    return _metric(task_name).compute(predictions=predictions, references=labels)
 
 
 def compute_splits(
     task: Task, predictions: np.ndarray, labels: np.ndarray, lengths: Mapping[str, int]
 ) -> dict[str, float]:
-    """Compute the metrics of concatenated validation splits, (n,) as for ``compute``.
+    """Compute the metrics of concatenated validation splits.
 
-    ``lengths`` are the rows of each split, in order, summing to n. MNLI's validation_matched and
-    validation_mismatched give the keys matched_accuracy and mismatched_accuracy.
+    Args:
+        predictions: (n,) as for ``compute``, all splits concatenated.
+        labels: (n,) likewise.
+        lengths: rows of each split, in order, summing to n. MNLI's validation_matched and
+            validation_mismatched give the keys matched_accuracy and mismatched_accuracy.
     """
     ends = np.cumsum(list(lengths.values()))
     parts = (np.split(values, ends[:-1]) for values in (predictions, labels))
@@ -60,6 +94,14 @@ def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
             "has diverged (try a lower learning rate, or full precision)"
         )
     return outputs[:, 0] if task.is_regression else outputs.argmax(axis=1)
+
+
+@cache
+def _metric(task_name: str) -> GlueMetric:
+    # evaluate creates a folder even if it keeps everything in memory. The home folder may be
+    # read-only, so it gets a temporary one.
+    with tempfile.TemporaryDirectory() as folder:
+        return GlueMetric(config_name=task_name, keep_in_memory=True, cache_dir=folder)
 
 
 def _correlation(function: Callable[..., Any]) -> Callable[[np.ndarray, np.ndarray], float]:

@@ -236,9 +236,8 @@ def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     groups = list(parameter_groups(model, config))
     if isinstance(config.method, Lora2) and config.method.lambda_lr_ratio is not None:
         groups = lambda_groups(model, groups, config.method.lambda_lr_ratio)
-    return torch.optim.AdamW(
-        groups, lr=config.train.learning_rate, fused=torch.cuda.is_available() or None
-    )
+    gpu = torch.cuda.is_available()
+    return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=gpu, foreach=not gpu)
 
 
 def parameter_groups(model: nn.Module, config: RunConfig) -> Iterable[dict[str, Any]]:

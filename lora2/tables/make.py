@@ -49,10 +49,10 @@ def report_table(
 
 def print_table(
     table: Table, profile: Profile, folder: Path,
-    seeds: Sequence[int] | None = None, extra: Sequence[str] = (),
+    seeds: Sequence[int] | None, extra: Sequence[str], runs: pd.DataFrame,
 ) -> str:  # fmt: skip
     """Return the Markdown of a table, or of a part or variant of it, as ``report_table``."""
-    results = find_results(table, profile, folder, seeds, extra, store.collect(folder))
+    results = find_results(table, profile, folder, seeds, extra, runs)
     return render.texts(results, folder, profile)[".md"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from lora2.markup import grid, markdown, tex_float
 from lora2.paper.numbers import printed_values
 from lora2.records.store import SCHEMA, StoreError, check_schema
 from lora2.run.device import provenance
+from lora2.sweep.pool import plan_workers
 from lora2.sweep.table import Job, Profile, Row, Table
 from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
 
@@ -39,6 +41,9 @@ def measure(
     ``seconds`` are medians, ``tokens`` the mean padded length, ``ratio`` the median over rounds of
     the ratio to the row that ``against`` names (NaN without one).
     """
+    # A worker's threads: more of them slow a tiny encoder down.
+    torch.set_num_threads(int(plan_workers(jobs)[0]["OMP_NUM_THREADS"]))
+    gc.freeze()  # the collection after each task skips everything imported
     lines = list[dict[str, Any]]()
     for task in table.tasks:
         of_task = [job for job in jobs if job.task == task]

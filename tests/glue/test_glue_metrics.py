@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import evaluate
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
+from lora2.glue import metrics
 from lora2.glue.metrics import (
     NonFinitePredictionsError,
     compute,
@@ -99,3 +101,26 @@ def test_mnli_splits_are_scored_apart():
 def test_one_split_has_plain_names(split):
     result = compute_splits(TASKS["qqp"], np.array([1, 1]), np.array([1, 0]), {split: 2})
     assert result == {"accuracy": 0.5, "f1": pytest.approx(2 / 3)}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_evaluate_loads_the_file_and_agrees(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    metric = evaluate.load(metrics.__file__, "mrpc", cache_dir=str(tmp_path), keep_in_memory=True)
+    guesses, labels = [0, 1, 1, 0], [0, 1, 0, 0]
+    assert metric.compute(predictions=guesses, references=labels) == compute(
+        "mrpc", np.array(guesses), np.array(labels)
+    )
+
+
+def test_nothing_is_written_for_metrics(tmp_path, monkeypatch):
+    obstacle = tmp_path / "file"  # no folder can be made below a file, whoever the user is
+    obstacle.write_text("")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", str(obstacle / "modules"))
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(obstacle / "metrics"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a network call"))
+    metrics._metric.cache_clear()
+    assert compute("rte", np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0])) == {"accuracy": 0.75}
+    assert list((tmp_path / "scratch").iterdir()) == []
