@@ -135,9 +135,9 @@ def _git(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def device_name(kind: str | None = None) -> str:
-    """Return the accelerator's name, or without one, or for kind cpu, the processor's."""
-    if kind != "cpu" and torch.cuda.is_available():
+def device_name() -> str:
+    """Return the accelerator's name, or the processor's architecture and threads."""
+    if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
 

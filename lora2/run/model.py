@@ -266,10 +266,3 @@ def random_encoder(
     config.num_labels = num_labels
     kinds = {"dtype": torch.float32, "attn_implementation": attention}
     return AutoModelForSequenceClassification.from_config(config, **kinds)
-
-
-def longest(config: PreTrainedConfig, wanted: int) -> int:
-    """Return ``wanted`` tokens, or as many as the encoder has positions for."""
-    # RoBERTa's positions start after the padding token's.
-    room = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
-    return min(wanted, room)
