@@ -18,8 +18,7 @@ from lora2.config.parse import overridden
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig, run_name
 from lora2.hub import HubUnavailable, check_available
-from lora2.records.paths import lock_file, status_of
-from lora2.records.run_folder import hold_run
+from lora2.records.run_folder import hold_run, lock_file, status_of
 
 USAGE = ("usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] "
          "[predict=true] [key=value ...]")  # fmt: skip

@@ -30,7 +30,7 @@ from lora2.config.schema import Backbone, Method, Peft, RunConfig, build
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
 from lora2.hub import offline_reason, ways_out
-from lora2.records.paths import status
+from lora2.records.run_folder import status
 from lora2.records.store import link_in
 from lora2.tuners.base import in_head
 

@@ -17,7 +17,7 @@ from lora2.glue.metrics import decide
 from lora2.glue.tasks import TASKS, TEST_SPLITS, Task
 from lora2.glue.tokenize import tokenize
 from lora2.records.files import replacing
-from lora2.records.paths import predictions_dir, run_dir
+from lora2.records.run_folder import predictions_dir, run_dir
 from lora2.records.store import write_atomically
 from lora2.run.device import autocast
 from lora2.run.model import load_run
