@@ -25,7 +25,7 @@ from lora2.glue.tasks import TASKS
 from lora2.glue.tokenize import tokenize
 from lora2.run.device import autocast, use_matmul_precision
 from lora2.run.methods import prepare
-from lora2.run.model import encoder_config, random_encoder
+from lora2.run.model import encoder_config, longest, random_encoder
 from lora2.run.trainer import build_optimizer
 
 STEPS = 100_000  # of the assumed training: no measurement reaches its last phase
@@ -236,9 +236,7 @@ def batches(config: RunConfig, count: int) -> list[Batch]:
         return real_batches(make_split(config.task, "train"), config, tokenizer, count)
     encoder = encoder_config(config.backbone)
     generator = torch.Generator().manual_seed(config.seed)
-    # RoBERTa's positions start after the padding token's.
-    room = encoder.max_position_embeddings - (2 if encoder.model_type == "roberta" else 0)
-    most, drawn = min(train.max_seq_length, room), list[Batch]()
+    most, drawn = longest(encoder, train.max_seq_length), list[Batch]()
     for _ in range(count):
         lengths = draw_lengths(task.name, train.batch_size, generator).clamp(max=most)
         drawn.append(padded_batch(lengths, encoder.vocab_size, task.num_labels, generator))

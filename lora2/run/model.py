@@ -266,3 +266,9 @@ def random_encoder(
     config.num_labels = num_labels
     kinds = {"dtype": torch.float32, "attn_implementation": attention}
     return AutoModelForSequenceClassification.from_config(config, **kinds)
+
+
+def longest(config: PreTrainedConfig, wanted: int) -> int:
+    """Return ``wanted`` tokens, or as many as the encoder has positions for."""
+    # RoBERTa's positions start after the padding token's.
+    return min(wanted, config.max_position_embeddings - 2 * (config.model_type == "roberta"))
