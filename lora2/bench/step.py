@@ -74,10 +74,9 @@ class Stepper:
 def held_mib(stepper: Stepper) -> float:
     """Return the MiB of a model's weights, buffers and optimiser state, each storage once."""
     state = [value for entry in stepper.optimizer.state.values() for value in entry.values()]
-    tensors = [*stepper.model.parameters(), *stepper.model.buffers()]
-    tensors += [value for value in state if isinstance(value, Tensor)]
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values()) / 2**20
+    held = [*stepper.model.parameters(), *stepper.model.buffers(), *state]
+    storages = (value.untyped_storage() for value in held if isinstance(value, Tensor))
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values()) / 2**20
 
 
 def build(
