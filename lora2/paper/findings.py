@@ -192,10 +192,9 @@ def same_run_twice() -> Iterator[Finding]:
         yield finding(id, where, printed, shown, how, same == len(shared))
 
 
-# The granularity test: can a printed accuracy be one run on the validation set? An accuracy over n
-# examples is a multiple of 100/n. A printed value that no multiple gives, rounded to its two
-# decimals, is a mean over runs or was measured on other data (Brown and Heathers' GRIM test, 2017,
-# applied to accuracies).
+# The granularity test (Brown and Heathers' GRIM, 2017, applied to accuracies): an accuracy over
+# n examples is a multiple of 100/n. A printed value that no multiple gives, rounded to its two
+# decimals, is a mean over runs or was measured on other data.
 
 HALF = Fraction(1, 200)  # half of the last printed digit, 0.01
 
@@ -216,11 +215,11 @@ class Accuracy(NamedTuple):
 
 def accuracies() -> list[Accuracy]:
     """Return every accuracy printed in Tables 1, 3 and 4."""
-    sizes = {}
-    for (task, metric), column in PAPER_COLUMNS.items():
-        if metric.endswith("accuracy"):
-            split = metric.removesuffix("accuracy").rstrip("_")  # MNLI's: matched, mismatched
-            sizes[column] = TASKS[task].rows["_".join(["validation", *([split] if split else [])])]
+    sizes = {
+        column: TASKS[task].rows["_".join(["validation", *metric.split("_")[:-1]])]  # MNLI has two
+        for (task, metric), column in PAPER_COLUMNS.items()
+        if metric.endswith("accuracy")
+    }
     return [
         Accuracy(number, row_name(line), column, line[column], n)
         for number in (1, 3, 4)
@@ -231,10 +230,7 @@ def accuracies() -> list[Accuracy]:
 
 
 def correct_counts(printed: str, n: int, runs: int = 1) -> range:
-    """Return how many of ``n * runs`` answers can have been right; empty if no number fits.
-
-    Ties may have been rounded either way.
-    """
+    """Return how many of ``n * runs`` answers can have been right, ties rounded either way."""
     value, unit = Fraction(printed), Fraction(100, n * runs)
     return range(math.ceil((value - HALF) / unit), math.floor((value + HALF) / unit) + 1)
 
@@ -255,8 +251,8 @@ def kinds_of_rows() -> Iterator[Finding]:
     small = [c for c in accuracies() if c.table == 1 and c.column in ("rte_acc", "mrpc_acc")]
     ours = [cell.one_run for cell in small if cell.row.startswith(("lora2", "adalora"))]
     rest = [cell.one_run for cell in small if not cell.row.startswith(("lora2", "adalora"))]
-    shown = f"LoRA2 and AdaLoRA: {sum(ours)} of {len(ours)} cells can be one run; the other rows: "
-    shown += f"{sum(rest)} of {len(rest)}"
+    shown = f"LoRA2 and AdaLoRA: {sum(ours)} of {len(ours)} cells can be one run; "
+    shown += f"the other rows: {sum(rest)} of {len(rest)}"
     printed, where = "ten rows compared as equals", "Table 1, RTE and MRPC"
     how = "the granularity test below, on the two smallest sets, which are most informative"
     yield finding("grim/kinds", where, printed, shown, how)
@@ -274,12 +270,9 @@ def granularity() -> Iterator[Finding]:
             continue
         below = int(exact(cell.printed) * cell.n / 100)
         around = " and ".join(rounded(Decimal(100) * m / cell.n, 3) for m in (below, below + 1))
-        cut = by_truncation(cell.printed, cell.n)
-        how = f"no multiple of 100/{cell.n}"
-        how += " rounds to it, but one cut off after two decimals gives it" if cut else ""
-        runs = fewest_runs(cell.printed, cell.n)
-        how += f"; a mean over runs on this set needs at least {runs}"
+        cut = " rounds to it, but one cut off after two decimals gives it"
+        how = f"no multiple of 100/{cell.n}{cut if by_truncation(cell.printed, cell.n) else ''}; "
+        how += f"a mean over runs on this set needs at least {fewest_runs(cell.printed, cell.n)}"
         id = f"grim/table{cell.table}/{cell.row}/{cell.column}"
-        where = f"Table {cell.table}, {cell.row}, {cell.column}"
-        around = f"next to {around}"
-        yield Finding(id, ARXIV, where, cell.printed, around, "not one run", how)
+        where, shown = f"Table {cell.table}, {cell.row}, {cell.column}", f"next to {around}"
+        yield Finding(id, ARXIV, where, cell.printed, shown, "not one run", how)

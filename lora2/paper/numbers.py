@@ -17,19 +17,11 @@ from lora2.glue.tasks import TASKS
 
 # The metrics the paper prints for each task, in the order of its Table 1.
 TASK_METRICS = {name: task.score_metrics for name, task in TASKS.items()}
-# The CSV column that holds each of them.
-PAPER_COLUMNS: dict[tuple[str, str], str] = {
-    ("cola", "matthews_correlation"): "cola_mcc",
-    ("sst2", "accuracy"): "sst2_acc",
-    ("mrpc", "accuracy"): "mrpc_acc",
-    ("qqp", "accuracy"): "qqp_acc",
-    ("qqp", "f1"): "qqp_f1",
-    ("stsb", "pearson"): "stsb_pearson",
-    ("mnli", "matched_accuracy"): "mnli_m_acc",
-    ("mnli", "mismatched_accuracy"): "mnli_mm_acc",
-    ("qnli", "accuracy"): "qnli_acc",
-    ("rte", "accuracy"): "rte_acc",
-}
+_SHORT = {"matthews_correlation": "mcc", "accuracy": "acc", "f1": "f1", "pearson": "pearson",
+          "matched_accuracy": "m_acc", "mismatched_accuracy": "mm_acc"}  # fmt: skip
+# The CSV column that holds each of them: cola_mcc, sst2_acc, ...
+PAPER_COLUMNS = {(task, metric): f"{task}_{_SHORT[metric]}"
+                 for task, metrics in TASK_METRICS.items() for metric in metrics}  # fmt: skip
 AVERAGE = "average"
 Line = dict[str, str]  # column -> printed text
 Number = TypeVar("Number", float, Decimal)
@@ -42,11 +34,7 @@ def _read(name: str) -> tuple[Line, ...]:
 
 
 def table(number: int | str) -> tuple[Line, ...]:
-    """Return Table 1 to 5 as printed; scores in percent, Table 2 in seconds per step.
-
-    Raises:
-        LookupError: the paper has no such table.
-    """
+    """Return Table 1 to 5 as printed; scores in percent, Table 2 in seconds per step."""
     if number not in range(1, 6):
         raise LookupError(f"the paper has no Table {number}: choose 1, 2, 3, 4 or 5")
     return _read(f"table{number}.csv")
@@ -65,11 +53,7 @@ def claims() -> dict[str, Line]:
 def glue_average(values: Mapping[tuple[str, str], Number], tasks: Sequence[str]) -> Number:
     """Return the mean over ``tasks``, each first averaged over its own metrics in ``values``.
 
-    This is the rule behind the paper's Avg column: QQP counts once as the mean of accuracy
-    and F1, MNLI once as the mean of matched and mismatched accuracy.
-
-    Raises:
-        KeyError: a task has no value.
+    This is the rule of the paper's Avg column; a KeyError if a task has no value.
     """
     means = []
     for task in tasks:
@@ -81,11 +65,10 @@ def glue_average(values: Mapping[tuple[str, str], Number], tasks: Sequence[str])
 
 
 def printed_values(number: int | str, row: Mapping[str, Any]) -> dict[tuple[str, str], float]:
-    """Return what the paper prints for one row: (task, metric) -> number.
+    """Return what the paper prints for one row: (task, metric) -> number, and (AVERAGE, AVERAGE).
 
-    ``row`` selects it by column values of the table's CSV, e.g. ``{"method": "lora2", "rank": 8}``.
+    ``row`` selects it by column values of the table's CSV, e.g. ``{"method": "lora2", "rank": 8}``;
     Table 2 has its methods in columns: ``{"column": "lora2_s_per_it"}``.
-    The printed average has the key ``("average", "average")``.
 
     Raises:
         LookupError: no such table, or not exactly one row is selected.
@@ -107,11 +90,7 @@ def printed_size(number: int | str, row: Mapping[str, Any]) -> str:
 
 
 def printed_row(number: int | str, row: Mapping[str, Any]) -> Line:
-    """Return the line of a table that ``row`` (column -> value) selects.
-
-    Raises:
-        LookupError: no such table, or not exactly one line is selected.
-    """
+    """Return the line of a table that ``row`` (column -> value) selects; else a LookupError."""
     lines = table(number)
     if not row or not set(row) <= set(lines[0]):
         raise LookupError(f"a row of Table {number} is selected by {', '.join(lines[0])}")

@@ -25,9 +25,8 @@ class DiskFull(OSError):
 def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the lock file ``path`` while the block runs; yield whether this process holds it.
 
-    The kernel releases the lock when its holder dies. With ``wait`` the call sleeps until the
-    other holder is done, so it always yields True. The file is removed at the end; a process that
-    waited for it makes a new one.
+    The kernel releases the lock when its holder dies. ``wait`` sleeps until the other holder is
+    done. The file is removed at the end; a process that waited for it makes a new one.
     """
     handle = _lock(path, wait)
     if handle is None:
@@ -44,13 +43,12 @@ def hold(path: Path, *, wait: bool) -> Iterator[bool]:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that replaces ``path`` in one step when the block ends without an error.
 
-    Readers see the old file or the new one, never a part. Writers wait for each other, so a block
-    that reads ``path`` first loses nothing that another writer added. What a killed writer left is
-    overwritten by the next.
+    Readers see the old file or the new one. Writers wait for each other, so a block that reads
+    ``path`` first loses nothing that another added. What a killed writer left is overwritten.
 
     Raises:
-        OSError: the disk is full, or ``path`` may not be written; ``path`` is then unchanged. So
-            is the target of a link in the place of the temporary file.
+        OSError: it cannot be written, or a link is in the place of the temporary file; ``path``
+            and the link's target are unchanged.
     """
     temporary = path.with_name(f".{path.name}.new")
     handle = _lock(temporary, wait=True)
@@ -98,9 +96,8 @@ def _lock(path: Path, wait: bool) -> int | None:
 def is_disk_full(error: BaseException | None) -> bool:
     """Return whether ``error``, or an error that caused it, is about a full disk."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if isinstance(error, DiskFull) or any(part in str(error) for part in FULL_MESSAGES):
+        full = isinstance(error, DiskFull) or getattr(error, "errno", None) in FULL
+        if full or any(part in str(error) for part in FULL_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -108,11 +105,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextmanager
 def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the errors of a full disk into one clear one; ``folder`` is where results go.
-
-    Raises:
-        DiskFull: a file could not be written to its end.
-    """
+    """Raise the errors of a full disk as ``DiskFull``; ``folder`` is where results go."""
     try:
         yield
     except DiskFull:

@@ -1,4 +1,7 @@
-"""Run folders appear whole or not at all; interrupted runs resume from whole checkpoints."""
+"""The files of a run: run folders appear whole or not at all, and so do checkpoints.
+
+Imports no torch: a worker sets its threads before loading it.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,59 @@ from pickle import UnpicklingError
 
 from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import flush_to_disk, hold
-from lora2.records.paths import lock_file, status
 
-# The file that is written last into a checkpoint, under a temporary name and renamed.
-LAST_FILE = "recorder.npz"
+LAST_FILE = "recorder.npz"  # written last into a checkpoint, under another name, and renamed
+
+
+def run_dir(config: RunConfig) -> Path:
+    """Return the run folder, which is whole or absent."""
+    return Path(config.results.dir) / "runs" / run_name(config)
+
+
+def work_dir(config: RunConfig) -> Path:
+    """Return where a run keeps the checkpoints it resumes from until it ends."""
+    return Path(config.results.dir) / "work" / run_name(config)
+
+
+def tokens_dir(config: RunConfig) -> Path:
+    """Return where the tokenised splits of a profile's runs are kept."""
+    return Path(config.results.dir) / "work" / "tokens"
+
+
+def lock_file(config: RunConfig) -> Path:
+    """Return the file that a process locks while it does the run."""
+    return Path(config.results.dir) / "work" / f"{run_name(config)}.lock"
+
+
+def log_file(config: RunConfig) -> Path:
+    """Return where a sweep's worker writes what the run prints."""
+    return Path(config.results.dir) / "logs" / f"{run_name(config)}.log"
+
+
+def tracking_dir(config: RunConfig) -> Path:
+    """Return where a tracker that writes files (TensorBoard) writes those of a run."""
+    return Path(config.results.dir) / "tracking" / run_name(config)
+
+
+def predictions_dir(config: RunConfig) -> Path:
+    """Return where a run's predictions on the test split are written."""
+    return Path(config.results.dir) / "predictions" / run_name(config)
+
+
+def status(folder: Path) -> str | None:
+    """Return finished, failed or diverged, or None if ``folder`` is not a whole run folder."""
+    path = folder / "status"
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def status_of(config: RunConfig) -> str | None:
+    return status(run_dir(config))
 
 
 def publish(folder: Path, write: Callable[[Path], None]) -> None:
     """Call ``write`` to fill a temporary folder beside ``folder`` and rename it into place.
 
-    A failed run's folder is replaced; a finished one is never overwritten.
-
-    Raises:
-        FileExistsError: ``folder`` holds a finished run.
+    A failed run's folder is replaced; of a finished one it is a FileExistsError.
     """
     if status(folder) == "finished":
         raise FileExistsError(f"{folder} holds a finished run; it is kept as it is")
@@ -54,10 +97,7 @@ def hold_run(config: RunConfig, *, wait: bool) -> Iterator[bool]:
 
 
 def tidy(results: Path) -> None:
-    """Remove what killed processes left in a results folder, except checkpoints to resume from.
-
-    Runs that a living process works on are skipped: it holds their locks.
-    """
+    """Remove what killed processes left in a results folder, except checkpoints."""
     unpublished = [path.name[1:].rpartition(".")[0] for path in (results / "runs").glob(".*.*")]
     begun = [path.name.removesuffix(".lock") for path in (results / "work").glob("*-*")]
     for name in {*unpublished, *begun}:
@@ -80,13 +120,10 @@ def newest_checkpoint(work: Path) -> Path | None:
 
 
 def keep_checkpoint(work: Path, kept: Path | None) -> None:
-    """Remove every checkpoint in ``work`` except ``kept``.
-
-    The last file is removed first: a process killed here leaves no checkpoint that looks whole.
-    """
+    """Remove every checkpoint in ``work`` except ``kept``."""
     for path in work.glob("checkpoint-*"):
         if path != kept:
-            (path / LAST_FILE).unlink(missing_ok=True)
+            (path / LAST_FILE).unlink(missing_ok=True)  # first: one killed here looks not whole
             shutil.rmtree(path)
 
 
@@ -98,11 +135,7 @@ def remove_checkpoints(work: Path) -> None:
 
 @contextmanager
 def explain_bad_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Name the damaged or foreign checkpoint that raised an error, and what to do.
-
-    Raises:
-        ValueError: in place of the libraries' errors of unpickling and of file formats.
-    """
+    """Name the damaged checkpoint that raised an error, and what to do, in a ValueError."""
     from safetensors import SafetensorError
 
     try:

@@ -60,19 +60,13 @@ def write_ranks(folder: Path, kept: Mapping[str, list[bool]], targets: Mapping[A
     ``kept`` maps module names to what survives; ``targets`` maps our names of matrices to paths.
     """
     names = {path: name for name, path in targets.items()}
-    rows = []
-    for module, row in kept.items():
-        layer, path = _layer_and_path(module)
-        where = {"module": module, "layer": layer, "matrix": names.get(path, path)}
-        rows += [{**where, "index": i, "kept": int(keep)} for i, keep in enumerate(row)]
+    rows: list[tuple[str, int, str, int, int]] = []
+    for module, row in kept.items():  # ...encoder.layer.3.attention.self.query
+        layer, _, path = module.rpartition(".layer.")[2].partition(".")
+        place, path = (int(layer), path) if layer.isdigit() else (-1, module)
+        rows += [(module, place, names.get(path, path), i, int(keep)) for i, keep in enumerate(row)]
     frame = pd.DataFrame(rows, columns=["module", "layer", "matrix", "index", "kept"])
     frame.to_csv(folder / "ranks.csv", index=False)
-
-
-def _layer_and_path(module: str) -> tuple[int, str]:
-    """``...encoder.layer.3.attention.self.query`` -> (3, ``attention.self.query``)."""
-    layer, _, path = module.rpartition(".layer.")[2].partition(".")
-    return (int(layer), path) if layer.isdigit() else (-1, module)
 
 
 def read_run(folder: Path) -> pd.DataFrame:
@@ -81,8 +75,7 @@ def read_run(folder: Path) -> pd.DataFrame:
     Adds ``config``: the resolved settings as JSON by dotted key, without local paths.
 
     Raises:
-        StoreError: the folder is not whole.
-        SchemaError: another version wrote it.
+        StoreError: the folder is not whole (SchemaError: another version wrote it).
     """
     if link := link_in(folder):
         raise StoreError(f"{folder}: {link} is a link: copy its target to that place")
@@ -103,7 +96,7 @@ def read_run(folder: Path) -> pd.DataFrame:
     flat = flatten(settings)
     if isinstance(warm_start := flat.get(WARM_START), str):
         flat[WARM_START] = PurePosixPath(warm_start).name
-    flat = {key: value for key, value in flat.items() if not _is_local_path(value)}
+    flat = {key: value for key, value in flat.items() if not _is_path(value)}
     return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
 
 
@@ -129,19 +122,17 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
     return flat
 
 
-def _is_local_path(value: object) -> bool:
+def _is_path(value: object) -> bool:
     """Return whether this is an absolute path, meaningless on another machine."""
-    return isinstance(value, str) and (
-        PurePosixPath(value).is_absolute() or PureWindowsPath(value).is_absolute()
-    )
+    kinds = (PurePosixPath, PureWindowsPath)
+    return isinstance(value, str) and any(kind(value).is_absolute() for kind in kinds)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Read the runs of one CSV, without the folders beside it.
 
     Raises:
-        StoreError: it is not a table of runs.
-        SchemaError: another version wrote it.
+        StoreError: it is not a table of runs (SchemaError: another version wrote it).
     """
     try:
         # Only an empty field is missing: a run may be called nan.
@@ -168,12 +159,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 def check_schema(column: pd.Series[Any], path: Path) -> None:
-    """Refuse rows of another schema than SCHEMA.
-
-    Raises:
-        StoreError: a row has no schema.
-        SchemaError: another version wrote one.
-    """
+    """Raise a SchemaError if another version wrote a row, a StoreError if it has no schema."""
     schemas = pd.to_numeric(column, errors="coerce")
     if schemas.isna().any():
         raise StoreError(f"{path} has rows without a schema: remove it and collect again")
@@ -192,8 +178,7 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
     """Read every run of a profile, from its folders and its ``runs.csv``; write nothing.
 
     Raises:
-        StoreError: there is neither.
-        SchemaError: another version wrote one of them.
+        StoreError: there is neither (SchemaError: another version wrote one of them).
     """
     profile_dir = Path(profile_dir)
     rows = _read_folders(profile_dir / "runs")
@@ -220,9 +205,9 @@ def _read_folders(runs: Path) -> list[pd.DataFrame]:
             continue
         try:
             rows.append(_read_settled(folder))
-        except SchemaError:
-            raise
         except StoreError as error:
+            if isinstance(error, SchemaError):
+                raise
             logger.warning("skipped: %s", error)
     return rows
 
@@ -259,11 +244,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def collect(profile_dir: Path | str) -> pd.DataFrame:
-    """``read`` the runs and replace ``runs.csv`` by them in one step, one process at a time.
-
-    Raises:
-        StoreError: as in ``read``; the file is then unchanged.
-    """
+    """``read`` the runs and replace ``runs.csv`` by them in one step, one process at a time."""
     with replacing(Path(profile_dir) / "runs.csv") as file:
         frame = read(profile_dir)
         file.write(as_csv(frame).encode())
@@ -272,9 +253,8 @@ def collect(profile_dir: Path | str) -> pd.DataFrame:
 
 def settings(runs: pd.DataFrame) -> list[dict[str, object]]:
     """Return the resolved settings of each run by dotted key, in the order of ``runs``."""
-    if "config" not in runs.columns:
-        return [{} for _ in range(len(runs))]
-    return [_settings(name, text) for name, text in zip(runs["run"], runs["config"], strict=True)]
+    texts = runs.get("config", pd.Series("", index=runs.index))
+    return [_settings(name, text) for name, text in zip(runs["run"], texts, strict=True)]
 
 
 def _settings(run: str, text: object) -> dict[str, object]:

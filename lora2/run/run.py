@@ -24,13 +24,16 @@ from lora2.glue.data import GlueData, load_task
 from lora2.glue.tasks import Task
 from lora2.records import store
 from lora2.records.files import explain_full_disk, is_disk_full
-from lora2.records.paths import run_dir, status_of, tokens_dir, work_dir
 from lora2.records.run_folder import (
     explain_bad_checkpoint,
     keep_checkpoint,
     newest_checkpoint,
     publish,
     remove_checkpoints,
+    run_dir,
+    status_of,
+    tokens_dir,
+    work_dir,
 )
 from lora2.run.device import (
     check_device,

@@ -34,7 +34,7 @@ from lora2.config.schema import Lora2, RunConfig, Train, run_name
 from lora2.glue.tasks import Task
 from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
-from lora2.records.paths import tracking_dir
+from lora2.records.run_folder import tracking_dir
 from lora2.run.device import world_size
 from lora2.run.recorder import Recorder
 from lora2.tuners.base import in_head

@@ -31,10 +31,9 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     """Return a line for every question, pair of rows and part with two common seeds or more.
 
     ``scores`` is scores.csv. difference: first minus second in percentage points, the mean over
-    the seeds that both have; low, high: its 95 % t-interval; p: paired t-test, p_holm: corrected
-    over the lines of the question; p_equivalence: the larger p of the two one-sided tests against
-    the margin of the task (TOST); could_have_seen: the difference that these seeds detect with a
-    power of 80 %. The last score decides; the best score has separate lines.
+    common seeds; low, high: its 95 % t-interval; p: paired t-test, p_holm: corrected over the lines
+    of the question; p_equivalence: of two one-sided tests against the task's margin;
+    could_have_seen: what these seeds detect with a power of 80 %. The best score has lines apart.
     """
     lines = []
     for question in study.questions:
@@ -65,26 +64,17 @@ def _compare(study: Study, part: Part, differences: np.ndarray) -> dict:
     margin, error = study.margin[part.task], std / math.sqrt(n)
     constant = error < 1e-9
     p = 2 * stats.t.sf(abs(mean) / error, n - 1) if not constant else math.nan
-    return {
-        "part": part.name,
-        "task": part.task,
-        "steps": part.steps,
-        "seeds": n,
-        "difference": mean,
-        "low": low,
-        "high": high,
-        "p": 1.0 if constant and abs(mean) < 1e-9 else float(p),  # 1: nothing differs at all
-        "margin": margin,
-        "p_equivalence": equivalence(differences, margin),
-        "could_have_seen": high - mean + stats.t.ppf(POWER, n - 1) * error,
-    }
+    p = 1.0 if constant and abs(mean) < 1e-9 else float(p)  # 1: nothing differs at all
+    return {"part": part.name, "task": part.task, "steps": part.steps, "seeds": n,
+            "difference": mean, "low": low, "high": high, "p": p, "margin": margin,
+            "p_equivalence": equivalence(differences, margin),
+            "could_have_seen": high - mean + stats.t.ppf(POWER, n - 1) * error}  # fmt: skip
 
 
 def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> float:
     """Return the p-value of two one-sided t-tests (Schuirmann 1987): small if |mean| < margin."""
     n, mean, std, _, _ = summary(differences)
-    error = std / math.sqrt(n)
-    if error < 1e-9:
+    if (error := std / math.sqrt(n)) < 1e-9:
         return float(abs(mean) >= margin)
     return float(stats.t.sf((margin - abs(mean)) / error, n - 1))
 

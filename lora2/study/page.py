@@ -25,6 +25,7 @@ from lora2.tables.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = Path(__file__).with_name("claims.csv")
+TEMPLATE = Path(__file__).with_name("page.md")
 BLOCK = re.compile(r"(<!-- begin study -->\n).*?(<!-- end study -->)", re.DOTALL)
 HOLDS = {  # rule -> verdict -> what it means for a claim
     "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},
@@ -33,47 +34,6 @@ HOLDS = {  # rule -> verdict -> what it means for a claim
 # Okabe and Ito's colours, distinct without colour vision too; k = 1 and r = 1 are hollow.
 COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
 STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
-PAGE = """# What LoRA² buys
-
-{note} How to run it: [study-run.md](study-run.md). `make report-study` generates this page from \
-the CSVs in [{folder}](../{folder}). {progress}
-
-## Score against budget
-
-![The last score of each row against the steps of training](../{folder}/budget.png)
-
-Mean of the last validation score over seeds, with its 95 % interval (CoLA: Matthews correlation, \
-percentage points). Each point is a separate training: its schedule ends at its number of steps, \
-and its learning rate was chosen for it on rows held out of the training split.
-
-## The longest budget that was run
-
-{scores}
-
-## Answers
-
-Differences of the last score, first row minus second, paired by seed.
-
-* *Higher*, *lower*: by a paired t-test, with Holm's correction over the lines of a question.
-* *Equivalent*: by two one-sided tests against the margin that the study's file fixed in advance.
-* *Undecided*: neither. The seeds would detect the difference in brackets with a power of 80 %.
-
-[answers.csv](../{folder}/answers.csv) has every line, also for the best score.
-
-{answers}
-
-## The paper's claims (arXiv v1) that compare rows of the study
-
-{claims}
-
-## Protocol
-
-{protocol}
-
-## Not run
-
-{not_run}
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +59,7 @@ def load(study: Study, folder: Path) -> Results:
 def page(results: Results) -> str:
     """Return the text of docs/study.md."""
     answers = _by_question(results)
-    return PAGE.format(
+    return TEMPLATE.read_text(encoding="utf-8").format(
         note=results.study.note,
         folder=results.folder.relative_to(ROOT),
         progress=_progress(results),
@@ -153,9 +113,8 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     table = pd.read_csv(CLAIMS)
     rows = {row.id for row in study.table.rows}
     testable = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
-    questions = [
-        Question(ask=line.id, pairs=[[line.first, line.second]]) for line in testable.itertuples()
-    ]
+    pairs = zip(testable["id"], testable["first"], testable["second"], strict=True)
+    questions = [Question(ask=id, pairs=[[first, second]]) for id, first, second in pairs]
     tested = answer(dataclasses.replace(study, questions=questions), scores)
     tested = tested.loc[tested["score"] == "last"]
     # A shorter budget answers another question: which row learns fastest.
@@ -188,11 +147,10 @@ def _protocol(results: Results) -> Iterator[list[str]]:
     used = {name: ", ".join(runs[name].unique())
             for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
     yield ["scale", "alpha / r is the same for every rank of a method"]
-    rates = ("chosen for each row and budget by the last score on rows held out of the training "
-             f"split ({held_out}; seed {study.selection_seed}), from a grid of factor 2 that was "
-             "extended until the best rate was not at an end of it. Every rate tried: "
-             "rates.csv")  # fmt: skip
-    yield ["rates", rates]
+    yield ["rates", "chosen for each row and budget by the last score on rows held out of the "
+           f"training split ({held_out}; seed {study.selection_seed}), from a grid of factor 2 "
+           "that was extended until the best rate was not at an end of it. Every rate tried: "
+           "rates.csv"]  # fmt: skip
     yield ["score", "the last evaluation; the best one is picked on the validation split"]
     yield ["margin of equivalence", f"{margins} percentage points, fixed before the final runs"]
     yield ["encoder", f"{used['backbone']}, {used['precision']}"]
@@ -218,16 +176,10 @@ def _progress(results: Results) -> str:
 
 def _missing(results: Results) -> dict[str, dict[str, list[int]]]:
     """Return for each part the seeds without a score of each row that lacks some."""
-    columns = results.scores[["part", "row", "seed"]]
-    done = set(columns.itertuples(index=False, name=None))
-    return {
-        part.name: {
-            row: seeds
-            for row in part.rows
-            if (seeds := [seed for seed in part.seeds if (part.name, row, seed) not in done])
-        }
-        for part in results.study.parts
-    }
+    done = set(results.scores[["part", "row", "seed"]].itertuples(index=False, name=None))
+    left = {part.name: {row: [s for s in part.seeds if (part.name, row, s) not in done]
+                        for row in part.rows} for part in results.study.parts}  # fmt: skip
+    return {part: {row: s for row, s in rows.items() if s} for part, rows in left.items()}
 
 
 def _not_run(results: Results) -> Iterator[str]:
@@ -246,10 +198,7 @@ def _not_run(results: Results) -> Iterator[str]:
 
 
 def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
-    """Draw mean and 95 % interval over seeds of each row that has two budgets or more.
-
-    If no row has two, the only budget of every row is drawn.
-    """
+    """Draw mean and 95 % interval of each row with two budgets or more, or of all if none has."""
     of_task = scores.loc[scores["task"] == task]
     budgets = of_task.groupby("row")["steps"].nunique()
     least = 2 if (budgets >= 2).any() else 1
@@ -263,9 +212,8 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
         x = [steps * 1.03 ** (place - len(rows) / 2) for steps in points]
         y = [point.mean for point in points.values()]
         error = [0.0 if point.n < 2 else point.high - point.mean for point in points.values()]
-        colour = COLOURS.get(
-            "published" if row.id.endswith("-published") else row.method, "#777777"
-        )
+        kind = "published" if row.id.endswith("-published") else row.method
+        colour = COLOURS.get(kind, "#777777")
         small = "1" in row.id.removesuffix("-published")[-2:]
         axes.errorbar(x, y, yerr=error, label=row.label, color=colour, marker="o", capsize=2,
                       linestyle="--" if small else "-", elinewidth=1,

@@ -1,14 +1,12 @@
 """Choose the learning rate of every row of a study, and write the CSVs of its results folder.
 
-Rates are chosen by runs scored on held-out training rows. The CSVs are written after every part
-and read by the report. runs.csv and selection/runs.csv: every run. rates.csv: every rate tried.
-scores.csv: every final run. curves.csv: its evaluations. predictions.parquet: its last predictions.
+runs.csv and selection/runs.csv: every run. rates.csv: every rate tried. scores.csv: every final
+run. curves.csv: its evaluations. predictions.parquet: its last predictions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -51,19 +49,17 @@ def select(
 ) -> list[Choice]:
     """Choose a rate for each of ``rows`` by the last held-out score.
 
-    A row's grid starts with half, once and twice its rate in the study's file. While its best rate
-    is at an end, the grid is extended by a factor of 2 on that side. Of rates with equal scores the
-    middle one is chosen, so the grid of a row that learns at no rate does not grow forever.
+    While a row's best rate is at an end of its grid, that is extended by a factor of 2 on that
+    side. Of equal scores the middle rate is chosen: the grid of a row that learns at no rate does
+    not grow.
 
     Raises:
         SelectionError: a run failed, or the best of ``MOST`` rates is still at an end.
     """
     grids = {row: first_grid(study.rates[row]) for row in rows}
     while True:
-        tried = {
-            row: {rate: study.candidate(part, row, rate, extra) for rate in grid}
-            for row, grid in grids.items()
-        }
+        tried = {row: {rate: study.candidate(part, row, rate, extra) for rate in grid}
+                 for row, grid in grids.items()}  # fmt: skip
         if run([job for jobs in tried.values() for job in jobs.values()]):
             raise SelectionError(
                 f"part {part.name}: some selection runs failed or are missing; repeat the command"
@@ -149,9 +145,8 @@ def sentences(choices: Sequence[Choice]) -> Iterator[str]:
             + (f"{line.score_last:.1f}" if line.status == "finished" else line.status)
             for line in choice.tried.itertuples()
         )
-        yield (
-            f"  {choice.part.name}, {choice.row}: {choice.rate:g} (last held-out scores: {tried})"
-        )
+        name = f"  {choice.part.name}, {choice.row}"
+        yield f"{name}: {choice.rate:g} (last held-out scores: {tried})"
 
 
 def collect(study: Study, choices: Sequence[Choice], folder: Path, extra: Sequence[str]) -> None:
@@ -169,11 +164,7 @@ def collect(study: Study, choices: Sequence[Choice], folder: Path, extra: Sequen
 
 
 def read(folder: Path, name: str) -> pd.DataFrame:
-    """Return one of the CSVs.
-
-    Raises:
-        StoreError: it is missing.
-    """
+    """Return one of the CSVs; StoreError if it is missing."""
     path = folder / f"{name}.csv"
     if not path.is_file():
         raise store.StoreError(f"{path} is missing: run the study, or name its results folder")
@@ -235,7 +226,5 @@ def _write_predictions(folder: Path, runs: Sequence[str]) -> None:
             classes = bool((last == np.round(last)).all())
             kept[run] = last.astype(np.int8 if classes else np.float32)
     frame = pd.DataFrame({"run": list(kept), "last": [values.tolist() for values in kept.values()]})
-    buffer = io.BytesIO()
-    frame.to_parquet(buffer, index=False, compression="zstd")
     with replacing(path) as file:
-        file.write(buffer.getvalue())
+        file.write(frame.to_parquet(None, index=False, compression="zstd"))

@@ -53,7 +53,7 @@ class Part:
 
 @checked
 class Question:
-    """A question and the pairs of rows whose difference answers it, in every part with both."""
+    """A question, and the pairs of rows whose difference answers it in every part with both."""
 
     ask: str
     pairs: Annotated[list[Pair], Field(min_length=1)]  # [first, second]: first minus second
@@ -93,11 +93,7 @@ class Study:
         return self.rate_of.get(row, row)
 
     def job(self, part: Part, row: str, rate: float, seed: int, extra: Sequence[str] = ()) -> Job:
-        """Return one final run.
-
-        Raises:
-            ConfigError: every problem of its configuration.
-        """
+        """Return one final run; ConfigError names every problem of its configuration."""
         words = [f"protocol={self.protocol}", *self.overrides, f"train.max_steps={part.steps}",
                  *part.overrides, f"train.learning_rate={rate!r}", *extra]  # fmt: skip
         return jobs(narrow(self.table, [part.task], [row]), self._profile, [seed], words)[0]
@@ -123,14 +119,14 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class StudyRequest:
-    """A checked command line; ``extra`` are words for every run, ``notes`` what to print first."""
+    """A checked command line."""
 
     study: Study
     options: Options
     parts: list[Part]  # narrowed to the rows and seeds asked for
-    extra: list[str]
+    extra: list[str]  # words for every run
     folder: Path  # of runs.csv, rates.csv and the tables
-    notes: list[str]
+    notes: list[str]  # printed first
 
     def does(self, stage: str) -> bool:
         return self.options.only in (None, stage)
@@ -145,11 +141,7 @@ class StudyRequest:
 
 
 def load_study(name: str, configs: Path = CONFIGS) -> Study:
-    """Read configs/study/<name>.yaml.
-
-    Raises:
-        ConfigError: no such study, or a file with wrong keys, rows, tasks or rates.
-    """
+    """Read configs/study/<name>.yaml; ConfigError names what is wrong in it."""
     where = f"study {name}"
     tree: dict[str, Any] = {**read_named("study", name, configs), "name": name}
     problems = ProblemList()
@@ -159,11 +151,9 @@ def load_study(name: str, configs: Path = CONFIGS) -> Study:
             tree[key] = entries if wrong else [kind(**entry) for entry in entries]
             problems += wrong
     problems.raise_if_any()
-    problems += check_section(where, Study, tree)
-    problems.raise_if_any()
+    ProblemList(check_section(where, Study, tree)).raise_if_any()
     study = Study(**tree)
-    problems += _check(where, study)
-    problems.raise_if_any()
+    ProblemList(_check(where, study)).raise_if_any()
     return study
 
 
@@ -191,11 +181,7 @@ def _check(where: str, study: Study) -> Iterator[Problem]:
 
 
 def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
-    """Read words such as ``study=small-cpu data.dir=DIR backbone.path=DIR workers=2``.
-
-    Raises:
-        ConfigError: every wrong word, and every run whose configuration is refused.
-    """
+    """Read words such as ``study=small-cpu data.dir=DIR workers=2``; check every configuration."""
     problems = ProblemList()
     given, _, extra = split_words(argv, Options, problems)
     problems += _refused_words(extra)
@@ -213,12 +199,13 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     parts = list(_narrowed(study, given))
     if not parts:
         raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
-    candidates = [
-        study.candidate(part, row, study.rates[study.source(row)], extra)
+    rates = study.rates
+    first, *_ = [
+        study.candidate(part, row, rates[study.source(row)], extra)
         for part in parts
         for row in part.rows
-    ]  # every configuration is checked before the first run
-    folder = Path(candidates[0].resolved.config.results.dir)
+    ]  # all are checked before the first run
+    folder = Path(first.resolved.config.results.dir)
     notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
     return StudyRequest(study, given, parts, extra, folder, notes)
 
@@ -235,16 +222,14 @@ def _refused_words(extra: Sequence[str]) -> Iterator[Problem]:
 
 
 def _unknown_names(study: Study, given: Options) -> Iterator[Problem]:
-    available: dict[str, set] = {
-        "parts": {part.name for part in study.parts},
-        "rows": {row for part in study.parts for row in part.rows},
-        "seeds": {seed for part in study.parts for seed in part.seeds},
-    }
+    parts = study.parts
+    available = {"parts": {part.name for part in parts},
+                 "rows": {row for part in parts for row in part.rows},
+                 "seeds": {seed for part in parts for seed in part.seeds}}  # fmt: skip
     for key, names in available.items():
         typed = getattr(given, key)
-        for name in [""] if typed == [] else typed or []:
-            if name not in names:
-                yield unknown(key, name, map(str, names))
+        wrong = [""] if typed == [] else [name for name in typed or [] if name not in names]
+        yield from (unknown(key, name, map(str, names)) for name in wrong)
 
 
 def _narrowed(study: Study, given: Options) -> Iterator[Part]:

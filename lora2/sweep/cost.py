@@ -14,7 +14,7 @@ import pandas as pd
 
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
-from lora2.records.paths import status_of
+from lora2.records.run_folder import status_of
 from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from lora2.config.problems import ConfigError
 from lora2.hub import HubUnavailable, check_available
 from lora2.records.files import DiskFull, explain_full_disk
-from lora2.records.paths import log_file, status_of
-from lora2.records.run_folder import tidy
+from lora2.records.run_folder import log_file, status_of, tidy
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.config.schema import RunConfig
-from lora2.records.paths import status_of
+from lora2.records.run_folder import status_of
 from lora2.sweep import worker
 from lora2.sweep.pool import Progress
 from lora2.sweep.table import Job

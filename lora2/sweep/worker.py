@@ -20,8 +20,14 @@ from typing import Literal
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import explain_full_disk, is_disk_full
-from lora2.records.paths import log_file, run_dir, status_of, work_dir
-from lora2.records.run_folder import hold_run, newest_checkpoint
+from lora2.records.run_folder import (
+    hold_run,
+    log_file,
+    newest_checkpoint,
+    run_dir,
+    status_of,
+    work_dir,
+)
 
 LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW  # never through a link
 State = Literal["finished", "failed", "diverged", "busy"]

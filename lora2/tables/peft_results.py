@@ -31,9 +31,8 @@ def write(runs: pd.DataFrame, folder: Path) -> Path:
         size = sum(path.stat().st_size for path in weights) or None
         text = json.dumps(result(line, config, size), indent=2)
         (target / f"{line['run']}.json").write_text(text + "\n", encoding="utf-8")
-    for path in target.glob("*.json"):
-        if path.stem not in set(runs["run"]):
-            path.unlink()
+    for path in set(target.glob("*.json")) - {target / f"{name}.json" for name in runs["run"]}:
+        path.unlink()
     return target
 
 
@@ -43,36 +42,31 @@ def result(line: Line, config: Line, file_size: int | None) -> Line:
     on_gpu = not str(line.get("device")).startswith("cpu")
     peak = line.get("peak_memory_mb") if on_gpu else None
     data = {"sha": line.get("data_revision") or None, "created_at": None}
-    return {
-        "run_info": {
-            "created_at": None,
-            "total_time": line.get("train_seconds"),
-            "experiment_name": f"{line['method']}/{line['run']}",
-            "peft_branch": None,
-            "train_config": _train_config(line, config),
-            "peft_config": _peft_config(line["method"], config),
-            "error_msg": line.get("error") or "",
-        },
-        "train_info": {
-            "accelerator_memory_reserved_avg": None,
-            "accelerator_memory_max": int(peak * 2**20) if peak else None,
-            "accelerator_memory_reserved_99th": None,
-            "train_time": line.get("train_seconds"),
-            "file_size": file_size,
-            "num_trainable_params": sizes["adapter"] + sizes["head"],
-            "num_total_params": whole + (0 if line["method"] == "full" else sizes["adapter"]),
-            "status": "success" if line["status"] == "finished" else "failed",
-            "metrics": _metrics(line),
-        },
-        "meta_info": {
-            "model_info": {"sha": line.get("backbone_revision") or None, "created_at": None},
-            "dataset_info": {f"glue/{line['task']}": data},
-            "package_info": {f"{name}-version": line.get(name) for name in PACKAGES}
-            | dict.fromkeys(f"{name}-commit-hash" for name in PACKAGES),
-            "system_info": {"accelerator": line.get("device")},
-            "pytorch_info": f"torch {line.get('torch')}, python {line.get('python')}",
-        },
+    run_info = {
+        "created_at": None, "total_time": line.get("train_seconds"),
+        "experiment_name": f"{line['method']}/{line['run']}", "peft_branch": None,
+        "train_config": _train_config(line, config),
+        "peft_config": _peft_config(line["method"], config), "error_msg": line.get("error") or "",
+    }  # fmt: skip
+    train_info = {
+        "accelerator_memory_reserved_avg": None,
+        "accelerator_memory_max": int(peak * 2**20) if peak else None,
+        "accelerator_memory_reserved_99th": None,
+        "train_time": line.get("train_seconds"), "file_size": file_size,
+        "num_trainable_params": sizes["adapter"] + sizes["head"],
+        "num_total_params": whole + (0 if line["method"] == "full" else sizes["adapter"]),
+        "status": "success" if line["status"] == "finished" else "failed",
+        "metrics": _metrics(line),
+    }  # fmt: skip
+    meta_info = {
+        "model_info": {"sha": line.get("backbone_revision") or None, "created_at": None},
+        "dataset_info": {f"glue/{line['task']}": data},
+        "package_info": {f"{name}-version": line.get(name) for name in PACKAGES}
+        | dict.fromkeys(f"{name}-commit-hash" for name in PACKAGES),
+        "system_info": {"accelerator": line.get("device")},
+        "pytorch_info": f"torch {line.get('torch')}, python {line.get('python')}",
     }
+    return {"run_info": run_info, "train_info": train_info, "meta_info": meta_info}
 
 
 def _train_config(line: Line, config: Line) -> Line:
@@ -80,27 +74,21 @@ def _train_config(line: Line, config: Line) -> Line:
     return dict.fromkeys(NO_SETTING) | {
         "model_id": config.get("backbone.name"),
         "dtype": "float32",  # of the weights; with use_amp, products are in line["precision"]
-        "max_seq_length": train.get("max_seq_length"),
-        "batch_size": train.get("batch_size"),
-        "batch_size_eval": train.get("eval_batch_size"),
-        "max_steps": line.get("steps"),
-        "eval_steps": train.get("eval_steps"),
-        "seed": line["seed"],
-        "grad_norm_clip": train.get("max_grad_norm") or 0,
-        "optimizer_type": "AdamW",
+        "max_seq_length": train.get("max_seq_length"), "batch_size": train.get("batch_size"),
+        "batch_size_eval": train.get("eval_batch_size"), "max_steps": line.get("steps"),
+        "eval_steps": train.get("eval_steps"), "seed": line["seed"],
+        "grad_norm_clip": train.get("max_grad_norm") or 0, "optimizer_type": "AdamW",
         "optimizer_kwargs": {key: train.get(name) for key, name in ADAMW.items()},
-        "lr_scheduler": train.get("lr_scheduler"),
-        "use_amp": line.get("precision") != "fp32",
+        "lr_scheduler": train.get("lr_scheduler"), "use_amp": line.get("precision") != "fp32",
         "attn_implementation": line.get("attention") or None,
-    }
+    }  # fmt: skip
 
 
 def _peft_config(method: str, config: Line) -> Line | None:
     if method == "full":
         return None
     settings = {key.partition(".")[2]: config[key] for key in config if key.startswith("method.")}
-    settings.pop("name", None)
-    return {"peft_type": method.upper(), **settings}
+    return {"peft_type": method.upper()} | {k: v for k, v in settings.items() if k != "name"}
 
 
 def _metrics(line: Line) -> list[Line]:

@@ -42,13 +42,9 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     dropout_name: ClassVar[str]  # the attribute that holds each adapter's dropout
 
     def __init__(
-        self,
-        base_layer: nn.Module,
-        adapter_name: str,
-        config: AdapterConfig,
-        module_name: str = "the module",
-        **quantization: Any,
-    ) -> None:
+        self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig,
+        module_name: str = "the module", **quantization: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         linear, self.quantization_backend = _base_linear(base_layer, module_name, quantization)
         self.base_layer, self.module_name = base_layer, module_name
@@ -128,8 +124,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def _check_mergeable(self) -> None:
         weight, backend = getattr(self.get_base_layer(), "weight", None), self.quantization_backend
         fits = type(weight) in (Tensor, nn.Parameter)  # neither quanto's nor sharded
-        if backend is not None:
-            # False: a torchao weight that no configuration of transformers says how to quantise.
+        if backend is not None:  # False: a torchao weight that transformers cannot quantise again
             fits = backend.supports_merge and getattr(backend, "get_apply_tensor_subclass", True)
         if not fits:
             raise ValueError(
@@ -186,21 +181,18 @@ class AdapterModel(BaseTuner):
     peft_config: dict[str, Any]  # adapter name -> AdapterConfig
     target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def inject_adapter(
-        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
-    ) -> None:
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """As PEFT's; "all-linear" skips weights that are read, names without a module warn."""
         config = self.peft_config[adapter_name]
         if str(config.target_modules).lower() == "all-linear":
             _maybe_include_all_linear_layers(config, model)
             config.target_modules = {n for n in config.target_modules if not _is_read(model, n)}
         names = config.target_modules
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        super().inject_adapter(model, adapter_name, *args, **kw)
         self._look_up_layers()
         adapted = [f".{name}" for name in self.adapted_layers(adapter_name)]
-        if isinstance(names, set) and (
-            missing := [n for n in names if not any(a.endswith(f".{n}") for a in adapted)]
-        ):
+        listed = names if isinstance(names, set) else ()
+        if missing := [n for n in listed if not any(a.endswith(f".{n}") for a in adapted)]:
             warnings.warn(
                 f"these target_modules match no module that can be adapted: {sorted(missing)}. The "
                 f"experts of a mixture may be one 3D parameter, which LoRA2 does not adapt",
@@ -223,15 +215,9 @@ class AdapterModel(BaseTuner):
         return self._layers[adapter_name]
 
     def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
+        self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str,
+        parent: nn.Module, current_key: str, parameter_name: str | None = None,
+    ) -> None:  # fmt: skip
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return
@@ -247,12 +233,10 @@ class AdapterModel(BaseTuner):
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
-    def _replace_module(
-        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
-    ) -> None:
+    def _replace_module(self, parent: nn.Module, name: str, new: nn.Module, _: nn.Module) -> None:
         # PEFT's version also copies .weight from the child, and a ModulesToSaveWrapper around a
         # classification head has none: merge_and_unload fails there.
-        setattr(parent, child_name, new_module)
+        setattr(parent, name, new)
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(

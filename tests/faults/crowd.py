@@ -15,8 +15,7 @@ import pandas as pd
 import yaml
 
 from lora2.config.schema import RunConfig, as_tree, run_name
-from lora2.records.paths import run_dir
-from lora2.records.run_folder import publish
+from lora2.records.run_folder import publish, run_dir
 from lora2.sweep.pool import Pool, unfinished
 from lora2.sweep.worker import Outcome
 from tests.sweep.sweep_fakes import job

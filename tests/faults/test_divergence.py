@@ -11,7 +11,7 @@ from transformers import DebertaV2ForSequenceClassification as Encoder
 
 from lora2.config.load import resolve
 from lora2.records import store
-from lora2.records.paths import run_dir
+from lora2.records.run_folder import run_dir
 from lora2.sweep.worker import Order, carry_out, record_death, train
 from tests.faults import crash
 

@@ -12,7 +12,7 @@ import torch
 
 from lora2.config.load import resolve
 from lora2.records.files import DiskFull, is_disk_full
-from lora2.records.paths import status
+from lora2.records.run_folder import status
 from lora2.run import run as module
 from tests.faults import crash
 from tests.faults.disks import fill, free, small_disk

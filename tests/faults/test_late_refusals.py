@@ -11,7 +11,7 @@ from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
-from lora2.records.paths import run_dir
+from lora2.records.run_folder import run_dir
 from lora2.run.methods import check_model, prepare
 from lora2.run.model import encoder_config, random_encoder
 from lora2.sweep.worker import Order, carry_out, train

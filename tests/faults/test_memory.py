@@ -12,7 +12,7 @@ from transformers import DebertaV2ForSequenceClassification as Encoder
 
 from lora2.config.load import resolve
 from lora2.config.schema import RunConfig
-from lora2.records.paths import run_dir, status
+from lora2.records.run_folder import run_dir, status
 from lora2.run.device import OutOfMemory
 from lora2.run.run import run
 from lora2.sweep import worker

@@ -13,7 +13,7 @@ from transformers import AutoModel, BertConfig
 from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
 from lora2.glue.tasks import TASKS
-from lora2.records.paths import run_dir
+from lora2.records.run_folder import run_dir
 from lora2.run import device
 from lora2.run.model import load_backbone
 from lora2.run.run import record_failure, run

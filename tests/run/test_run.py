@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lora2.config.load import resolve
-from lora2.records.paths import status
-from lora2.records.run_folder import newest_checkpoint, publish
+from lora2.records.run_folder import newest_checkpoint, publish, status
 from lora2.run.recorder import Diverged, Recorder
 from tests.conftest import TINY
 

@@ -15,7 +15,7 @@ import pytest
 
 from lora2.records import store
 from lora2.records.files import hold
-from lora2.records.paths import lock_file, log_file, run_dir
+from lora2.records.run_folder import lock_file, log_file, run_dir
 from lora2.sweep import pool as sweep
 from lora2.sweep import worker
 from lora2.sweep.pool import Pool, Progress, plan_workers, unfinished

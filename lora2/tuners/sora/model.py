@@ -89,10 +89,7 @@ def lr_at(config: SoraConfig, step: int, total_step: int) -> float:
 
 
 class GateOptimizer:
-    """Steps the gates of one adapter, all of them at once; no value is moved to the host.
-
-    ``gates``: by module name, (r,) each, on one device; both schedules span ``total_step``.
-    """
+    """Steps the gates of one adapter ((r,) each) at once; no value is moved to the host."""
 
     def __init__(self, gates: dict[str, nn.Parameter], config: SoraConfig, total_step: int) -> None:
         self.gates, self.config, self.total_step = gates, config, total_step
@@ -107,9 +104,6 @@ class GateOptimizer:
 
         A step whose gradients are not finite, which fp16's loss scaler skips, changes nothing.
         ``with_term`` adds the gradient of sparse_lambda mean |g|, which no backward pass brought.
-
-        Raises:
-            RuntimeError: no gate has a gradient.
         """
         gates: list[Tensor] = list(self.gates.values())
         if all(gate.grad is None for gate in gates):
@@ -152,11 +146,7 @@ class GateOptimizer:
         return {"driven": torch.tensor(self.driven), **copies}
 
     def load_state(self, flat: dict[str, Tensor]) -> None:
-        """Put back what ``state`` returned; the gates must be those of that time.
-
-        Raises:
-            ValueError: it is the state of other gates.
-        """
+        """Put back what ``state`` returned; a ValueError if it is of other gates."""
         own = self.state()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in flat.items()}:
             raise ValueError(
@@ -174,7 +164,7 @@ class GateOptimizer:
         """Warn if the gates are not those of the last step, or none was pruned.
 
         Raises:
-            RuntimeError: no step was made, so that this was a LoRA with gates and not SoRA.
+            RuntimeError: no step was made.
         """
         if self.driven == 0:
             raise RuntimeError(
@@ -195,7 +185,7 @@ class GateOptimizer:
             )
 
     def _stacked(self) -> Tensor:
-        """A copy of all gates, (modules, r)."""
+        """Return a copy of all gates, (modules, r)."""
         return torch.stack([gate.detach() for gate in self.gates.values()])
 
 
@@ -213,21 +203,14 @@ class SoraModel(TermModel):
     gate_optimizer: GateOptimizer | None = None
 
     def _gates(self, adapter: str) -> dict[str, nn.Parameter]:
-        return {
-            name: layer.sora_gate[adapter] for name, layer in self.adapted_layers(adapter).items()
-        }
+        return {n: layer.sora_gate[adapter] for n, layer in self.adapted_layers(adapter).items()}
 
     def _watch(self, adapter: str, saving: bool) -> None:
-        """Warn once if optimiser steps pass in which the gates are not stepped."""
-        if self.gate_optimizer is not None and self.gate_optimizer.driven:
-            return
-        self._warn_undriven(
-            next(iter(self._gates(adapter).values())),
-            saving,
-            "SoRA: the gates are not stepped, so none will be pruned: train with "
-            "callbacks=[Lora2Callback()], or call prepare_training(total_step), and "
-            "before_optimizer_step(step) before each optimizer.step()",
-        )
+        if self.gate_optimizer is None or self.gate_optimizer.driven == 0:
+            message = "SoRA: the gates are not stepped, so none will be pruned: train with "
+            message += "callbacks=[Lora2Callback()], or call prepare_training(total_step), and "
+            message += "before_optimizer_step(step) before each optimizer.step()"
+            self._warn_undriven(self._first(adapter).sora_gate[adapter], saving, message)
 
     def sparsity_loss(self) -> Tensor:
         """sparse_lambda mean |g| over all gates of the active adapter, a scalar."""
@@ -241,8 +224,8 @@ class SoraModel(TermModel):
         """Make the gates' optimizer for a training of ``total_step`` optimizer steps.
 
         Raises:
-            ValueError: ``total_step`` is below 1 or below the number of xi stages, the gates are
-                frozen, or they are in a precision in which xi is lost.
+            ValueError: ``total_step`` is below 1 or below the number of xi stages, or the gates are
+                in a precision in which xi is lost.
         """
         adapter, config = self._trained()
         gates = self._gates(adapter)
@@ -252,10 +235,6 @@ class SoraModel(TermModel):
                 f"of xi; train longer or lower xi_stages"
             )
         for name, gate in gates.items():
-            if not gate.requires_grad:
-                raise ValueError(
-                    f"SoRA: the gate of {name} is frozen; load the adapter with is_trainable=True"
-                )
             if gate.dtype not in (torch.float32, torch.float64):
                 raise ValueError(
                     f"SoRA: the gate of {name} is {gate.dtype}, in which a shrinkage of xi = "

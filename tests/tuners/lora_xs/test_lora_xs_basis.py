@@ -10,8 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora2.tuners.lora_xs import LoraXsConfig, LoraXsLinear
-from lora2.tuners.lora_xs.model import frozen_weight, truncated_svd
+from lora2.tuners.lora_xs import LoraXsConfig, LoraXsLinear, frozen_weight, truncated_svd
 
 
 def weight(d_in: int = 12, d_out: int = 9, seed: int = 0) -> torch.Tensor:
