@@ -20,15 +20,12 @@ class HubUnavailable(RuntimeError):
 
 
 def check_available(needs: Iterable[Need]) -> None:
-    """Check that every repository is in the cache or on a hub that answers.
-
-    They are probed in parallel, so it takes at most ``PROBE_SECONDS``.
+    """Check within ``PROBE_SECONDS`` that every repository is in the cache or on the hub.
 
     Raises:
         HubUnavailable: naming each repository, why it is not available, and the three ways out.
     """
-    lacking = unavailable(needs)
-    if lacking:
+    if lacking := unavailable(needs):
         raise HubUnavailable("\n".join([*describe(lacking), ways_out(lacking)]))
 
 
@@ -67,18 +64,13 @@ def ways_out(lacking: Iterable[Need]) -> str:
 
 
 def cached(path: str, kind: str) -> bool:
-    """Tell whether a snapshot of the repository lies in the cache on this machine."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return (Path(HF_HUB_CACHE) / f"{kind}s--{path.replace('/', '--')}" / "snapshots").is_dir()
 
 
 def offline_reason(path: str | None, kind: str = "model") -> str | None:
-    """Return why the hub cannot be asked for ``path``; None if it can, or if it is a local folder.
-
-    With ``HF_HUB_OFFLINE=1``, or when the hub does not answer within ``PROBE_SECONDS``, only the
-    cache on this machine is left.
-    """
+    """Return why the hub cannot be asked for ``path``; None if it can, or for a local folder."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     if args.targets:
         return write_targets()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    origin: Row = {**provenance(), "device": device_name(device)}
+    origin: Row = {**provenance(), "device": device_name()}
     origin |= {"threads": torch.get_num_threads(), "load": round(os.getloadavg()[0], 1)}
     folder = (args.out or RESULTS) / slug(str(origin["device"]))
     variant = [f"--{name}" for name in VARIANTS if getattr(args, name) is not None]

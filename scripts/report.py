@@ -37,30 +37,30 @@ def report(folder: Path, words: Sequence[str]) -> int:
         words = [*words, f"profile={profile_of(folder)}"]
     request = parse(words, default_tables=options("table"))
     tables = possible_tables(request, asked)
-    from lora2.records import store
+    from lora2.records.store import StoreError, collect
     from lora2.tables import make, peft_results, times  # imports torch: not before the checks
 
     code = 0
     with explain_full_disk(folder):
         try:
-            runs = store.collect(folder)
-        except store.StoreError as error:
+            runs = collect(folder)
+        except StoreError as error:
             print(error, file=sys.stderr)
             return 2
         target = peft_results.write(runs, folder)
         print(f"wrote {folder / 'runs.csv'} and {target}: {len(runs)} runs")
         for table in tables:
-            wanted = (table, request.profile, folder, request.options.seeds, request.extra)
+            wanted = (table, request.profile, folder, request.options.seeds, request.extra, runs)
             try:
                 if table.kind == "times":  # measured by scripts/reproduce.py, without runs
                     written = times.rewrite(load_table(table.name), request.profile, folder)
-                elif make.is_official(table, request.extra):
-                    written = make.report_table(*wanted, runs)
-                else:
-                    print(make.print_table(*wanted, runs))
+                elif not make.is_official(table, request.extra):
+                    print(make.print_table(*wanted))
                     continue
+                else:
+                    written = make.report_table(*wanted)
                 print("\n".join(f"wrote {path}" for path in written))
-            except (store.StoreError, FileNotFoundError) as error:
+            except (StoreError, FileNotFoundError) as error:
                 if asked:
                     print(f"{table.name}: {error}", file=sys.stderr)
                     code = 1
@@ -68,11 +68,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
 
 
 def profile_of(folder: Path) -> str:
-    """Return the profile that a results folder is named after, or that of all its runs.
-
-    Raises:
-        ConfigError: it is not named after one, and has no runs, or runs of several profiles.
-    """
+    """Return the profile that a results folder is named after, or that of all its runs."""
     if folder.name in options("profile"):
         return folder.name
     from lora2.records.store import StoreError, read
@@ -88,11 +84,7 @@ def profile_of(folder: Path) -> str:
 
 
 def possible_tables(request: Request, asked: bool) -> list[Table]:
-    """Return the tables that the words apply to: all that were asked for, or by default any.
-
-    Raises:
-        ConfigError: the words do not apply to a table asked for, or to no table at all.
-    """
+    """Return the tables that the words apply to: all that were asked for, or by default any."""
     tables, problems = [], ProblemList()
     for table in request.plans:
         with problems.collect():

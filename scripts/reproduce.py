@@ -12,28 +12,16 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
-from lora2.sweep.pool import (
-    INTERRUPTED,
-    begin,
-    command,
-    plan_workers,
-    summary,
-    sweep_here,
-    unfinished,
-)
+from lora2.sweep import pool
 from lora2.sweep.request import Request, parse
-from lora2.sweep.table import Job, Table, distinct
+from lora2.sweep.table import Job, distinct
 from lora2.sweep.worker import Outcome
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 USAGE = (
     "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
@@ -45,7 +33,7 @@ USAGE = (
 
 def main(argv: Sequence[str]) -> int:
     """Check the words, do the missing runs, write the tables; return the exit code."""
-    return command(argv, f"{__doc__}\n{USAGE}", lambda words: reproduce(parse(words)))
+    return pool.command(argv, f"{__doc__}\n{USAGE}", lambda words: reproduce(parse(words)))
 
 
 def reproduce(request: Request) -> int:
@@ -58,7 +46,7 @@ def reproduce(request: Request) -> int:
     scored = [plan for plan in request.plans if plan.kind != "times"]
     jobs = distinct([job for plan in scored for job in jobs_by_table[plan.name]])
     if commands:
-        for job in unfinished(jobs):
+        for job in pool.unfinished(jobs):
             print(command_line(job))
         return 0
     if request.options.submission:
@@ -66,7 +54,7 @@ def reproduce(request: Request) -> int:
     if (outcomes := sweep(request, jobs)) is None:
         return 0
     complete = write_tables(request, jobs_by_table)
-    return max(summary(jobs, outcomes), 0 if complete else 1)
+    return max(pool.summary(jobs, outcomes), 0 if complete else 1)
 
 
 def submit(jobs: Sequence[Job]) -> int:
@@ -76,7 +64,7 @@ def submit(jobs: Sequence[Job]) -> int:
         names = " ".join(dict.fromkeys(job.row for job in jobs))
         wrong = f"a submission needs one row and one seed: rows=ROW seeds=SEED, ROW from {names}"
         raise ConfigError([Problem("rows", sorted(row for row, _ in rows), wrong=wrong)])
-    if left := unfinished(jobs):
+    if left := pool.unfinished(jobs):
         print(f"not finished: {' '.join(job.name for job in left)}\n"
               "type the same command without submission=true first", file=sys.stderr)  # fmt: skip
         return 1
@@ -109,8 +97,8 @@ def command_line(job: Job) -> str:
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; return None if a cluster does them and wait=false."""
     if request.options.cluster == "local":
-        return sweep_here(jobs, request.options.workers)
-    left = begin(jobs)
+        return pool.sweep_here(jobs, request.options.workers)
+    left = pool.begin(jobs)
     if not left:
         return []
     from lora2.sweep import slurm
@@ -125,53 +113,38 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
 
 
 def write_tables(request: Request, jobs_by_table: dict[str, list[Job]]) -> bool:
-    """Write or print every table; return whether that worked for all."""
+    """Write every table, or print a part or variant of one; return whether that worked for all."""
     from lora2.records.store import StoreError, collect
+    from lora2.tables import make
 
-    runs_in, complete = cache(collect), True  # each folder is read once for all tables
+    runs_in, complete = cache(collect), True  # a folder is read once for all tables
     for plan in request.plans:
-        jobs = jobs_by_table[plan.name]
-        for folder in {Path(job.resolved.config.results.dir): None for job in jobs}:
-            try:
-                with explain_full_disk(folder):
-                    write_table(request, plan, jobs, folder, runs_in)
-            except (StoreError, OSError) as error:
-                print(f"{plan.name}: not written: {error}", file=sys.stderr)
-                complete = False
+        jobs, written, shown = jobs_by_table[plan.name], list[Path](), ""
+        folder = Path(jobs[0].resolved.config.results.dir)
+        whole = plan.kind == "figure" or make.is_official(plan, request.extra)
+        about = (plan, request.profile, folder, request.options.seeds, request.extra)
+        try:
+            with explain_full_disk(folder):
+                if plan.kind == "times":
+                    from lora2.tables import times  # imports torch, which no other table needs
+
+                    frame = times.measure(plan, jobs)
+                    if whole:
+                        written = times.write(plan, frame, request.profile, folder)
+                    else:
+                        shown = times.texts(plan, frame, request.profile)[".md"]
+                elif whole:
+                    written = make.report_table(*about, runs_in(folder))
+                else:
+                    shown = make.print_table(*about, runs_in(folder))
+        except (StoreError, OSError) as error:
+            print(f"{plan.name}: not written: {error}", file=sys.stderr)
+            complete = False
+            continue
+        if shown:
+            shown += f"\na part or a variant of table {plan.name}: shown, not written to {folder}"
+        print(shown or "\n".join(f"wrote {path}" for path in written), flush=True)
     return complete
-
-
-def write_table(
-    request: Request,
-    plan: Table,
-    jobs: Sequence[Job],
-    folder: Path,
-    runs_in: Callable[[Path], pd.DataFrame],
-) -> None:
-    """Write one table; a part or variant is printed instead, so that no whole one is replaced."""
-    from lora2.tables import make as reporting
-
-    official = reporting.is_official(plan, request.extra)
-    about = (plan, request.profile, folder, request.options.seeds, request.extra)
-    if plan.kind == "times":
-        from lora2.tables import times as timetable  # imports torch, which no other table needs
-
-        frame = timetable.measure(plan, jobs)
-        if official:
-            show_written(timetable.write(plan, frame, request.profile, folder))
-        else:
-            print(timetable.texts(plan, frame, request.profile)[".md"])
-    elif official or plan.kind == "figure":
-        show_written(reporting.report_table(*about, runs_in(folder)))
-    else:
-        print(reporting.print_table(*about, runs_in(folder)))
-    if not official and plan.kind != "figure":
-        print(f"a part or a variant of table {plan.name}: shown, not written to {folder}")
-
-
-def show_written(paths: Sequence[Path]) -> None:
-    """Name the files just written."""
-    print("\n".join(f"wrote {path}" for path in paths), flush=True)
 
 
 def show_plan(request: Request, jobs_by_table: dict[str, list[Job]]) -> int:
@@ -183,14 +156,14 @@ def show_plan(request: Request, jobs_by_table: dict[str, list[Job]]) -> int:
         name, jobs = f"table {plan.name}, profile {request.profile.name}", jobs_by_table[plan.name]
         print(f"{name}: measuring a few steps", flush=True)
         timed = timetable.STEPS if plan.kind == "times" else 0
-        left = jobs if timed else unfinished(jobs)
-        workers = 1 if timed or not left else len(plan_workers(left, request.options.workers))
+        left = jobs if timed else pool.unfinished(jobs)
+        workers = 1 if timed or not left else len(pool.plan_workers(left, request.options.workers))
         costs, interrupted = cost.measure(left, workers, tell=partial(print, flush=True))
         print(cost.render(cost.sum_up(jobs, costs, timed), workers), flush=True)
         if timed:
             print("times only: nothing is trained", flush=True)
         if interrupted:
-            return INTERRUPTED
+            return pool.INTERRUPTED
     return 0
 
 

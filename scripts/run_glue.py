@@ -13,17 +13,16 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from lora2.config.load import Resolved, resolve
+from lora2.config.load import resolve
 from lora2.config.parse import overridden
 from lora2.config.problems import ConfigError
-from lora2.config.schema import run_name
+from lora2.config.schema import RunConfig, run_name
 from lora2.hub import HubUnavailable, check_available
 from lora2.records.run_folder import hold_run, lock_file, status_of
 
-USAGE = (
-    "usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [predict=true] "
-    "[key=value ...]"
-)
+USAGE = ("usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] "
+         "[predict=true] [key=value ...]")  # fmt: skip
+MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 PREDICT = ("predict=true", "predict=false")  # write predictions for the GLUE server after the run
 
 
@@ -38,30 +37,23 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         print(f"{error}\n{USAGE}", file=sys.stderr)
         return 2
-    main_process = os.environ.get("RANK", "0") == "0"
-    if main_process:
-        announce(resolved, overridden(argv))
-    return execute(resolved, progress=main_process and sys.stderr.isatty(), predict=predict)
+    if MAIN_PROCESS:
+        config = resolved.config
+        print(
+            f"run {run_name(config)}\n  {config.method.name} on {config.task}, "
+            f"{config.backbone.name}, protocol {config.protocol}, seed {config.seed}, "
+            f"{resolved.steps or '?'} steps of {config.train.batch_size}"
+        )
+        for note in [*overridden(argv), *resolved.notes]:
+            print(f"  {note}")
+    return execute(resolved.config, predict)
 
 
-def announce(resolved: Resolved, overridden: list[str]) -> None:
-    """Print the run, the words that override others, and settings adapted to the run's length."""
-    config = resolved.config
-    print(f"run {run_name(config)}")
-    print(
-        f"  {config.method.name} on {config.task}, {config.backbone.name}, protocol "
-        f"{config.protocol}, seed {config.seed}, {resolved.steps or '?'} steps of "
-        f"{config.train.batch_size}"
-    )
-    for note in [*overridden, *resolved.notes]:
-        print(f"  {note}")
-
-
-def execute(resolved: Resolved, progress: bool, predict: bool = False) -> int:
+def execute(config: RunConfig, predict: bool) -> int:
     """Do the run; a failure is one message (the traceback is in the run folder)."""
     try:
-        if predict or status_of(resolved.config) != "finished":
-            check_available(resolved.config.hub_needs())
+        if predict or status_of(config) != "finished":
+            check_available(config.hub_needs())
     except HubUnavailable as error:
         print(error, file=sys.stderr)
         return 1
@@ -72,17 +64,16 @@ def execute(resolved: Resolved, progress: bool, predict: bool = False) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers_logging.set_verbosity_error()  # it warns that the head is untrained
     transformers_logging.disable_progress_bar()
-    main_process = os.environ.get("RANK", "0") == "0"
-    config, lock = resolved.config, lock_file(resolved.config)
     try:
-        with hold_run(config, wait=False) if main_process else nullcontext(True) as held:
+        with hold_run(config, wait=False) if MAIN_PROCESS else nullcontext(True) as held:
             if not held:
+                lock = lock_file(config)
                 print(f"another process is doing this run: it holds {lock}", file=sys.stderr)
                 return 1
-            folder = run(config, progress=progress)
-        if main_process:
+            folder = run(config, progress=MAIN_PROCESS and sys.stderr.isatty())
+        if MAIN_PROCESS:
             print_result(folder)
-        if main_process and predict:
+        if MAIN_PROCESS and predict:
             from lora2.run.submission import write_predictions
 
             print("predictions of the last checkpoint on the test split:")

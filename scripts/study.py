@@ -96,9 +96,8 @@ def show_plan(request: StudyRequest) -> int:
     every = [job for jobs in stages.values() for job in jobs]
     costs, interrupted = cost.measure(every, request.options.workers)
     workers = len(plan_workers(every, request.options.workers)) if every else 1
-    for name, jobs in stages.items():
+    for name, jobs in {**stages, "total": every}.items():
         print(f"{name}:\n{cost.render(cost.sum_up(jobs, costs), workers)}", flush=True)
-    print(f"total:\n{cost.render(cost.sum_up(every, costs), workers)}", flush=True)
     return INTERRUPTED if interrupted else 0
 
 

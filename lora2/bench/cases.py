@@ -15,19 +15,8 @@ from datasets import Dataset
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, TrainerCallback
 
+from lora2.bench import step
 from lora2.bench.counters import counting
-from lora2.bench.step import (
-    STEPS,
-    Batch,
-    build,
-    interleave,
-    measure,
-    own_clock,
-    padded_batch,
-    quartiles,
-    ratio,
-    settle,
-)
 from lora2.config.load import resolve
 from lora2.config.schema import RunConfig
 from lora2.embedded import encoder_path
@@ -79,12 +68,12 @@ class Case:
         torch.manual_seed(SEED)
         return random_encoder(self.config()).to(self.device)
 
-    def rows(self, count: int) -> Batch:
+    def rows(self, count: int) -> step.Batch:
         """Return ``count`` rows without padding, on the CPU."""
         generator, lengths = torch.Generator().manual_seed(SEED), torch.full((count,), self.tokens)
-        return padded_batch(lengths, self.config().vocab_size, 2, generator)
+        return step.padded_batch(lengths, self.config().vocab_size, 2, generator)
 
-    def full_batch(self) -> Batch:
+    def full_batch(self) -> step.Batch:
         return {key: value.to(self.device) for key, value in self.rows(self.batch).items()}
 
     def run(self, row: str) -> RunConfig:
@@ -105,10 +94,12 @@ class Case:
 
 def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
     """Return median and quartiles, and the ratio to each named base, taken round by round."""
-    low, middle, high = quartiles(seconds)
-    columns = {"rounds": len(seconds), "seconds": middle, "seconds_q1": low, "seconds_q3": high}
-    ratios = {f"ratio_to_{n}": "" if b is None else ratio(seconds, b) for n, b in bases.items()}
-    return columns | ratios
+    low, middle, high = step.quartiles(seconds)
+    columns: Row = {"rounds": len(seconds), "seconds": middle}
+    columns |= {"seconds_q1": low, "seconds_q3": high}
+    for name, base in bases.items():
+        columns[f"ratio_to_{name}"] = step.ratio(seconds, base) if base else ""
+    return columns
 
 
 def counted(action: Callable[[], object], device: str) -> dict[str, int]:
@@ -120,8 +111,8 @@ def counted(action: Callable[[], object], device: str) -> dict[str, int]:
 
 def training(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
     """Return a row for each method; the methods take their steps in turn."""
-    runs = {row: (case.run(row), STEPS) for row in methods}
-    results = measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
+    runs = {row: (case.run(row), step.STEPS) for row in methods}
+    results = step.measure(runs, [case.full_batch()], rounds, warm_up, case.base(), fused=True)
     lora, adalora = results.get("lora-r8"), results.get("adalora-r8")
     rows = []
     for row, result in results.items():
@@ -144,7 +135,7 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
     del inputs["labels"]
 
     def adapted(row: str) -> nn.Module:
-        return prepare(copy.deepcopy(base), case.run(row), STEPS)[0].to(case.device).eval()
+        return prepare(copy.deepcopy(base), case.run(row), step.STEPS)[0].to(case.device).eval()
 
     def forward(model: nn.Module, _: int = 0) -> object:
         with torch.no_grad(), autocast(case.device, case.precision):
@@ -157,7 +148,7 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
         "lora": ("LoRA r=8, unmerged", adapted("lora-r8")),
     }
     actions = {row: partial(forward, model) for row, (_, model) in models.items()}
-    seconds = interleave(actions, case.device, rounds, warm_up)
+    seconds = step.interleave(actions, case.device, rounds, warm_up)
     bases = {"base": seconds["base"], "lora": seconds["lora"]}
     return [
         {"phase": "inference", **case.columns(), "row": row, "label": label,
@@ -187,7 +178,7 @@ def part_counts(layers: int) -> list[Row]:
         nn.functional.cross_entropy(logits.view(-1, 2), batch["labels"].view(-1)).backward()
 
     for row in REGULARIZED:
-        stepper = build(base, case.run(row))
+        stepper = step.build(base, case.run(row))
         less = counted(partial(without, stepper.model), "cpu")
         stepper.optimizer.zero_grad()
         more = counted(lambda s=stepper: s.model(**batch).loss.backward(), "cpu")
@@ -204,17 +195,17 @@ class BareBeside(TrainerCallback):
     """Time a Trainer's steps, data loading included, and after each one a step of a bare loop."""
 
     def __init__(self, bare_step: Callable[[], object], device: str) -> None:
-        self.bare_step, self.clock = bare_step, own_clock(device)
+        self.bare_step, self.clock = bare_step, step.own_clock(device)
         self.seconds: dict[str, list[float]] = {"bare": [], "driver": []}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.started = self.clock()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        settle()
+        step.settle()
         middle = self.clock()
         self.bare_step()
-        settle()
+        step.settle()
         self.seconds["driver"].append(middle - self.started)
         self.started = self.clock()
         self.seconds["bare"].append(self.started - middle)
@@ -231,7 +222,7 @@ def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
     drawn = case.rows(case.batch * total)
     rows = Dataset.from_dict({key: value.tolist() for key, value in drawn.items()})
     model, tuner = prepare(copy.deepcopy(base), config, total)
-    stepper, numbers = build(base, config, total), iter(range(len(rows)))
+    stepper, numbers = step.build(base, config, total), iter(range(len(rows)))
     last = rows.select(range(case.batch))  # evaluated once, after the last step
     tokenizer = AutoTokenizer.from_pretrained(encoder_path("embedded"))  # only pads
     recorder = Recorder(TASKS[TASK], {"validation": case.batch})

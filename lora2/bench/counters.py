@@ -41,9 +41,8 @@ class Counts:
 def counting(device: str = "cpu") -> Iterator[Counts]:
     """Count the ATen operations of the block, backward passes included.
 
-    ``device`` is the type of the device that computes: reading a tensor on another one (the step
-    counters of an optimiser) is not a synchronisation. On ``cpu``, what would be one on a GPU is
-    counted.
+    ``device`` is the type of the device that computes: reading a tensor on another one is no
+    synchronisation. On ``cpu``, what would be one on a GPU is counted.
     """
     counts = Counts()
     with _Operations(counts, device), _Readings(counts, device):
@@ -55,9 +54,7 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self.counts, self.device = counts, device
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
         view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
@@ -73,17 +70,13 @@ class _Readings(TorchFunctionMode):
         super().__init__()
         self.counts, self.device = counts, device
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.device == "cpu" and func in READINGS and args[0].device.type == "cpu":
             self.counts.syncs.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
 
-def _waits(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any, device: str
-) -> bool:
+def _waits(name: str, args: Any, kwargs: dict[str, Any], result: Any, device: str) -> bool:
     """Tell whether the host must wait for ``device`` in this operation."""
     if name in SYNCS:
         return args[0].device.type == device
@@ -105,23 +98,18 @@ class _Storages(TorchDispatchMode):
         self.alive = self.peak = 0
         self.seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {_place(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and _place(leaf) not in before:
-                self._add(leaf.untyped_storage())
+                storage = leaf.untyped_storage()
+                if storage not in self.seen:
+                    self.seen.add(storage)
+                    weakref.finalize(storage, self._gone, storage.nbytes()).atexit = False
+                    self.alive += storage.nbytes()
+                    self.peak = max(self.peak, self.alive)
         return result
-
-    def _add(self, storage: Any) -> None:
-        if storage not in self.seen:
-            self.seen.add(storage)
-            size = storage.nbytes()
-            weakref.finalize(storage, self._gone, size).atexit = False
-            self.alive += size
-            self.peak = max(self.peak, self.alive)
 
     def _gone(self, size: int) -> None:
         self.alive -= size
@@ -134,8 +122,8 @@ def _place(tensor: Tensor) -> int:
 def peak_bytes(action: Callable[[], object], device: str) -> int:
     """Return the peak size of the tensors that ``action`` creates.
 
-    On CUDA this is the allocator's count; on a CPU that of the storages alive, counted one by one
-    at the dispatcher (without a kernel's temporary memory).
+    On CUDA this is the allocator's count; on a CPU that of the storages alive, counted at the
+    dispatcher (without a kernel's temporary memory).
     """
     if device == "cuda":
         torch.cuda.synchronize()

@@ -74,10 +74,9 @@ class Stepper:
 def held_mib(stepper: Stepper) -> float:
     """Return the MiB of a model's weights, buffers and optimiser state, each storage once."""
     state = [value for entry in stepper.optimizer.state.values() for value in entry.values()]
-    tensors = [*stepper.model.parameters(), *stepper.model.buffers()]
-    tensors += [value for value in state if isinstance(value, Tensor)]
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values()) / 2**20
+    held = [*stepper.model.parameters(), *stepper.model.buffers(), *state]
+    storages = (value.untyped_storage() for value in held if isinstance(value, Tensor))
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values()) / 2**20
 
 
 def build(
@@ -236,8 +235,7 @@ def batches(config: RunConfig, count: int) -> list[Batch]:
         return real_batches(make_split(config.task, "train"), config, tokenizer, count)
     encoder = encoder_config(config.backbone)
     generator = torch.Generator().manual_seed(config.seed)
-    most = longest(encoder, train.max_seq_length)
-    drawn = []
+    most, drawn = longest(encoder, train.max_seq_length), list[Batch]()
     for _ in range(count):
         lengths = draw_lengths(task.name, train.batch_size, generator).clamp(max=most)
         drawn.append(padded_batch(lengths, encoder.vocab_size, task.num_labels, generator))

@@ -35,7 +35,6 @@ class Checked:
         return self.values.get(key)
 
     def problem(self, key: str, allowed: str = "", wrong: str = "") -> Problem:
-        """Return the problem of this key's value."""
         return Problem(key, self[key], allowed, wrong)
 
 
@@ -77,14 +76,14 @@ def _no_effect(run: Checked) -> Iterator[Problem]:
 def _pruning(run: Checked) -> Iterator[Problem]:
     """Yield ranks or thresholds that grow, and a schedule that does not fit the run's steps."""
     start = "method.init_r" if "method.init_r" in run.values else "method.r"
-    rank, target, xi, xi_max = (
-        run[key] for key in (start, "method.target_r", "method.xi", "method.xi_max")
+    rank, xi, xi_max = run[start], run["method.xi"], run["method.xi_max"]
+    target, tinit, tfinal, every = (
+        run[f"method.{key}"] for key in ("target_r", "tinit", "tfinal", "deltaT")
     )
     if None not in (rank, target) and target > rank:
         yield run.problem("method.target_r", f"at most {start}, which is {rank}")
     if None not in (xi, xi_max) and xi_max < xi:
         yield run.problem("method.xi_max", f"at least method.xi, which is {xi}")
-    tinit, tfinal, every = (run[f"method.{key}"] for key in ("tinit", "tfinal", "deltaT"))
     steps = run.steps
     if target == rank or None in (target, tinit, tfinal, every, steps):
         return
@@ -115,11 +114,9 @@ def _length(run: Checked) -> Iterator[Problem]:
     if run["method.name"] == "sora" and run["train.lr_scheduler"] not in ("linear", None):
         allowed = "linear with method=sora: its gates follow that schedule"
         yield run.problem("train.lr_scheduler", allowed)
-    batch, micro = run["train.batch_size"], run["train.micro_batch_size"]
+    batch, micro = run["train.batch_size"] or 0, run["train.micro_batch_size"]
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if batch is None:
-        return
-    if run.rows is not None and batch > run.rows > 0:
+    if batch > (run.rows or 0) > 0:
         yield run.problem("train.batch_size", f"at most the {run.rows} training rows")
     if batch % world:
         yield run.problem("train.batch_size", f"a multiple of the {world} processes launched")
@@ -145,8 +142,7 @@ def _data(run: Checked) -> Iterator[Problem]:
         for key, name in names:
             shards = any(stem.startswith(f"{name}-0") for stem in present)  # of nyu-mll/glue
             if name is not None and name not in present and not shards:
-                wrong = f"{place} has no {name}.parquet"
-                yield Problem(key, name, ", ".join(present), wrong)
+                yield Problem(key, name, ", ".join(present), f"{place} has no {name}.parquet")
     if run["data.train"] == "train_subset" and source != "folder":
         yield run.problem("data.train", f"train: source={source} has official splits")
     unofficial = chosen == "validation_unofficial" and source != "folder"
@@ -159,8 +155,7 @@ def _holdout(run: Checked) -> Iterator[Problem]:
     if held is None:
         return
     if run["data.validation"] is not None:
-        allowed = f"null with data.holdout={held}: the validation split is not read"
-        yield run.problem("data.validation", allowed)
+        yield run.problem("data.validation", f"null with data.holdout={held}: it is not read")
     fewest = max(2, len(task.label_names)) * len(task.validation_splits)
     if held < fewest:
         yield run.problem("data.holdout", f"at least {fewest} rows for {task.name}")
@@ -183,8 +178,7 @@ def _backbone(run: Checked) -> Iterator[Problem]:
     elif path is not None and not local and not HUB_NAME.fullmatch(path):
         yield run.problem("backbone.path", "an existing folder, or a hub name OWNER/NAME")
     paths, chosen = run["backbone.targets"] or {}, run["method.target_modules"] or []
-    deberta = paths.get("query", "").endswith("query_proj")  # disentangled attention alone
-    if run["backbone.attention"] == "sdpa" and deberta:
+    if run["backbone.attention"] == "sdpa" and paths.get("query", "").endswith("query_proj"):
         allowed = "eager or null: transformers has no sdpa for DeBERTa's position terms"
         yield run.problem("backbone.attention", allowed)
     for name in dict.fromkeys(chosen) if paths else ():
@@ -215,7 +209,7 @@ def _folder_sizes(run: Checked) -> dict[str, Any]:
     name, path = run["backbone.name"], run["backbone.path"]
     if path is None and name not in ENCODERS:
         return {}
-    folder = Path(path) if path is not None else encoder_path(name)
+    folder = encoder_path(name) if path is None else Path(path)
     config = _json(folder / "config.json")
     tokens = _json(folder / "tokenizer_config.json").get("model_max_length")
     tokens = config.get("max_position_embeddings") if tokens is None else tokens
@@ -235,8 +229,7 @@ def _json(path: Path) -> dict[str, Any]:
 def check_encoder(values: Mapping[str, Any], sizes: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield ranks above the encoder's width, and a length that it or the task cannot use.
 
-    ``values`` has dotted keys; ``sizes`` has the encoder's model_type, width and longest input in
-    tokens, as far as they are known.
+    ``sizes`` has the encoder's model_type, width and longest input in tokens, where known.
     """
     width, tokens = sizes.get("width"), sizes.get("tokens")
     for key in ("method.r", "method.k", "method.init_r"):

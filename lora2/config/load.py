@@ -29,11 +29,9 @@ PATCH_KEYS = ("for", "seed", "method", "train")
 METHOD_KEYS = sorted({key for kind in (*METHODS.values(), Peft) for key in field_names(kind)})
 # What a patch's ``for`` may ask for; the backbones are files.
 CONDITIONS = {
-    "protocol": ["public", "equal"],
-    "ranks": ["paper", "public"],
-    "method": [*METHODS, "peft"],
+    "protocol": ["public", "equal"], "ranks": ["paper", "public"], "method": [*METHODS, "peft"],
     "task": sorted(TASKS),
-}
+}  # fmt: skip
 # Step counts of the published recipe, fitted to a run's length; evaluations never become rarer.
 FITTED = ("method.tinit", "method.tfinal", "method.deltaT", "train.warmup_steps")
 SHORTENED = ("train.eval_steps",)
@@ -70,17 +68,17 @@ def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
         steps = total_steps(tree["train"], rows)
         notes += fit(tree, published, set(typed), rows)
     if tree["task"] in TASKS:
-        sections = {key: tree[key] for key in (*SECTIONS, "method") if isinstance(tree[key], dict)}
-        values = {f"{key}.{name}": v for key in sections for name, v in sections[key].items()}
+        values = {"task": tree["task"]}
+        for section in (*SECTIONS, "method"):
+            given = tree[section] if isinstance(tree[section], dict) else {}
+            values |= {f"{section}.{key}": value for key, value in given.items()}
         for problem in problems:
             values.pop(".".join(problem.key.split(".")[:2]), None)
         # An interval of a plan binds only if no later word cuts the run short.
         words = list(typed)
         cut = words.index("train.max_steps") if "train.max_steps" in words else 0
         binding = set(words) - {"train.eval_steps", "train.save_steps"}.intersection(words[:cut])
-        problems += check_combinations(
-            Checked({"task": tree["task"], **values}, steps, rows, binding)
-        )
+        problems += check_combinations(Checked(values, steps, rows, binding))
     problems.raise_if_any()
     return Resolved(build(tree), notes, steps)
 
@@ -89,11 +87,7 @@ _mapping = functools.lru_cache(read_yaml)  # a table asks for the same files for
 
 
 def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
-    """Return configs/config.yaml with the files of the chosen task, method and backbone in it.
-
-    Raises:
-        ConfigError: a YAML file cannot be read, or holds a wrong key, value or condition.
-    """
+    """Return configs/config.yaml with the files of the chosen task, method and backbone in it."""
     base, keys = _mapping(configs / "config.yaml"), field_names(RunConfig)
     encoders, default = options("backbone", configs), base.get("backbone")
     problems = ProblemList(unknown_keys("config.yaml: ", base, keys))
@@ -249,11 +243,9 @@ def check_types(tree: Tree) -> Iterator[Problem]:
 def train_rows(tree: Tree) -> int | None:
     """Return how many training examples a run sees per epoch, or None when only loading tells.
 
-    Below one where more rows are to be held out than there are, which ``checks`` refuses. Nothing
-    on disk is read but the footer of a folder's subset file.
+    Below one where more rows are to be held out than there are, which ``checks`` refuses.
     """
-    data, task = tree["data"], tree["task"]
-    rows: int | None = None
+    data, task, rows = tree["data"], tree["task"], None
     if data["source"] == "embedded":
         from lora2.embedded.grammar import ROWS
 
@@ -284,8 +276,7 @@ def fit(tree: Tree, published: Tree, typed: set[str], rows: int | None) -> list[
     """Scale the step counts of ``tree`` in place to its own length; return a note for each.
 
     ``published`` is the same tree before encoder and command line changed it: its step counts
-    belong to its own number of steps on the official training set. A key that was typed, or
-    changed since ``published``, is left as it is.
+    belong to its own steps on the official training set. What was typed or changed is left alone.
     """
     steps = total_steps(tree["train"], rows)
     recipe = total_steps(published["train"], TASKS[published["task"]].rows["train"])
@@ -295,8 +286,8 @@ def fit(tree: Tree, published: Tree, typed: set[str], rows: int | None) -> list[
     for key in FITTED + SHORTENED:
         section, name = key.split(".")
         value = tree[section].get(name)
-        free = key not in typed and value == published[section].get(name)
-        if not free or not isinstance(value, int) or value < 1:
+        changed = key in typed or value != published[section].get(name)
+        if changed or not isinstance(value, int) or value < 1:
             continue
         length = min(steps, recipe) if key in SHORTENED else steps
         if (fitted := max(1, value * length // recipe)) != value:

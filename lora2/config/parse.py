@@ -55,11 +55,8 @@ class Loader(_Base):
 def parse_yaml(text: str, loader: type[Loader] = Loader) -> Any:
     """Return the plain values (dict, list, str, int, float, bool, None, date) of a YAML text.
 
-    Refused: tags of Python objects, anchors and aliases (a few lines of them can stand for
-    gigabytes), a key given twice, and more than MAX_DEPTH levels or MAX_CHARACTERS characters.
-
-    Raises:
-        YamlError: naming line and column.
+    YamlError, with line and column, refuses tags of Python objects, anchors and aliases (a few
+    lines of them can stand for gigabytes), a key given twice, and texts too long or too deep.
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlError(f"{len(text):,} characters, more than {MAX_CHARACTERS:,}")
@@ -84,11 +81,7 @@ def parse_yaml(text: str, loader: type[Loader] = Loader) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file.
-
-    Raises:
-        ConfigError: the file is missing, not UTF-8 text, or no mapping in plain YAML.
-    """
+    """Return the keys and values of a file; ConfigError if it is no mapping in plain YAML."""
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except YamlError as error:
@@ -103,8 +96,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def word_value(text: str) -> Any:
     """Return the value of ``key=text``: a list or dict in brackets, text in quotes, or one scalar.
 
-    Raises:
-        ValueError: brackets or quotes are left open, or a sign stands outside quotes.
+    ValueError: brackets or quotes are left open, or a sign stands outside quotes.
     """
     text = text.strip()
     if text.startswith(("[", "{")):
@@ -157,11 +149,7 @@ def overridden(argv: Sequence[str]) -> list[str]:
 
 
 def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Split command-line words into group choices and typed values (dotted key -> value).
-
-    Raises:
-        ConfigError: a word is no ``key=value``, a group's option is unknown, or task is missing.
-    """
+    """Split command-line words into group choices and typed values (dotted key -> value)."""
     values, problems = dict[str, Any](), ProblemList()
     for word in argv:
         with problems.collect():
@@ -173,13 +161,10 @@ def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dic
         if group not in choices and not any(problem.key == group for problem in problems):
             allowed = ", ".join(options(group, configs))
             problems.append(Problem(group, None, allowed, f"{group}=NAME is missing"))
-    if problems:
-        roots = field_names(RunConfig)
-        problems += [
-            unknown(key, value, roots, "unknown key", key.split(".")[0])
-            for key, value in values.items()
-            if key.split(".")[0] not in roots
-        ]
+    roots = field_names(RunConfig)
+    for key, value in values.items() if problems else ():
+        if (root := key.split(".")[0]) not in roots:
+            problems.append(unknown(key, value, roots, "unknown key", root))
     problems.raise_if_any()
     return choices, values
 
@@ -195,9 +180,10 @@ def _parse_word(word: str, configs: Path) -> tuple[str, Any]:
         wrong = "a value with signs such as ~ = ( ) , needs quotes"
         raise ConfigError([Problem(key, text, f"{key}='\"VALUE\"'", wrong)]) from error
     root = key.partition(".")[0]
+    names = options(root, configs)
     if key in FIXED or (root == "task" and key != "task"):
-        names = ", ".join(options(root, configs))
-        raise ConfigError([Problem(key, value, f"{root}=NAME of {names}", f"set by {root}=NAME")])
-    if key in GROUPS and value not in options(key, configs):
-        raise ConfigError([unknown(key, value, options(key, configs))])
+        allowed = f"{root}=NAME of {', '.join(names)}"
+        raise ConfigError([Problem(key, value, allowed, f"set by {root}=NAME")])
+    if key in GROUPS and value not in names:
+        raise ConfigError([unknown(key, value, names)])
     return key, value

@@ -116,18 +116,10 @@ def _qqp(rng: Generator, genre: int | None) -> Example:
 
 def _similarity(first: say.Frame, second: say.Frame) -> float:
     """Score the weight of shared parts from 0 (nothing) to 5 (same meaning), in steps of 0.2."""
-    parts = (
-        (2.0, first.subject.noun, second.subject.noun),
-        (2.0, first.verb, second.verb),
-        (2.0, first.target.noun, second.target.noun),
-        (1.0, first.target.amount, second.target.amount),
-        (1.0, first.target.adjective, second.target.adjective),
-        (1.0, first.subject.adjective, second.subject.adjective),
-        (1.0, first.adjunct, second.adjunct),
-        (1.0, first.denied, second.denied),
-    )
-    present = [(w, a == b) for w, a, b in parts if a is not None or b is not None]
-    share = sum(w for w, same in present if same) / sum(w for w, _ in present)
+    weights = {slot: 2 if slot in ("subject", "verb", "target") else 1 for slot in say.SLOTS}
+    parts = [(w, say.value(first, slot), say.value(second, slot)) for slot, w in weights.items()]
+    present = sum(w for w, a, b in parts if a is not None or b is not None)
+    share = sum(w for w, a, b in parts if a is not None and a == b) / present
     return round(5 * max(0.0, (share - 0.3) / 0.7) * 5) / 5
 
 

@@ -203,14 +203,14 @@ def review(rng: Generator, good: bool) -> str:
     return _articles([*clause(good), "and", *clause(good)])
 
 
+def value(frame: Frame, slot: str) -> object:
+    """Return what ``frame`` has in ``slot``, one of ``SLOTS``; None if it leaves it empty."""
+    part, field = INSIDE.get(slot, (slot, ""))
+    return getattr(getattr(frame, part), field) if field else getattr(frame, part)
+
+
 def _filled(frame: Frame, slots: Sequence[str]) -> list[str]:
-    """Return those of ``slots`` that ``frame`` fills."""
-
-    def value(slot: str) -> object:
-        part, field = INSIDE.get(slot, (slot, ""))
-        return getattr(getattr(frame, part), field) if field else getattr(frame, part)
-
-    return [slot for slot in slots if value(slot) is not None]
+    return [slot for slot in slots if value(frame, slot) is not None]
 
 
 def _instead(rng: Generator, concept: Concept, genre: int | None = None) -> Concept:
@@ -228,13 +228,9 @@ def with_changed(rng: Generator, frame: Frame, slot: str, genre: int | None = No
     if slot == "adjunct":
         return replace(frame, adjunct=other(rng, frame.adjunct))
     part, field = INSIDE[slot]
-    thing = getattr(frame, part)
-    value = getattr(thing, field)
-    if field == "adjective":
-        drawn = _instead(rng, value)
-    else:
-        drawn = other(rng, value, genre if field == "noun" else None)
-    return replace(frame, **{part: replace(thing, **{field: drawn})})
+    before, draw = value(frame, slot), _instead if field == "adjective" else other
+    drawn = draw(rng, before, genre if field == "noun" else None)
+    return replace(frame, **{part: replace(getattr(frame, part), **{field: drawn})})
 
 
 def changed(rng: Generator, frame: Frame, slots: Sequence[str] = SLOTS) -> Frame:

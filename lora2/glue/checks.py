@@ -32,9 +32,7 @@ def check_table(
     are not checked.
 
     Raises:
-        GlueDataError: empty, or another number of rows; a column missing or of the wrong type; null
-            or broken text; a label out of range; labels of 100 rows or more that do not cover the
-            range; label names that are not the task's.
+        GlueDataError: wrong columns, types, number of rows, labels, or names of labels.
     """
     _check_columns(table, task, where)
     if table.num_rows == 0:
@@ -58,9 +56,8 @@ def check_table(
             f"{official:,}: it is cut, mixed up with another file, or changed"
             f"{hint if official == task.rows['train'] else ''}"
         )
-    label_type = pa.float32() if task.is_regression else pa.int64()
-    place = table.schema.get_field_index("label")
-    return table.set_column(place, "label", table["label"].cast(label_type))
+    label = table["label"].cast(pa.float32() if task.is_regression else pa.int64())
+    return table.set_column(table.schema.get_field_index("label"), "label", label)
 
 
 def _check_columns(table: pa.Table, task: Task, where: str) -> None:

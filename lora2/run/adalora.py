@@ -67,11 +67,7 @@ class AdaloraDriver:
         return state
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what ``training_state`` returned.
-
-        Raises:
-            ValueError: it was not saved with the weights that are loaded.
-        """
+        """Restore what ``training_state`` returned; ValueError if it belongs to other weights."""
         loaded = self._singular_values()
         if not torch.equal(loaded, state.get("weights", loaded.new_empty(0)).to(loaded.device)):
             raise ValueError(f"AdaLoRA: {OTHER_WEIGHTS}")
@@ -89,11 +85,7 @@ class AdaloraDriver:
         return torch.cat([E.detach().flatten() for E in values])
 
     def finish_training(self) -> None:
-        """Give the final rank pattern to PEFT and check the budget.
-
-        Raises:
-            RuntimeError: more ranks are left than the target allows.
-        """
+        """Give PEFT the final rank pattern; RuntimeError if more ranks than allowed are left."""
         kept = sum(sum(row) for row in self.kept_ranks().values())
         target = self.config.target_r * len(self.layers)
         if self.prunes and kept > target:

@@ -19,7 +19,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from lora2.config.problems import ConfigError, Problem
+from lora2.config.problems import Problem, ProblemList
 from lora2.config.schema import RunConfig, Train
 
 logger = logging.getLogger(__name__)
@@ -39,30 +39,21 @@ def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[o
 
 
 def use_matmul_precision(config: RunConfig) -> None:
-    """Set how this process multiplies float32 matrices: in TF32 only if ``train.tf32`` is set.
-
-    A worker performs many runs, so each run sets it again.
-    """
+    """Set how this process, which may do many runs, multiplies float32: TF32 for ``train.tf32``."""
     wanted = "high" if config.train.tf32 else "highest"
     if torch.get_float32_matmul_precision() != wanted:  # setting it may warn
         torch.set_float32_matmul_precision(wanted)
 
 
 def check_device(config: RunConfig) -> None:
-    """Refuse precisions that this machine's device lacks, and trackers that are not installed.
-
-    Raises:
-        ConfigError: naming every key at fault and what to type.
-    """
+    """Refuse precisions that this machine's device lacks, and trackers that are not installed."""
+    problems = ProblemList(_precision_problems(config.train))
     installed = get_available_reporting_integrations()
-    problems = [
-        Problem("train.report_to", name, ", ".join(installed) or "null", "is not installed")
-        for name in config.train.report_to or ()
-        if name not in installed
-    ]
-    problems += _precision_problems(config.train)
-    if problems:
-        raise ConfigError(problems)
+    for name in config.train.report_to or ():
+        if name not in installed:
+            allowed = ", ".join(installed) or "null"
+            problems.append(Problem("train.report_to", name, allowed, "is not installed"))
+    problems.raise_if_any()
 
 
 def _precision_problems(train: Train) -> Iterator[Problem]:
@@ -98,8 +89,6 @@ def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None
     Micro-batch and evaluation batch are halved; ``train.batch_size``, the effective one, is kept by
     accumulating gradients, so that only rounding and the draws of dropout differ. ``note`` says
     what did not fit, "" the first time. An attempt that wrote a checkpoint is resumed from it.
-    accelerate's ``find_executable_batch_size`` would hide how small the parts became, and where
-    none fits.
 
     Raises:
         OutOfMemory: one example does not fit, or several processes train together, of which one
@@ -129,17 +118,15 @@ def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None
 
 
 def provenance() -> dict[str, str | bool]:
-    """Return commit, dirty, device and versions; an installed package has no commit.
-
-    Results are outputs, not code: changes under results/ do not make a tree dirty.
-    """
+    """Return commit, dirty, device and versions; an installed package has no commit."""
     try:
         commit = _git("rev-parse", "HEAD")[:12]
+        # Results are outputs, not code.
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":!results"))
     except (OSError, subprocess.CalledProcessError):
         commit, dirty = "", False
-    versions = {package: version(package) for package in PACKAGES}
     origin = {"commit": commit, "dirty": dirty, "device": device_name()}
+    versions = {package: version(package) for package in PACKAGES}
     return {**origin, "python": platform.python_version(), **versions}
 
 
@@ -148,21 +135,15 @@ def _git(*words: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def device_name(kind: str | None = None) -> str:
-    """Return the accelerator's name, or the processor's architecture and threads.
-
-    ``kind`` is ``cuda`` or ``cpu``; None takes an accelerator where there is one.
-    """
-    if kind != "cpu" and torch.cuda.is_available():
+def device_name() -> str:
+    """Return the accelerator's name, or the processor's architecture and threads."""
+    if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"cpu {platform.machine()} {torch.get_num_threads()} threads"
 
 
 def forget_peak_memory() -> None:
-    """Reset ``peak_memory_mb``: a worker performs many runs in one process.
-
-    Where the system cannot (macOS, a kernel that forbids it) an earlier run's peak stays.
-    """
+    """Reset ``peak_memory_mb``; where the system cannot (macOS) an earlier run's peak stays."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
@@ -178,10 +159,8 @@ def peak_memory_mb() -> float:
 
 
 def world_size() -> int:
-    """Return the number of processes that ``accelerate launch`` started."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_main_process() -> bool:
-    """Return whether this is the process of a launch that writes."""
     return os.environ.get("RANK", "0") == "0"

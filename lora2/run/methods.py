@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import lora2
 from lora2.config.checks import check_encoder
-from lora2.config.problems import ConfigError, Problem, unknown
+from lora2.config.problems import ConfigError, Problem, ProblemList, unknown
 from lora2.config.schema import Adalora, Backbone, Lora2, Peft, Plain, RunConfig, Sora, as_tree
 from lora2.records.store import flatten
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
@@ -49,8 +49,7 @@ RANKS = ("r", "init_r", "target_r", "rank")
 def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.Module, Any]:
     """Return the model to train and its driver, an object with the hooks of ``lora2.callbacks``.
 
-    The driver is None where nothing has to be done beside the optimiser's steps. ``steps`` is the
-    run's number of optimiser steps, for methods with a schedule.
+    The driver is None where nothing has to be done beside the run's optimiser ``steps``.
 
     Raises:
         ConfigError: PEFT does not know the type or an argument of its config class, or cannot
@@ -62,10 +61,8 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
             train_biases(model, config.backbone.head_modules)
         return model, None
     adapter = peft_config(config, steps)
-    if isinstance(method, Peft):
-        peft_model = _try_peft(model, adapter, method)
-    else:
-        peft_model = get_peft_model(model, adapter)
+    peft = isinstance(method, Peft)
+    peft_model = _try_peft(model, adapter, method) if peft else get_peft_model(model, adapter)
     tuner = peft_model.base_model
     if isinstance(tuner, AdaLoraModel):
         return peft_model, AdaloraDriver(peft_model)
@@ -76,11 +73,7 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
 
 
 def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> PeftModel:
-    """Wrap the model and pass three tokens through it: many of PEFT's types fail only there.
-
-    Raises:
-        ConfigError: with the message of PEFT, or of the model with its adapter.
-    """
+    """Wrap the model and pass three tokens through it: many of PEFT's types fail only there."""
     try:
         peft_model = get_peft_model(model, adapter)
         tokens = torch.full((2, 3), 2, device=model.device)  # (rows, tokens)
@@ -97,17 +90,13 @@ def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> Peft
 
 
 def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = None) -> None:
-    """Refuse what an encoder from the hub shows only when it is loaded.
+    """Refuse names, ranks and a length that do not fit an encoder, once it is loaded.
 
     ``tokens`` is the longest input that its tokenizer allows.
-
-    Raises:
-        ConfigError: naming every name of a module that matches nothing, every rank too high, and a
-            length that the encoder cannot read.
     """
     encoder = model.config
     sizes = {"model_type": encoder.model_type, "width": encoder.hidden_size, "tokens": tokens}
-    problems = list(check_encoder(flatten(as_tree(config)), sizes))
+    problems = ProblemList(check_encoder(flatten(as_tree(config)), sizes))
     problems += _targets(dict(model.named_modules()), config)
     inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
     heads = [
@@ -115,13 +104,11 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
         for name, child in {**dict(inner.named_children()), **dict(model.named_children())}.items()
         if child is not inner and name not in ("embeddings", "encoder") and [*child.parameters()]
     ]
-    problems += [
-        unknown("backbone.head_modules", name, heads, "no module of the encoder's head")
-        for name in config.backbone.head_modules
-        if name not in heads
-    ]
-    if problems:
-        raise ConfigError(problems)
+    for name in config.backbone.head_modules:
+        if name not in heads:
+            wrong = "no module of the encoder's head"
+            problems.append(unknown("backbone.head_modules", name, heads, wrong))
+    problems.raise_if_any()
 
 
 def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Problem]:
@@ -152,7 +139,7 @@ def target_pattern(targets: list[str], backbone: Backbone) -> str:
 def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     """Return the PEFT configuration of any method but ``full`` and ``bitfit``.
 
-    ``steps`` is the run's number of optimiser steps, None before it is known (``Peft`` only).
+    ``steps`` of the run are None before they are known (``Peft`` only).
 
     Raises:
         ConfigError: PEFT does not know the type or an argument of ``Peft``, or refuses a value.
@@ -164,8 +151,7 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
         known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
         if kind not in known:
             raise ConfigError([unknown("method.type", method.type, known, name=kind)])
-        if problems := list(_wrong_arguments(kind, PEFT_TYPE_TO_CONFIG_MAPPING[kind], method)):
-            raise ConfigError(problems)
+        ProblemList(_wrong_arguments(kind, method)).raise_if_any()
     else:
         kind, args = method.name.upper(), _own_arguments(config, steps)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
@@ -181,8 +167,7 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
         adapter = config_class(**{**values, **args})
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("method.args", args, str(error))]) from error
-    if problems := list(_wrong_schedule(adapter, steps)):
-        raise ConfigError(problems)
+    ProblemList(_wrong_schedule(adapter, steps)).raise_if_any()
     return adapter
 
 
@@ -216,8 +201,9 @@ def _wrong_schedule(adapter: PeftConfig, steps: int | None) -> Iterator[Problem]
             yield Problem("method.args.final_warmup", last, allowed)
 
 
-def _wrong_arguments(kind: str, config_class: type[PeftConfig], method: Peft) -> Iterator[Problem]:
+def _wrong_arguments(kind: str, method: Peft) -> Iterator[Problem]:
     """Yield the arguments that the config class does not have, or not with that value."""
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     types = typing.get_type_hints(config_class)
     fields = {field.name for field in dataclasses.fields(config_class) if field.init}
     targets = method.target_modules

@@ -50,10 +50,9 @@ def load_backbone(
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load the tokenizer and a float32 sequence classifier with ``task.num_labels`` outputs.
 
-    The head is always new (drawn from torch's generator), and the labels are the task's, whatever
-    the checkpoint was trained for; ``model.marks`` says so where it had a head. ``cls_dropout`` is
-    the head's dropout, None for the encoder's own. ``random_init`` draws the encoder's weights as
-    well. Pickled weights are read with ``weights_only``; code from a model repository is never run.
+    The head is always new (drawn from torch's generator); ``model.marks`` says so where the
+    checkpoint had one. ``cls_dropout`` is the head's dropout, None for the encoder's own. Pickled
+    weights are read with ``weights_only``; code from a model repository is never run.
 
     Raises:
         BackboneError: folder or hub repository not found or unreadable, or no network.
@@ -109,8 +108,7 @@ def _replace_head(
 ) -> tuple[str, ...]:
     """Replace a head that came with the encoder by a new one; return the mark that says so."""
     encoder = f"{model.base_model_prefix}."
-    misfits = [name for name, *_ in report["mismatched_keys"] if name.startswith(encoder)]
-    if misfits:
+    if misfits := [n for n, *_ in report["mismatched_keys"] if n.startswith(encoder)]:
         raise ValueError(f"its weights do not fit its config.json: {', '.join(misfits)}")
     head = [name for name, _ in model.named_parameters() if not name.startswith(encoder)]
     if set(head) <= set(report["missing_keys"]):
@@ -122,10 +120,7 @@ def _replace_head(
 
 
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Refuse a tokenizer without its files, or of another encoder.
-
-    From a folder without a vocabulary transformers makes one to which every word is unknown.
-    """
+    """Refuse a tokenizer without its files (to it every word is unknown), or of another encoder."""
     tokens = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
     if not set(tokens) - {tokenizer.unk_token_id}:
         raise ValueError(f"its tokenizer knows none of the words {PROBE!r}: are its files there?")
@@ -138,11 +133,8 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfi
 def load_start(config: RunConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     """Load what a run starts from: its encoder, or that of the run in ``backbone.warm_start``.
 
-    The head is drawn from ``config.seed`` in both cases.
-
-    Raises:
-        BackboneError: see ``load_backbone``.
-        ConfigError: the run of the warm start is not finished, or cannot be started from.
+    The head is drawn from ``config.seed``. BackboneError as in ``load_backbone``; ConfigError if
+    the run of the warm start is not finished, or cannot be started from.
     """
     set_seed(config.seed)
     backbone, task = config.backbone, TASKS[config.task]
@@ -179,11 +171,7 @@ def count_trained(model: nn.Module, backbone: Backbone) -> tuple[int, int]:
 
 
 def read_config(folder: Path) -> RunConfig:
-    """Return the resolved configuration of the run in ``folder``.
-
-    Raises:
-        ValueError: config.yaml is missing, not plain YAML, or no configuration of a run.
-    """
+    """Return the resolved configuration of the run in ``folder``; ValueError if it has none."""
     path = folder / "config.yaml"
     try:
         return build(parse_yaml(path.read_text(encoding="utf-8")))
@@ -195,8 +183,7 @@ def read_config(folder: Path) -> RunConfig:
 def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     """Return tokenizer and model (in evaluation mode) of a finished run, as at its last step.
 
-    The encoder comes from the source that the run used; the trained parameters from
-    ``folder/adapter``, of which only safetensors are read.
+    The trained parameters come from ``folder/adapter``, of which only safetensors are read.
 
     Raises:
         ValueError: ``folder`` holds no finished run, its files are damaged or lead elsewhere, or
@@ -218,12 +205,11 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     tokenizer, base = load_start(config)  # backbone.random_init draws the same encoder again
     set_labels(base.config, TASKS[config.task], TASKS[config.task].problem_type)
     try:
-        model, odd = base, set[str]()
         if is_peft:
-            model = _load_adapter(base, adapter, config.method)
+            model: nn.Module = _load_adapter(base, adapter, config.method)
             odd = saved.keys() ^ get_peft_model_state_dict(model).keys()
         else:
-            odd |= {*base.load_state_dict(saved, strict=False).unexpected_keys}
+            model, odd = base, {*base.load_state_dict(saved, strict=False).unexpected_keys}
         if odd:
             raise ValueError(f"{min(odd)} is in the file or in the model, but not in both")
     except (ValueError, TypeError, RuntimeError, LookupError, AttributeError) as error:
@@ -247,10 +233,6 @@ def shaped(name: str, layers: int | None = None, width: int | None = None) -> Pr
 
     ``width`` is the hidden size, a multiple of 64; the feed-forward layer stays four times as wide
     and an attention head 64 wide.
-
-    Raises:
-        KeyError: no such shape.
-        ValueError: a width that gives no whole number of heads.
     """
     values = dict(SHAPES[name])
     if layers is not None:
@@ -258,49 +240,35 @@ def shaped(name: str, layers: int | None = None, width: int | None = None) -> Pr
     if width is not None:
         if width < HEAD_WIDTH or width % HEAD_WIDTH:
             raise ValueError(f"width={width} (allowed: a multiple of {HEAD_WIDTH})")
-        values |= {
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_attention_heads": width // HEAD_WIDTH,
-        }
-        if "pooler_hidden_size" in values:
-            values["pooler_hidden_size"] = width
+        values |= {"hidden_size": width, "intermediate_size": 4 * width}
+        values |= {key: width for key in ("pooler_hidden_size",) if key in values}
+        values["num_attention_heads"] = width // HEAD_WIDTH
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def encoder_config(backbone: Backbone) -> PreTrainedConfig:
-    """Return the encoder's configuration from its folder, the package, or the shapes above.
-
-    Raises:
-        LookupError: an encoder of which neither a folder nor the shape is here.
-    """
+    """Return the encoder's configuration from its folder, the package, or the shapes above."""
     if backbone.path is None:
         return AutoConfig.from_pretrained(encoder_path(backbone.name))
     folder = Path(backbone.path).expanduser()
     if (folder / "config.json").is_file():
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if backbone.name not in SHAPES:
-        raise LookupError(
-            f"the shape of {backbone.name} is not available: give backbone.path=DIR with its "
-            "config.json"
-        )
+        missing = f"the shape of {backbone.name} is not available"
+        raise LookupError(f"{missing}: give backbone.path=DIR with its config.json")
     return shaped(backbone.name)
 
 
 def random_encoder(
     config: PreTrainedConfig, num_labels: int = 2, attention: str | None = None
 ) -> PreTrainedModel:
-    """Return a classifier with weights drawn from torch's generator.
-
-    ``attention`` is transformers' name of an implementation; None takes the encoder's default.
-    """
+    """Return a classifier with weights drawn from torch's generator."""
     config.num_labels = num_labels
-    kinds = {} if attention is None else {"attn_implementation": attention}
-    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32, **kinds)
+    kinds = {"dtype": torch.float32, "attn_implementation": attention}
+    return AutoModelForSequenceClassification.from_config(config, **kinds)
 
 
 def longest(config: PreTrainedConfig, wanted: int) -> int:
     """Return ``wanted`` tokens, or as many as the encoder has positions for."""
     # RoBERTa's positions start after the padding token's.
-    room = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
-    return min(wanted, room)
+    return min(wanted, config.max_position_embeddings - 2 * (config.model_type == "roberta"))

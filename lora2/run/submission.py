@@ -33,13 +33,10 @@ class SubmissionError(ValueError):
 
 
 def write_predictions(config: RunConfig) -> list[Path]:
-    """Write the files of a finished run's task and return their paths.
-
-    The model is the one of the last step: it alone is saved.
+    """Write the files of a finished run's task, by its model of the last step; return their paths.
 
     Raises:
-        ValueError: the run is not finished or its folder is damaged, or the data is not available
-            (``GlueDataError``).
+        ValueError: the run is not finished or its folder is damaged, or the data not available.
     """
     task = TASKS[config.task]
     frames = load_test(config.task, config.data.source, config.data.dir)
@@ -79,17 +76,12 @@ def predict(
 
 
 def write_zip(configs: Iterable[RunConfig], path: Path) -> Path:
-    """Zip the predictions of one finished run of each task, with WNLI by its majority class.
-
-    Raises:
-        SubmissionError: a task has no run.
-    """
+    """Zip the predictions of one finished run of each task, with WNLI by its majority class."""
     runs = {config.task: config for config in configs}
     if missing := sorted(TASKS.keys() - runs.keys()):
         raise SubmissionError(f"a submission needs all eight tasks; missing: {', '.join(missing)}")
-    texts = {
-        "WNLI.tsv": "\n".join([HEADER, *(f"{i}\t{WNLI_MAJORITY}" for i in range(WNLI_ROWS)), ""])
-    }
+    wnli = [f"{i}\t{WNLI_MAJORITY}" for i in range(WNLI_ROWS)]
+    texts = {"WNLI.tsv": "\n".join([HEADER, *wnli, ""])}
     for config in runs.values():
         for file in write_predictions(config):
             texts[file.name] = file.read_text(encoding="utf-8")

@@ -92,7 +92,7 @@ def test_the_time_of_a_step_is_given_to_the_driver_or_the_bare_loop(monkeypatch)
     def spend(seconds):
         clock[0] += seconds
 
-    monkeypatch.setattr(cases, "own_clock", lambda device: lambda: clock[0])
+    monkeypatch.setattr(step, "own_clock", lambda device: lambda: clock[0])
     beside = cases.BareBeside(lambda: spend(5), "cpu")
     beside.on_train_begin()
     for seconds in (2, 3):
