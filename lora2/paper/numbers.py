@@ -69,10 +69,8 @@ def printed_values(number: int | str, row: Mapping[str, Any]) -> dict[tuple[str,
     """Return what the paper prints for one row: (task, metric) -> number, and (AVERAGE, AVERAGE).
 
     ``row`` selects it by column values of the table's CSV, e.g. ``{"method": "lora2", "rank": 8}``;
-    Table 2 has its methods in columns: ``{"column": "lora2_s_per_it"}``.
-
-    Raises:
-        LookupError: no such table, or not exactly one row is selected.
+    Table 2 has its methods in columns: ``{"column": "lora2_s_per_it"}``. A LookupError if there is
+    no such table, or not exactly one row is selected.
     """
     if number == 2:
         columns, name = list(table(2)[0])[1:], row.get("column")

@@ -49,11 +49,8 @@ def select(
     """Choose a rate for each of ``rows`` by the last held-out score.
 
     While a row's best rate is at an end of its grid, that is extended by a factor of 2 on that
-    side. Of equal scores the middle rate is chosen: the grid of a row that learns at no rate does
-    not grow.
-
-    Raises:
-        SelectionError: a run failed, or the best of ``MOST`` rates is still at an end.
+    side, up to ``MOST`` rates. Of equal scores the middle rate is chosen: the grid of a row that
+    learns at no rate does not grow.
     """
     grids = {row: first_grid(study.rates[row]) for row in rows}
     while True:

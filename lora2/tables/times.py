@@ -112,10 +112,7 @@ def _notes(times: pd.DataFrame) -> list[str]:
 
 
 def _grid(table: Table, times: pd.DataFrame) -> Grid:
-    """Return the printed table: per row milliseconds and their ratio, then the paper's ratio.
-
-    On a CPU only the ratio: its seconds mean little for another.
-    """
+    """Return per row milliseconds (not a CPU's) and their ratio, then the paper's ratio."""
     on_gpu, cells = _on_gpu(times), times.set_index(["row", "task"])
     labels = {row.id: row.label for row in table.rows}
     lines = [["Method", *(TASK_NAMES[task] for task in table.tasks)]]

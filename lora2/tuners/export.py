@@ -21,15 +21,12 @@ _PREFIX = "base_model.model."
 def to_lora(
     peft_model: PeftModel, adapter_name: str | None = None
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Return the plain LoRA adapter with the update of ``adapter_name`` (None: the active one).
+    """Return config and state dict of a plain LoRA with the update of ``adapter_name`` or active.
 
     The update is the same up to one rounding to the adapter's dtype; the scale is folded into B and
     lora_alpha is the rank, so that it is 1 in every program. Modules in ``modules_to_save`` come
     along. All matrices get the largest rank (k for LoRA2), filled up with zeros. A module whose
     SoRA gates are all zero is no target any more, except the first if no other is left.
-
-    Returns:
-        A LoraConfig and the state dict of ``adapter_model.safetensors``.
 
     Raises:
         TypeError: the model has no adapters of this package.

@@ -116,10 +116,7 @@ class TermModel(AdapterModel):
         raise NotImplementedError
 
     def _warn_undriven(self, parameter: Tensor, saving: bool, message: str) -> None:
-        """Warn once if optimiser steps pass without the tuner's step.
-
-        They show in the version of a parameter, which counts its changes in place.
-        """
+        """Warn once if steps pass without the tuner's, by ``parameter``'s count of changes."""
         if self._warned or (saving and not self._versions):
             return
         if parameter._version not in self._versions:

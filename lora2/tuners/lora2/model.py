@@ -139,21 +139,14 @@ class Lora2Model(TermModel):
     update_and_allocate = after_optimizer_step  # as PEFT's AdaLoRA calls it
 
     def training_state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned.
-
-        With the singular values, to check that both belong together.
-        """
+        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
         if self.allocator is None:
             return {}
-        lambdas = _lambdas(self._adapters[self._in_training])
+        lambdas = _lambdas(self._adapters[self._in_training])  # to check that both fit together
         return {**self.allocator.state_dict(), "lambda": lambdas}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Continue after the step at which ``training_state`` was taken.
-
-        Raises:
-            ValueError: ``state`` is of another run, or see ``prepare_training``.
-        """
+        """Continue after the step of ``training_state``; a ValueError if it is of another run."""
         adapted, config = self._training()
         if not config.prunes:
             if state:

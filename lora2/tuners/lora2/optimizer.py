@@ -28,7 +28,6 @@ def create_lora2_optimizer(
     multiplies it by the group's rate: lambda decays by lambda_lr_ratio * lr * weight_decay a step.
 
     Args:
-        model: a model with LoRA2 adapters and all other trainable parameters (a head).
         optimizer_cls: a class of torch.optim, or one that takes parameter groups as they do.
         lr: learning rate of everything but lambda.
         lambda_lr_ratio: the factor for lambda; 1 is the published optimiser.

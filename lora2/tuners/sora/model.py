@@ -251,9 +251,6 @@ class SoraModel(TermModel):
         """Step the gates at optimizer step ``step`` = 1, 2, ...; afterwards their .grad is None.
 
         The gradient of the L1 term is added if no backward pass reached it.
-
-        Raises:
-            RuntimeError: training was not prepared, or no gate has a gradient.
         """
         self._prepared().step(step, with_term=self._term.missing())
 
