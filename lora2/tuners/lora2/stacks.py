@@ -112,7 +112,7 @@ class _Transposed(torch.autograd.Function):
 
 
 def _pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield u^T (k, d_in) and s * v diag(lambda) U V (k, d_out) of each matrix, as autocast has it."""
+    """Yield u^T (k, d_in) and s * v diag(lambda) U V (k, d_out) of each, in autocast's dtype."""
     device = stacks.lam.device.type
     outs = _outs(stacks, scaling)
     ins = [_Transposed.apply(u) for u in stacks.u]  # (g, d_in, k) -> (g, k, d_in)
