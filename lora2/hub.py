@@ -48,16 +48,15 @@ def describe(lacking: dict[Need, str]) -> list[str]:
 
 def ways_out(lacking: Iterable[Need]) -> str:
     """Return what to type without these repositories."""
-    lacking = list(lacking)
-    downloads = "".join(
-        f"\n    hf download {path}{' --repo-type dataset' * (kind == 'dataset')} --local-dir DIR"
-        for path, kind in lacking
-    )
-    folders = " ".join(dict.fromkeys(KEYS[kind] for _, kind in lacking))
+    downloads, folders = "", dict[str, None]()
+    for path, kind in lacking:
+        option = " --repo-type dataset" * (kind == "dataset")
+        downloads += f"\n    hf download {path}{option} --local-dir DIR"
+        folders[KEYS[kind]] = None
     return (
         "Three ways out:\n"
         f"  connect to a network, or download once where there is one:{downloads}\n"
-        f"  read from folders: {folders}\n"
+        f"  read from folders: {' '.join(folders)}\n"
         "  backbone=embedded (for a table: profile=embedded): a tiny encoder and synthetic "
         "sentences, no download"
     )

@@ -49,21 +49,10 @@ def tex_float(about: str, lines: Sequence[Sequence[object]], notes: Sequence[str
     head, *rows = [" & ".join(tex(text) for text in line) + r" \\" for line in lines]
     kind = "table" if len(lines[0]) <= UPRIGHT else "sidewaystable"
     below = rf"\par\smallskip{{\footnotesize\raggedright {tex(' '.join(notes))}\par}}"
-    return "\n".join(
-        [
-            rf"\begin{{{kind}}}",
-            r"\centering",
-            rf"\caption{{{tex(about)}}}",
-            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-            rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
-            r"\toprule",
-            head,
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            *([below] if notes else []),
-            rf"\end{{{kind}}}",
-            "",
-        ]
-    )
+    return "\n".join([
+        rf"\begin{{{kind}}}", r"\centering", rf"\caption{{{tex(about)}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+        rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}",
+        r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}}",
+        *([below] if notes else []), rf"\end{{{kind}}}", "",
+    ])  # fmt: skip

@@ -21,8 +21,8 @@ from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedToken
 from lora2.bench.counters import counting, peak_bytes
 from lora2.config.schema import RunConfig, Train
 from lora2.embedded import encoder_path, make_split
+from lora2.glue.data import tokenize
 from lora2.glue.tasks import TASKS
-from lora2.glue.tokenize import tokenize
 from lora2.run.device import autocast, use_matmul_precision
 from lora2.run.methods import prepare
 from lora2.run.model import encoder_config, longest, random_encoder

@@ -1,8 +1,9 @@
-"""Load and check one task's rows, from the hub, a folder or the embedded grammar."""
+"""Load, check and tokenise a task's rows, from the hub, a folder or the embedded grammar."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +16,21 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
 
 from lora2 import hub
 from lora2.embedded import make_split
 from lora2.glue.checks import GlueDataError, check_table
 from lora2.glue.tasks import REPOSITORY, TASKS, TEST_SPLITS, Task
 
+logger = logging.getLogger(__name__)
 Source = Literal["hub", "folder", "embedded"]
+# Official GLUE texts have a few thousand characters at most, and no model here reads as many as
+# this. Without the limit, a single text of megabytes would delay a run by minutes.
+MAX_CHARS = 20_000
+BATCH_ROWS = 5_000  # tokenised at once
+KINDS = {"input_ids": "int32", "attention_mask": "int8", "token_type_ids": "int8"}
 
 
 @dataclass(frozen=True)
@@ -227,3 +236,32 @@ def _hold_out(
 def _take(frame: pd.DataFrame, rows: np.ndarray) -> pd.DataFrame:
     """Return some rows in file order, numbered from 0."""
     return frame.iloc[np.sort(rows)].reset_index(drop=True)
+
+
+def tokenize(
+    frame: pd.DataFrame, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """Tokenise a split; row i of the result is row i of ``frame``, without padding.
+
+    Pairs that exceed ``max_length`` tokens (special tokens included) lose tokens from the longer
+    text first, as in the authors' public code. Columns: input_ids, attention_mask, token_type_ids
+    (only if the tokeniser makes them) and labels (int64; float32 for STS-B).
+    """
+    columns = [[text[:MAX_CHARS] for text in frame[name]] for name in task.text_columns]
+    for name in task.text_columns:
+        if long := sum(len(text) > MAX_CHARS for text in frame[name]):
+            logger.warning(
+                f"{task.name}: {long} texts in column {name} have more than {MAX_CHARS} "
+                "characters; the rest of them is not read"
+            )
+    labels, parts = frame["label"].tolist(), []
+    for start in range(0, len(frame), BATCH_ROWS):
+        rows = slice(start, start + BATCH_ROWS)
+        texts = (column[rows] for column in columns)
+        encoded = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+        kept = [name for name in KINDS if name in encoded]
+        features = {name: List(Value(KINDS[name])) for name in kept}
+        features["labels"] = Value("float32" if task.is_regression else "int64")
+        batch = {name: encoded[name] for name in kept} | {"labels": labels[rows]}
+        parts.append(Dataset.from_dict(batch, features=Features(features)))
+    return concatenate_datasets(parts)

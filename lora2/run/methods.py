@@ -115,22 +115,21 @@ def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Probl
     """Yield the paths of targets, and PEFT's own names of modules, that match no module."""
     matrices = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     inside = {match[1] for name in matrices if (match := re.search(r"\.layer\.\d+\.(.+)$", name))}
+    wrong = "no path of a matrix inside each layer"
     for target, path in config.backbone.targets.items():
         if path not in inside:
-            wrong = "no path of a matrix inside each layer"
             yield unknown(f"backbone.targets.{target}", path, inside, wrong)
-    chosen = config.method.args.get("target_modules") if isinstance(config.method, Peft) else None
+    chosen = getattr(config.method, "args", {}).get("target_modules")
+    wrong = "not the end of a matrix's path"
     for suffix in chosen if isinstance(chosen, list) else []:
         if not any(f".{name}".endswith(f".{suffix}") for name in modules):
-            wrong = "not the end of a matrix's path"
             yield unknown("method.args.target_modules", suffix, inside, wrong)
 
 
 def target_pattern(targets: list[str], backbone: Backbone) -> str:
     """Return a regular expression for PEFT that matches our names of matrices in every layer.
 
-    Paths are matched whole: PEFT's suffix lists would let ``output.dense`` catch
-    ``attention.output.dense`` too, and ``dense`` the pooler.
+    Paths are matched whole: as a suffix ``output.dense`` would catch ``attention.output.dense``.
     """
     paths = "|".join(re.escape(backbone.targets[target]) for target in targets)
     return rf".*\.layer\.\d+\.(?:{paths})"
@@ -148,8 +147,7 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     lora2.register()
     if isinstance(method, Peft):
         kind, args = method.type.upper(), method.args
-        known = {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}
-        if kind not in known:
+        if kind not in (known := {member.value for member in PEFT_TYPE_TO_CONFIG_MAPPING}):
             raise ConfigError([unknown("method.type", method.type, known, name=kind)])
         ProblemList(_wrong_arguments(kind, method)).raise_if_any()
     else:
@@ -175,8 +173,7 @@ def _own_arguments(config: RunConfig, steps: int | None) -> dict[str, Any]:
     """Return the arguments of a method with a section of its own in ``config/schema.py``."""
     method, train = config.method, config.train
     others = ("name", "target_modules", "lambda_lr_ratio")  # the last is the optimiser's
-    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}
-    values = {key: value for key, value in values.items() if key not in others}
+    values = {key: value for key, value in vars(method).items() if key not in others}
     if isinstance(method, Adalora) and method.target_r == method.init_r:
         values |= {"tinit": 0, "tfinal": 0}  # nothing is allocated, any schedule is right
     if isinstance(method, Lora2):

@@ -163,11 +163,11 @@ def load_start(config: RunConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedMo
 
 def count_trained(model: nn.Module, backbone: Backbone) -> tuple[int, int]:
     """Count the numbers that are trained: in the head (classifier and pooler), and outside it."""
-    sizes = {True: 0, False: 0}
+    sizes = [0, 0]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            sizes[in_head(name, backbone.head_modules)] += parameter.numel()
-    return sizes[True], sizes[False]
+            sizes[not in_head(name, backbone.head_modules)] += parameter.numel()
+    return sizes[0], sizes[1]
 
 
 def read_config(folder: Path) -> RunConfig:

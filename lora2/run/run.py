@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,29 +21,10 @@ from lora2.config.load import total_steps
 from lora2.config.problems import ConfigError
 from lora2.config.schema import Peft, RunConfig, as_tree, config_hash, run_name
 from lora2.glue.data import GlueData, load_task
-from lora2.glue.tasks import Task
-from lora2.records import store
+from lora2.records import run_folder, store
 from lora2.records.files import explain_full_disk, is_disk_full
-from lora2.records.run_folder import (
-    explain_bad_checkpoint,
-    keep_checkpoint,
-    newest_checkpoint,
-    publish,
-    remove_checkpoints,
-    run_dir,
-    status_of,
-    tokens_dir,
-    work_dir,
-)
-from lora2.run.device import (
-    check_device,
-    forget_peak_memory,
-    is_main_process,
-    peak_memory_mb,
-    provenance,
-    use_matmul_precision,
-    within_memory,
-)
+from lora2.run import device
+from lora2.run.device import is_main_process
 from lora2.run.methods import check_model, peft_config, prepare
 from lora2.run.model import count_trained, load_start, set_labels
 from lora2.run.recorder import Diverged, Recorder
@@ -57,22 +38,19 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
     """Do one run and return its folder; a finished run is not repeated.
 
     An interrupted run resumes from its newest whole checkpoint. Whatever goes wrong after the
-    configuration was accepted is recorded in a run folder with status failed or diverged; what the
-    encoder or PEFT refuses before training leaves no folder.
-
-    Raises:
-        Exception: the error of a failed run, after it was recorded.
+    configuration was accepted is recorded in a run folder with status failed or diverged, and
+    raised again; what the encoder or PEFT refuses before training leaves no folder.
     """
     if isinstance(requested.method, Peft):
         peft_config(requested, None)  # only PEFT can check its arguments: before loading anything
-    folder, work = run_dir(requested), work_dir(requested)
-    if status_of(requested) == "finished":
+    folder, work = run_folder.run_dir(requested), run_folder.work_dir(requested)
+    if run_folder.status_of(requested) == "finished":
         logger.info("%s is finished already", folder)
         return folder
-    check_device(requested)
+    device.check_device(requested)
     with explain_full_disk(Path(requested.results.dir)):
         try:
-            within_memory(requested, partial(_train_and_record, requested, progress))
+            device.within_memory(requested, partial(_train_and_record, requested, progress))
         except ConfigError:
             raise
         except Exception as error:
@@ -80,26 +58,25 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
             if not is_disk_full(error):  # such a run resumes when there is space again
                 record_failure(requested, "diverged" if diverged else "failed", error)
             if is_main_process():
-                keep_checkpoint(work, None if diverged else newest_checkpoint(work))
+                kept = None if diverged else run_folder.newest_checkpoint(work)
+                run_folder.keep_checkpoint(work, kept)
             raise
         if is_main_process():
-            remove_checkpoints(work)
+            run_folder.remove_checkpoints(work)
     return folder
 
 
-def _train_and_record(
-    requested: RunConfig, progress: bool, effective: RunConfig, note: str
-) -> None:
+def _train_and_record(requested: RunConfig, progress: bool, config: RunConfig, note: str) -> None:
     """Train and write the folder of the run ``requested``.
 
-    ``effective`` differs from it where memory is short: in the sizes of a batch's parts. ``note``
-    then says so on the row.
+    ``config`` differs from it where memory is short: in the sizes of a batch's parts. ``note`` then
+    says so on the row.
     """
-    config, work = effective, work_dir(requested)
+    work = run_folder.work_dir(requested)
     if is_main_process():
-        keep_checkpoint(work, newest_checkpoint(work))
-    forget_peak_memory()
-    use_matmul_precision(config)
+        run_folder.keep_checkpoint(work, run_folder.newest_checkpoint(work))
+    device.forget_peak_memory()
+    device.use_matmul_precision(config)
 
     data = load_data(config)
     steps = total_steps(vars(config.train), len(data.train))
@@ -109,7 +86,7 @@ def _train_and_record(
     _, encoder = count_trained(base, config.backbone)
     model, driver = prepare(base, config, steps)
     head, adapter = count_trained(model, config.backbone)
-    length, folder = config.train.max_seq_length, tokens_dir(config)
+    length, folder = config.train.max_seq_length, run_folder.tokens_dir(config)
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, length, folder, f"{data.fingerprint} {split}")
         for split, frame in {"train": data.train, **data.validation}.items()
@@ -120,8 +97,8 @@ def _train_and_record(
     trainer = build_trainer(
         model, tokenizer, train_set, eval_set, config, steps, recorder, driver, work, progress
     )
-    checkpoint = newest_checkpoint(work)
-    with explain_bad_checkpoint(checkpoint):
+    checkpoint = run_folder.newest_checkpoint(work)
+    with run_folder.explain_bad_checkpoint(checkpoint):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     if trainer.is_world_process_zero():
@@ -129,15 +106,12 @@ def _train_and_record(
         kept = driver.kept_parameters() if hasattr(driver, "kept_parameters") else adapter
         counts = {"adapter": adapter, "kept": kept, "head": head, "encoder": encoder}
         row = {
-            **_identity(requested, data, base.marks),
-            **_scores(recorder),
-            **_cost(config, trainer, recorder, counts),
-            **provenance(),
-            "notes": note,
-            "status": "finished",
-            "error": "",
-        }
-        publish(run_dir(requested), partial(_write, requested, row, model, data, recorder, ranks))
+            **_identity(requested, data, base.marks), **_scores(recorder),
+            **_cost(config, trainer, recorder, counts), **device.provenance(),
+            "notes": note, "status": "finished", "error": "",
+        }  # fmt: skip
+        write = partial(_write, requested, row, model, data, recorder, ranks)
+        run_folder.publish(run_folder.run_dir(requested), write)
 
 
 def load_data(config: RunConfig) -> GlueData:
@@ -146,15 +120,10 @@ def load_data(config: RunConfig) -> GlueData:
 
 
 def _write(
-    config: RunConfig,
-    row: dict[str, Any],
-    model: nn.Module,
-    data: GlueData,
-    recorder: Recorder,
-    kept: Mapping[str, list[bool]],
-    folder: Path,
-) -> None:
-    """Fill the folder of a finished run."""
+    config: RunConfig, row: dict[str, Any], model: nn.Module, data: GlueData, recorder: Recorder,
+    kept: Mapping[str, list[bool]], folder: Path,
+) -> None:  # fmt: skip
+    """Fill the folder of a finished run; what was trained is saved as safetensors."""
     pd.DataFrame(recorder.history).to_csv(folder / store.HISTORY, index=False)
     splits = [
         pd.DataFrame({"split": split, "idx": frame["idx"], "label": frame["label"]})
@@ -164,22 +133,15 @@ def _write(
     predictions["best"], predictions["last"] = recorder.best, recorder.last  # (n,) each
     predictions.to_parquet(folder / "predictions.parquet", index=False)
     store.write_ranks(folder, kept, config.backbone.targets)
-    _save_weights(folder / "adapter", model, data.task)
-    store.write_run(folder, config, row)
-
-
-def _save_weights(adapter: Path, model: nn.Module, task: Task) -> None:
-    """Save what was trained as safetensors: a PEFT adapter, or the trainable parameters.
-
-    Beside it goes the encoder's configuration, which names the task's labels.
-    """
-    set_labels(model.config, task, task.problem_type)
-    model.config.save_pretrained(str(adapter))
+    adapter = folder / "adapter"
+    set_labels(model.config, data.task, data.task.problem_type)
+    model.config.save_pretrained(str(adapter))  # it names the task's labels
     if hasattr(model, "peft_config"):
         model.save_pretrained(str(adapter))
-        return
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    save_file(trained, str(adapter / "trainable.safetensors"))
+    else:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        save_file(trained, str(adapter / "trainable.safetensors"))
+    store.write_run(folder, config, row)
 
 
 def record_failure(config: RunConfig, status: str, error: Exception) -> None:
@@ -187,40 +149,31 @@ def record_failure(config: RunConfig, status: str, error: Exception) -> None:
 
     def write(folder: Path) -> None:
         text = f"{type(error).__name__}: {error}"
-        row = {**_identity(config, None), "status": status, "error": text, **provenance()}
+        row = _identity(config, None) | {"status": status, "error": text} | device.provenance()
         (folder / "traceback.txt").write_text(traceback.format_exc())
         store.write_run(folder, config, row)
 
     if is_main_process():
-        publish(run_dir(config), write)
+        run_folder.publish(run_folder.run_dir(config), write)
 
 
-def _identity(
-    config: RunConfig, data: GlueData | None, marks: Sequence[str] = ()
-) -> dict[str, Any]:
+def _identity(config: RunConfig, data: GlueData | None, marks: Any = ()) -> dict[str, Any]:
     marks = [*(data.marks if data is not None else ()), *marks]
     if config.backbone.random_init:
         marks.append("encoder with random weights")
     if config.task in (config.backbone.overlap or ()):
         marks.append("the encoder was trained on this task's data or on data like it")
+    train = config.train
     return {
-        "run": run_name(config),
-        "schema": store.SCHEMA,
-        "profile": config.backbone.profile,
-        "protocol": config.protocol,
-        "ranks": config.ranks,
-        "backbone": config.backbone.name,
-        "task": config.task,
-        "method": config.method.name,
-        "seed": config.seed,
-        "config_hash": config_hash(config),
-        "batch_size": config.train.batch_size,
-        "precision": config.train.precision,
-        "tf32": bool(config.train.tf32),
+        "run": run_name(config), "schema": store.SCHEMA, "profile": config.backbone.profile,
+        "protocol": config.protocol, "ranks": config.ranks, "backbone": config.backbone.name,
+        "task": config.task, "method": config.method.name, "seed": config.seed,
+        "config_hash": config_hash(config), "batch_size": train.batch_size,
+        "precision": train.precision, "tf32": bool(train.tf32),
         "data_fingerprint": data.fingerprint if data is not None else "",
         "data_revision": (data.revision or "") if data is not None else "",
         "data_marks": "; ".join(marks),
-    }
+    }  # fmt: skip
 
 
 def _scores(recorder: Recorder) -> dict[str, Any]:
@@ -247,7 +200,7 @@ def _cost(
         "steps": trainer.state.global_step,
         "seconds_per_step": recorder.train_seconds / timed if timed else math.nan,
         "train_seconds": recorder.train_seconds,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": device.peak_memory_mb(),
         "processes": trainer.args.world_size,
         "micro_batch_size": trainer.args.per_device_train_batch_size,
         "torch_threads": torch.get_num_threads(),

@@ -12,10 +12,9 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lora2.config.schema import RunConfig, Train
-from lora2.glue.data import load_test
+from lora2.glue.data import load_test, tokenize
 from lora2.glue.metrics import decide
 from lora2.glue.tasks import TASKS, TEST_SPLITS, Task
-from lora2.glue.tokenize import tokenize
 from lora2.records.files import replacing
 from lora2.records.run_folder import predictions_dir, run_dir
 from lora2.records.store import write_atomically

@@ -31,8 +31,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lora2.callbacks import Lora2Callback
 from lora2.config.schema import Lora2, RunConfig, Train, run_name
+from lora2.glue.data import MAX_CHARS, tokenize
 from lora2.glue.tasks import Task
-from lora2.glue.tokenize import MAX_CHARS, tokenize
 from lora2.records.files import hold
 from lora2.records.run_folder import tracking_dir
 from lora2.run.device import world_size
@@ -46,13 +46,9 @@ KEPT_ROWS = 10_000  # fewer are tokenised in about a second
 
 
 def tokenize_once(
-    frame: pd.DataFrame,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    folder: Path,
-    rows_hash: str,
-) -> Dataset:
+    frame: pd.DataFrame, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int,
+    folder: Path, rows_hash: str,
+) -> Dataset:  # fmt: skip
     """``tokenize``, but keep a split of at least ``KEPT_ROWS`` rows in ``folder``.
 
     datasets writes and reads it; it is named by a hash of everything that decides the tokens.
@@ -82,8 +78,7 @@ def tokenize_once(
 def collator(tokenizer: PreTrainedTokenizerBase, train: Train) -> DataCollatorWithPadding:
     """Pad each batch to its longest row; with tensor cores, to the next multiple of 8 tokens.
 
-    Padding is masked: it changes no output beyond rounding. A length that the tokenizer would
-    call too long for the model is never made.
+    A length that the tokenizer would call too long for the model is never made.
     """
     tensor_cores = torch.cuda.is_available() and (train.precision != "fp32" or bool(train.tf32))
     longest = -(-train.max_seq_length // TENSOR_CORE_TOKENS) * TENSOR_CORE_TOKENS
@@ -100,10 +95,9 @@ def lengths(rows: Dataset) -> np.ndarray:
 class LengthGrouped(LengthGroupedSampler):
     """Rows in a random order that puts rows of similar length into one batch.
 
-    The rule is transformers' (``train_sampling_strategy="group_by_length"``): shuffle, sort within
-    stretches of at most 50 batches. Here the order depends on seed and epoch alone, so that a
-    resumed run and any number of processes see the same batches; transformers' own option would
-    also shuffle the rows of an evaluation.
+    The rule is transformers'; here the order depends on seed and epoch alone, so that a resumed run
+    and any number of processes see the same batches. transformers' own option would also shuffle
+    the rows of an evaluation.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
@@ -119,8 +113,7 @@ class LengthGrouped(LengthGroupedSampler):
 def longest_first(rows: Dataset, metrics: Metrics) -> tuple[Dataset, Metrics]:
     """Return ``rows`` sorted by length, and ``metrics`` that sees them in their old order again.
 
-    Rows of one length need no padding. The first batch is the largest: memory fails at once or not
-    at all.
+    Rows of one length need no padding, and memory fails in the first batch or not at all.
     """
     order = np.argsort(-lengths(rows), kind="stable")
     back = np.argsort(order)
@@ -134,21 +127,12 @@ def longest_first(rows: Dataset, metrics: Metrics) -> tuple[Dataset, Metrics]:
 
 
 def build_trainer(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    train_set: Dataset,
-    eval_set: Dataset,
-    config: RunConfig,
-    steps: int,
-    recorder: Recorder,
-    driver: Any,
-    work: Path,
-    progress: bool,
-) -> Trainer:
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, train_set: Dataset, eval_set: Dataset,
+    config: RunConfig, steps: int, recorder: Recorder, driver: Any, work: Path, progress: bool,
+) -> Trainer:  # fmt: skip
     """Return a Trainer for ``steps`` optimiser steps that writes checkpoints under ``work``.
 
-    The learning rate, the schedule and the batch are the same code for every method; ``driver``
-    (an object with the hooks of ``lora2.callbacks``, or None) is called around optimiser steps.
+    ``driver``, an object with the hooks of ``lora2.callbacks`` or None, is called around steps.
     """
     resumable = driver is None or hasattr(driver, "training_state")
     arguments = training_arguments(config, steps, work, progress, resumable)

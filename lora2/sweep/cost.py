@@ -101,12 +101,11 @@ def measure(
 def busy_warning(threads: int) -> str | None:
     """Return a warning if the load of this machine exceeds its number of cores."""
     load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if load <= cores:
-        return None
-    meaning = "the times below are CPU time, without waiting for other programs"
+    meaning = "are CPU time, without waiting for other programs"
     if threads > 1 or gpu_count():
-        meaning = "the times below are longer than on an idle machine"
-    return f"this machine is busy, load {load:.1f} on {cores} cores: {meaning}"
+        meaning = "are longer than on an idle machine"
+    busy = f"this machine is busy, load {load:.1f} on {cores} cores: the times below {meaning}"
+    return busy if load > cores else None
 
 
 def _order(wanted: Mapping[Key, Job]) -> list[Key]:
@@ -155,26 +154,24 @@ def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFr
 
 def evaluation_steps(config: RunConfig, steps: int) -> float:
     """Return the number of training steps that take as long as a run's evaluations."""
-    if config.data.holdout is not None:
-        rows = config.data.holdout
-    elif config.data.source == "embedded":
-        from lora2.embedded.grammar import ROWS
+    from lora2.embedded.grammar import ROWS
 
-        rows = ROWS[config.task][1] * (2 if config.task == "mnli" else 1)
-    else:
-        sizes = TASKS[config.task].rows
-        rows = sum(sizes[split] for split in TASKS[config.task].validation_splits)
+    task, rows = TASKS[config.task], config.data.holdout
+    if rows is None and config.data.source == "embedded":
+        rows = ROWS[task.name][1] * len(task.validation_splits)
+    elif rows is None:
+        rows = sum(task.rows[split] for split in task.validation_splits)
     evaluations = math.ceil(steps / config.train.eval_steps)
     return evaluations * rows / config.train.batch_size * FORWARD_SHARE
 
 
 def render(plan: pd.DataFrame, workers: int = 1) -> str:
     """Return the lines of ``sum_up`` as a text table, with totals and notes below."""
-    head = (
+    body = [
         f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
         f"{'memory MiB':>12}{'disk MiB':>10}"
-    )
-    body = [
+    ]
+    body += [
         f"{line.Index:<12}{line.runs:>6}{line.done:>6}{line.steps:>12,}"
         f"{line.step_seconds / max(1, line.steps):>9.3f}{duration(line.seconds):>11}"
         f"{line.memory_mb:>12,.0f}{line.disk_mb:>10,.1f}{'' if line.measured else '  ~'}"
@@ -193,4 +190,4 @@ def render(plan: pd.DataFrame, workers: int = 1) -> str:
     ]
     if not plan["measured"].all():
         notes.append("~ not all sizes were measured: the others are scaled by tokens")
-    return "\n".join([head, *body, *notes])
+    return "\n".join(body + notes)

@@ -38,7 +38,6 @@ class Progress:
         self.started = time.monotonic()
 
     def end_of(self, job: Job, outcome: Outcome) -> None:
-        """Print how a run ended, and the time left."""
         self.ended += 1
         self.steps_done += job.resolved.steps or 1
         spent = time.monotonic() - self.started
@@ -50,10 +49,8 @@ class Progress:
 
 def duration(seconds: float) -> str:
     """Return a time in the unit that suits it: 45 s, 12 min, 3.5 h, 12 days."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
     if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
+        return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     hours = seconds / 3600
     return f"{hours:.1f} h" if hours < 100 else f"{hours / 24:,.0f} days"
 
@@ -102,30 +99,22 @@ class _Worker:
 
 
 class Pool:
-    """Worker processes that share a list of runs: assign, receive, retry or fail.
-
-    There is a worker for each of ``environments`` (environment variables). Workers call ``run`` and
-    ``record``, which tests replace.
-    """
+    """Worker processes that share a list of runs, one for each of ``environments``."""
 
     def __init__(
-        self,
-        environments: Sequence[dict[str, str]],
-        run: Run = train,
-        record: Record = record_death,
-    ):
+        self, environments: Sequence[dict[str, str]],
+        run: Run = train, record: Record = record_death,
+    ):  # fmt: skip
         self.environments, self.run, self.record = environments, run, record
 
     def do(self, jobs: Sequence[Job], already: int = 0) -> list[Outcome]:
         """Do ``jobs``, each once even if other sweeps do some of them; return how each ended.
 
         The lines printed also count the ``already`` finished runs. Ctrl-C ends the workers and is
-        raised again; finished runs stay, and the others resume from their checkpoints.
+        raised again.
         """
-        self.queue = deque(map(_Task, jobs))
-        self.began, self.outcomes = time.time(), list[Outcome]()
-        self.progress = Progress(jobs, already)
-        self.workers: list[_Worker] = []
+        self.queue, self.progress = deque(map(_Task, jobs)), Progress(jobs, already)
+        self.began, self.outcomes, self.workers = time.time(), list[Outcome](), list[_Worker]()
         try:
             for environment in self.environments[: len(jobs)]:
                 self.workers.append(_Worker(environment, self.run, self.record))
@@ -203,10 +192,8 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
     """
     cores, gpus = len(os.sched_getaffinity(0)), gpu_count()
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
-    count = wanted
-    if count is None:
-        count = min(cores, gpus * PER_GPU if gpus else cores) if tiny else max(1, gpus)
-    count = max(1, min(count, len(jobs)))
+    usual = min(cores, gpus * PER_GPU if gpus else cores) if tiny else max(1, gpus)
+    count = max(1, min(usual if wanted is None else wanted, len(jobs)))
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
     base = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -267,11 +254,7 @@ def begin(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:
 def sweep_here(
     jobs: Sequence[Job], workers: int | None, settled: Sequence[str] = FINISHED
 ) -> list[Outcome]:
-    """Do ``jobs`` on this machine, except those whose status is in ``settled``.
-
-    Raises:
-        HubUnavailable: a repository the runs need is not available; no run was started.
-    """
+    """Do ``jobs`` on this machine, except those whose status is in ``settled``."""
     left = begin(jobs, settled)
     if not left:
         return []
@@ -289,9 +272,8 @@ def summary(
     """Print every run that did not end ``settled``, with its log; return 1 if there is any."""
     failures = [outcome for outcome in outcomes if outcome.state not in settled]
     logs = {job.name: log_file(job.resolved.config) for job in jobs}
-    for outcome in failures:
-        log = logs[outcome.name]
-        print(f"{outcome.state}: {outcome.name}: {outcome.message} ({log})", file=sys.stderr)
+    for o in failures:
+        print(f"{o.state}: {o.name}: {o.message} ({logs[o.name]})", file=sys.stderr)
     if failures:
         print(f"{len(failures)} runs failed; the same command tries them again", file=sys.stderr)
     return 1 if failures else 0

@@ -191,13 +191,11 @@ def _profile(
 ) -> tuple[Profile | None, list[str]]:
     notes: list[str] = []
     if name == AUTO and plans:
-        lacking = what_paper_lacks(plans[0].encoder, extra)
-        name = "embedded" if lacking else "paper"
+        name = "paper"
         notes = ["profile auto -> paper: a CUDA GPU, the encoder and GLUE are available"]
-        if lacking:
-            first, *rest = lacking
-            notes = [f"profile auto -> embedded: {first}", *(f"  {reason}" for reason in rest),
-                     f"  {HOW_TO_PAPER}"]  # fmt: skip
+        if lacking := what_paper_lacks(plans[0].encoder, extra):
+            name, notes = "embedded", [f"profile auto -> embedded: {lacking[0]}"]
+            notes += [f"  {line}" for line in (*lacking[1:], HOW_TO_PAPER)]
     profile = None
     with problems.collect():
         profile = load_profile("embedded" if name == AUTO else name)
@@ -222,12 +220,10 @@ def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
 def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Iterator[Problem]:
     """Refuse a typed encoder of another profile: its runs would appear under the wrong heading."""
     typed = [word.partition("=")[2] for word in extra if word.startswith("backbone=")][-1:]
-    if not typed or typed[0] not in options("backbone") or not profile.encoders.get(plan.encoder):
-        return
-    usual, other = (
-        read_yaml(CONFIGS / "backbone" / f"{name}.yaml").get("profile")
-        for name in (profile.encoder_for(plan.encoder), typed[0])
-    )
-    if usual != other:
-        allowed = f"an encoder of profile {profile.name}, or add profile={other}"
-        yield Problem("backbone", typed[0], allowed)
+    usual = profile.encoders.get(plan.encoder)
+    if usual and typed and typed[0] in options("backbone"):
+        files = (read_yaml(CONFIGS / "backbone" / f"{name}.yaml") for name in (usual, typed[0]))
+        ours, other = (file.get("profile") for file in files)
+        if ours != other:
+            allowed = f"an encoder of profile {profile.name}, or add profile={other}"
+            yield Problem("backbone", typed[0], allowed)

@@ -37,29 +37,22 @@ Record = Callable[[RunConfig, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """One run for a worker, and whether to wait while another process does it.
-
-    With ``died`` the run is not repeated but recorded as failed for that reason. ``since`` (seconds
-    since the epoch): a run that failed later than this was just tried by another process.
-    """
+    """One run for a worker."""
 
     config: RunConfig
-    wait: bool = False
-    died: str | None = None
-    since: float = 0.0
+    wait: bool = False  # while another process does it
+    died: str | None = None  # the run is not repeated but recorded as failed for this reason
+    since: float = 0.0  # epoch seconds: a run that failed later was just tried by another process
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
-
-    ``disk_full``: nothing can be written now, so no other run should be started.
-    """
+    """How a run ended."""
 
     name: str
     state: State
     message: str = ""
-    disk_full: bool = False
+    disk_full: bool = False  # nothing can be written now, so no other run should be started
 
 
 def train(config: RunConfig) -> object:
@@ -145,8 +138,7 @@ def _output_to(path: Path) -> Iterator[None]:
             sys.stderr.flush()
 
     flush()
-    handle = os.open(path, LOG_FLAGS, 0o644)
-    saved = [os.dup(1), os.dup(2)]
+    handle, saved = os.open(path, LOG_FLAGS, 0o644), [os.dup(1), os.dup(2)]
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

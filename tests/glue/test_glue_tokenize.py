@@ -8,9 +8,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-import lora2.glue.tokenize as module
+import lora2.glue.data as module
+from lora2.glue.data import MAX_CHARS, tokenize
 from lora2.glue.tasks import TASKS
-from lora2.glue.tokenize import MAX_CHARS, tokenize
 from tests.glue.conftest import make_frame
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "red", "green", "blue")

@@ -17,8 +17,8 @@ from transformers import EvalPrediction
 
 from lora2.config.load import resolve
 from lora2.config.schema import config_hash
+from lora2.glue.data import tokenize
 from lora2.glue.tasks import TASKS
-from lora2.glue.tokenize import tokenize
 from lora2.run import trainer as batching
 from lora2.run.model import load_backbone, load_run
 from lora2.run.recorder import Recorder

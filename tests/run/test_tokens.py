@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from lora2.glue.data import fingerprint
+from lora2.glue.data import fingerprint, tokenize
 from lora2.glue.tasks import TASKS
-from lora2.glue.tokenize import tokenize
 from lora2.run import trainer as module
 from tests.glue.conftest import make_frame
 from tests.glue.test_glue_tokenize import make_tokenizer

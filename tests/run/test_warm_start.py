@@ -15,8 +15,8 @@ from transformers.integrations import integration_utils
 from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig, config_hash
+from lora2.glue.data import tokenize
 from lora2.glue.tasks import TASKS
-from lora2.glue.tokenize import tokenize
 from lora2.records.run_folder import run_dir, status_of, tracking_dir
 from lora2.records.store import read_run
 from lora2.run.model import load_run, load_start
