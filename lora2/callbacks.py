@@ -63,7 +63,15 @@ class Lora2Callback(TrainerCallback):
         _call(tuner, "prepare_training", state.max_steps)
         if state.global_step > 0:
             folder = self._checkpoint or _folder_given_to_train() or _checkpoint_folder(args, state)
-            _load_state(tuner, Path(folder) / TUNER_STATE_NAME)
+            path = Path(folder) / TUNER_STATE_NAME
+            if path.is_file():
+                _call(tuner, "load_training_state", load_file(path))
+            elif _call(tuner, "training_state"):
+                raise FileNotFoundError(
+                    f"cannot resume: {path} is missing. It is written beside each checkpoint while "
+                    f"Lora2Callback is among the Trainer's callbacks; for a checkpoint elsewhere, "
+                    f"use Lora2Callback(resume_from_checkpoint=FOLDER)"
+                )
 
     def on_pre_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         optimizer: Any = kwargs.get("optimizer")
@@ -128,15 +136,3 @@ def _folder_given_to_train() -> str | os.PathLike[str] | None:
         frame = frame.f_back
     folder = None if frame is None else frame.f_locals.get("resume_from_checkpoint")
     return folder if isinstance(folder, str | os.PathLike) else None
-
-
-def _load_state(tuner: Any, path: Path) -> None:
-    if not path.is_file():
-        if not _call(tuner, "training_state"):
-            return
-        raise FileNotFoundError(
-            f"cannot resume: {path} is missing. It is written beside each checkpoint while "
-            f"Lora2Callback is among the Trainer's callbacks; for a checkpoint elsewhere, use "
-            f"Lora2Callback(resume_from_checkpoint=FOLDER)"
-        )
-    _call(tuner, "load_training_state", load_file(path))

@@ -34,9 +34,8 @@ class Encoder(NamedTuple):
     def biases(self) -> int:
         """Count a DeBERTa-v2's biases, layer norms included, without pooler and classifier.
 
-        A layer has seven of the hidden width (query, key, value, both output projections, two
-        layer norms) and one of the feed-forward width; the embeddings and the relative positions
-        have a layer norm each.
+        A layer has seven of the hidden width (two of layer norms) and one of the feed-forward
+        width; the embeddings and the relative positions have a layer norm each.
         """
         return self.layers * (7 * self.hidden + self.feed_forward) + 2 * self.hidden
 

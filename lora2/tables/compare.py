@@ -59,22 +59,15 @@ def _tests(
     if not pairs and len(first) == len(second) == 1:
         # One run each, of different seeds (the public RTE script uses another).
         pairs = [(first.iloc[0], second.iloc[0])]
-    by_example = _by_example(metric, [_example_p(metric, *pair, folder, saved) for pair in pairs])
+    values = [_example_p(metric, *pair, folder, saved) for pair in pairs]
+    tested = [p for p in values if p is not None and not math.isnan(p)]
+    why = "their run folders are not here" if None in values else "no common predictions"
+    name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
+    several = f"{len(tested)} seed{'s' * (len(tested) > 1)}"
     difference = float(gaps.mean()) if len(gaps) else math.nan
     return {"n": len(seeds), "difference": difference, "seed_test": by_seed.name,
-            "seed_p": by_seed.p, "example_test": by_example.name,
-            "example_p": by_example.p}  # fmt: skip
-
-
-def _by_example(metric: str, values: list[float | None]) -> stats.Outcome:
-    """Merge the p-values of several pairs of runs, one pair per seed."""
-    tested = [p for p in values if p is not None and not math.isnan(p)]
-    if not tested:
-        why = "their run folders are not here" if None in values else "no common predictions"
-        return stats.Outcome(f"none ({why})", math.nan)
-    name = "exact McNemar" if metric.endswith("accuracy") else "paired bootstrap"
-    seeds = f"{len(tested)} seed{'s' * (len(tested) > 1)}"
-    return stats.Outcome(f"{name} ({seeds})", stats.merge(tested))
+            "seed_p": by_seed.p, "example_p": stats.merge(tested),
+            "example_test": f"{name} ({several})" if tested else f"none ({why})"}  # fmt: skip
 
 
 def _example_p(

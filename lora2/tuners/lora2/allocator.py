@@ -86,7 +86,10 @@ class Allocator:
         kept = list(torch.where(self.mask, lam, self._zero).unbind())
         if any(isinstance(lam, DTensor) for lam in factors.lam):
             for lam, values in zip(factors.lam, kept, strict=True):
-                lam.copy_(_sharded_like(lam, values))
+                if isinstance(lam, DTensor):
+                    values = values.to(lam.dtype)
+                    values = distribute_tensor(values, lam.device_mesh, lam.placements)
+                lam.copy_(values)
         else:
             torch._foreach_copy_(factors.lam, kept)
 
@@ -229,13 +232,6 @@ def _gradient(weight: Tensor) -> Tensor:
 def _flat(tensors: list[Tensor], like: Tensor) -> Tensor:
     flat = [whole(tensor).flatten().to(like.device) for tensor in tensors]
     return torch.cat(flat).to(like.dtype)
-
-
-def _sharded_like(parameter: Tensor, values: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return values
-    values = values.to(parameter.dtype)
-    return distribute_tensor(values, parameter.device_mesh, parameter.placements)
 
 
 def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:

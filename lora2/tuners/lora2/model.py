@@ -86,8 +86,8 @@ class Lora2Model(TermModel):
         """Start a training of ``total_step`` optimiser steps (None: as the config says).
 
         Raises:
-            ValueError: no adapter or several are trained, ``total_step`` is unknown, contradicts
-                the config or is too short to prune, or ZeRO-3 holds the weights.
+            ValueError: ``total_step`` is unknown, contradicts the config or is too short to prune,
+                not one adapter is trained, or ZeRO-3 holds the weights.
         """
         if any(hasattr(p, "ds_id") for p in self.model.parameters() if p.requires_grad):
             raise ValueError(
