@@ -8,7 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from peft import utils
@@ -31,7 +31,6 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     other_param_names: tuple[str, ...] = ("r", "scaling")
-    dropout_name: ClassVar[str]  # the attribute that holds each adapter's dropout
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: AdapterConfig,
@@ -50,6 +49,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
+        # Of each adapter, under a name that begins as the others do.
+        self.dropout_name = self.adapter_layer_names[0].partition("_")[0] + "_dropout"
         setattr(self, self.dropout_name, nn.ModuleDict())
         for name in self.adapter_layer_names:
             setattr(self, name, nn.ParameterDict())

@@ -22,13 +22,8 @@ class Lora2Linear(AdapterLayer):
 
     adapter_layer_names = FACTOR_NAMES
     other_param_names = ("r", "k", "scaling", "lora2_dropout", "lora2_mask")
-    dropout_name = "lora2_dropout"
 
-    lora2_u: nn.ParameterDict
-    lora2_v: nn.ParameterDict
     lora2_lambda: nn.ParameterDict
-    lora2_U: nn.ParameterDict
-    lora2_V: nn.ParameterDict
     lora2_mask: Any  # BufferDict: adapter name -> (r,) booleans
 
     def _create_containers(self, config: Lora2Config) -> None:

@@ -49,7 +49,6 @@ class LoraXsLinear(AdapterLayer):
 
     adapter_layer_names = ("loraxs_R",)
     other_param_names = ("r", "scaling", "loraxs_dropout", "loraxs_A", "loraxs_B")
-    dropout_name = "loraxs_dropout"
 
     loraxs_R: nn.ParameterDict
     loraxs_A: Any  # BufferDict

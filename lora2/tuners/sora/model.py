@@ -19,7 +19,6 @@ class SoraLinear(AdapterLayer):
 
     adapter_layer_names = ("sora_A", "sora_B", "sora_gate")
     other_param_names = ("r", "scaling", "sora_dropout")
-    dropout_name = "sora_dropout"
 
     sora_A: nn.ParameterDict
     sora_B: nn.ParameterDict
