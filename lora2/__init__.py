@@ -27,16 +27,12 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Lora2Callback": "lora2.callbacks",
-    "Lora2Config": "lora2.tuners.lora2",
-    "Lora2Model": "lora2.tuners.lora2",
-    "LoraXsConfig": "lora2.tuners.lora_xs",
-    "SoraConfig": "lora2.tuners.sora",
+    "Lora2Callback": "lora2.callbacks", "kept_ranks": "lora2.callbacks",
+    "Lora2Config": "lora2.tuners.lora2", "Lora2Model": "lora2.tuners.lora2",
+    "LoraXsConfig": "lora2.tuners.lora_xs", "SoraConfig": "lora2.tuners.sora",
     "create_lora2_optimizer": "lora2.tuners.lora2.optimizer",
-    "export_lora": "lora2.tuners.export",
-    "kept_ranks": "lora2.callbacks",
-    "to_lora": "lora2.tuners.export",
-}
+    "export_lora": "lora2.tuners.export", "to_lora": "lora2.tuners.export",
+}  # fmt: skip
 
 
 def register() -> None:

@@ -65,15 +65,14 @@ class Lora2Callback(TrainerCallback):
             folder = self._checkpoint or _folder_given_to_train() or _checkpoint_folder(args, state)
             _load_state(tuner, Path(folder) / TUNER_STATE_NAME)
 
-    def on_pre_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
-        _unscale(kwargs.get("optimizer"))
+    def on_pre_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
+        optimizer: Any = kwargs.get("optimizer")
+        if getattr(optimizer, "scaler", None) is not None:  # of fp16
+            with contextlib.suppress(RuntimeError):  # unscaled already, for clipping
+                optimizer.scaler.unscale_(optimizer.optimizer)
         _call(self._hooks_of(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
 
-    def on_optimizer_step(
-        self, args: Any, state: TrainerState, control: Any, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         _call(self._hooks_of(kwargs["model"]), "after_optimizer_step", state.global_step + 1)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -87,11 +86,8 @@ class Lora2Callback(TrainerCallback):
         if state.global_step >= state.max_steps:
             _call(self._hooks_of(kwargs["model"]), "finish_training")
             return
-        warnings.warn(
-            f"training stopped at step {state.global_step} of {state.max_steps}: the final ranks "
-            f"of a pruning schedule were not reached",
-            stacklevel=2,
-        )
+        message = f"training stopped at step {state.global_step} of {state.max_steps}: the final "
+        warnings.warn(f"{message}ranks of a pruning schedule were not reached", stacklevel=2)
 
 
 def _find_tuner(model: nn.Module) -> Any:
@@ -114,13 +110,6 @@ def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
     """Return module name -> which of its r ranks survive, for the active LoRA2 or SoRA adapter."""
     kept: dict[str, list[bool]] = _find_tuner(model).kept_ranks()
     return kept
-
-
-def _unscale(optimizer: Any) -> None:
-    """Undo fp16's gradient scaling, unless clipping has done so."""
-    if getattr(optimizer, "scaler", None) is not None:
-        with contextlib.suppress(RuntimeError):  # already unscaled
-            optimizer.scaler.unscale_(optimizer.optimizer)
 
 
 def _call(tuner: Any, hook: str, *args: Any) -> Any:

@@ -13,7 +13,7 @@ from lora2.glue.tasks import TASKS
 from lora2.markup import grid
 from lora2.paper import findings, sizes
 from lora2.paper.findings import Finding, accuracies, agrees, correct_counts
-from lora2.paper.numbers import claims, exact, table
+from lora2.paper.numbers import exact, table, texts
 from lora2.records.store import write_atomically
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "paper"
@@ -46,7 +46,7 @@ def _table(lines: Iterable[Sequence[object]]) -> str:
 def _version_rows() -> Iterator[Sequence[object]]:
     """Yield the claims of arXiv v1's abstract, and what the journal's abstract says instead."""
     yield "arXiv v1's abstract", "the journal's abstract"
-    for claim in claims().values():
+    for claim in texts().values():
         if claim["journal"]:
             yield f"{claim['quote']} {claim['value']}", claim["journal"]
 
@@ -58,7 +58,7 @@ def _accuracy_rows() -> Iterator[Sequence[object]]:
         counts = correct_counts(cell.printed, cell.n)
         shown = " to ".join(dict.fromkeys((str(counts[0]), str(counts[-1])))) if counts else "none"
         chance = f"{100 * min(1, (cell.n + 1) / 10_001):.0f}%"
-        yield cell.table, cell.row, cell.column, cell.printed, cell.n, shown, chance
+        yield cell.number, cell.row, cell.column, cell.printed, cell.n, shown, chance
 
 
 def table5() -> str:

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from lora2.glue.tasks import TASKS
 from lora2.paper import numbers
-from lora2.paper.numbers import PAPER_COLUMNS, TASK_METRICS, Line, claims, exact, rounded, table
+from lora2.paper.numbers import PAPER_COLUMNS, TASK_METRICS, Line, exact, rounded, table, texts
 
 Verdict = Literal["agrees", "differs", "not one run", "note"]
 ARXIV = "arXiv v1"
@@ -40,28 +40,23 @@ def agrees(printed: Decimal, value: Decimal) -> bool:
 
 
 def finding(
-    id: str, where: str, printed: str, recomputed: str, how: str, right: bool | None = None
-) -> Finding:
-    """Return a finding about arXiv v1; ``right`` is None if there is nothing to judge."""
-    verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
-    return Finding(id, ARXIV, where, printed, recomputed, verdict, how)
-
-
-def of_claim(
     id: str, recomputed: str, right: bool | Decimal | None = None, **figures: object
 ) -> Finding:
-    """Compare a sentence of the paper (in claims.csv) with what its numbers give.
+    """Compare what the paper prints with what its own numbers give.
 
-    ``right`` is a value that should round to the claim's, or whether the claim holds; ``figures``
-    are for its ``how``.
+    ``right`` is whether it holds, or a value that should round to the printed one; None if there is
+    nothing to judge. findings.csv has the text of an id, or of its beginning, with ``figures``.
     """
-    line = claims().get(id) or claims()[id.partition("/")[0]]
+    names = id.split("/")
+    places = ("/".join(names[:end]) for end in range(len(names), 0, -1))
+    line = next(texts()[place] for place in places if place in texts())
     if isinstance(right, Decimal):
         right = agrees(exact(line["value"]), right)
-    printed, how = f"{line['quote']} {line['value']}".strip(), line["how"].format(**figures)
-    journal = f"; the journal's abstract {line['journal']}" if line["journal"] else ""
-    result = finding(id, line["where"], printed, recomputed, how, right)
-    return result._replace(version=ARXIV + journal)
+    verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
+    where, quote, how = (line[name].format(**figures) for name in ("where", "quote", "how"))
+    version = ARXIV + (f"; the journal's abstract {line['journal']}" if line["journal"] else "")
+    printed = f"{quote} {line['value']}".strip()
+    return Finding(id, version, where, printed, recomputed, verdict, how)
 
 
 # Averages, leads and sentences about the tables.
@@ -87,15 +82,13 @@ def _row(method: str, rank: int) -> Line:
 
 def averages() -> Iterator[Finding]:
     """Compare every printed average with the mean of its own cells."""
-    by_task = "mean over tasks; QQP = mean of accuracy and F1, MNLI = mean of m and mm"
     for number in (1, 3, 4):
-        how = by_task if number == 1 else "mean of the row's four cells"
         for line in table(number):
-            printed, value = exact(line["avg_printed"]), row_average(line)
-            right, name = agrees(printed, value), row_name(line)
+            printed, value, row = exact(line["avg_printed"]), row_average(line), row_name(line)
+            right = agrees(printed, value)
             shown = rounded(value, 3) + ("" if right else f" ({value - printed:+.2f})")
-            id, where = f"average/table{number}/{name}", f"Table {number}, {name}, Avg"
-            yield finding(id, where, line["avg_printed"], shown, how, right)
+            id = f"average/table{number}/{row}"
+            yield finding(id, shown, right, number=number, row=row, printed=printed)
 
 
 def leads() -> Iterator[Finding]:
@@ -106,9 +99,9 @@ def leads() -> Iterator[Finding]:
             by_print = exact(ours["avg_printed"]) - exact(theirs["avg_printed"])
             by_cells = row_average(ours) - row_average(theirs)
             shown = f"{rounded(by_print)} by printed averages, {rounded(by_cells)} by cells"
-            yield of_claim(f"lead/{method}-at-{rank}", shown, by_cells)
+            yield finding(f"lead/{method}-at-{rank}", shown, by_cells)
     lead = exact(_row("lora2", 1)["rte_acc"]) - exact(_row("adalora", 2)["rte_acc"])
-    yield of_claim("lead/rte-adalora", rounded(lead), lead)
+    yield finding("lead/rte-adalora", rounded(lead), lead)
 
 
 def tasks_won() -> Iterator[Finding]:
@@ -123,29 +116,29 @@ def tasks_won() -> Iterator[Finding]:
         for k, rows in blocks.items()
     }
     shown = f"first in {won[1]} of 8 tasks at k=1 and {won[8]} of 8 at k=8"
-    yield of_claim("text/most-tasks", shown, sum(won.values()) > 8)
+    yield finding("text/most-tasks", shown, sum(won.values()) > 8)
     ours, theirs = row_average(_row("lora2", 1)), {m: row_average(_row(m, r)) for m, r in blocks[8]}
     beaten = [method for method, value in theirs.items() if ours > value]
     shown = f"{rounded(ours)} is above {len(beaten)} of 3 baselines ({', '.join(beaten)})"
     text = ", ".join(f"{method} r=8 {rounded(value)}" for method, value in theirs.items())
-    yield of_claim("text/k1-over-r8", shown, len(beaten) == 3, averages=text)
+    yield finding("text/k1-over-r8", shown, len(beaten) == 3, averages=text)
 
 
 def ablations() -> Iterator[Finding]:
     """Check what Sections 4.4 and 4.5 say about Tables 3 and 4."""
     third, fourth = ({row_name(line): row_average(line) for line in table(n)} for n in (3, 4))
-    every, stated = third["uv+UV+PQ"], {id: line["value"] for id, line in claims().items()}
+    every, stated = third["uv+UV+PQ"], {id: line["value"] for id, line in texts().items()}
     gaps = {name: every - value for name, value in third.items() if name != "uv+UV+PQ"}
     near = sum(agrees(exact(stated["text/orth-lead"]), gap) for gap in gaps.values())
     shown = ", ".join(f"{rounded(gap)} over {name}" for name, gap in gaps.items())
-    yield of_claim("text/orth-lead", shown, near == len(gaps), near=near, others=len(gaps))
+    yield finding("text/orth-lead", shown, near == len(gaps), near=near, others=len(gaps))
     least = min(third.values())
     worst = [name for name, value in third.items() if value == least]
     shown = f"lowest average: {' and '.join(worst)}, {rounded(least, 4)}"
-    yield of_claim("text/orth-worst", shown, worst == ["UV"])
+    yield finding("text/orth-worst", shown, worst == ["UV"])
     lead = fourth.pop("all") - max(fourth.values())
     right = lead > exact(stated["text/modules-lead"])
-    yield of_claim("text/modules-lead", f"{rounded(lead)} over the next best", right)
+    yield finding("text/modules-lead", f"{rounded(lead)} over the next best", right)
 
 
 def method_section() -> Iterator[Finding]:
@@ -155,7 +148,7 @@ def method_section() -> Iterator[Finding]:
     columns = [column for column in table(5)[0] if column not in ("task", "metric")]
     printed = [name for name in settings if name in columns]
     shown = f"{len(printed)} of {len(settings)} settings; its columns: {', '.join(columns)}"
-    yield of_claim("text/appendix", shown, len(printed) == len(settings))
+    yield finding("text/appendix", shown, len(printed) == len(settings))
     counts = {}
     for line in numbers.hyperparameters():
         if line["source"] == "LoRA2 public scripts":
@@ -164,7 +157,7 @@ def method_section() -> Iterator[Finding]:
             counts[line["task"]] = batches * int(line["epochs"]) // int(line["eval_steps"])
     least, most = (pick(counts, key=counts.__getitem__) for pick in (min, max))
     shown = f"the best of {counts[least]} ({least}) to {counts[most]} ({most}) evaluations"
-    yield of_claim("text/selection", shown)
+    yield finding("text/selection", shown)
 
 
 def times() -> Iterator[Finding]:
@@ -173,10 +166,9 @@ def times() -> Iterator[Finding]:
     adalora, lora2 = (mean(exact(line[f"{method}_s_per_it"]) for line in lines)
                       for method in ("adalora", "lora2"))  # fmt: skip
     shown = f"{rounded(lora2 / adalora, 3)} = {rounded(lora2, 3)} / {rounded(adalora, 3)} s"
-    how = f"means over the {len(lines)} printed tasks, LoRA2 divided by AdaLoRA, per step"
-    yield finding("table2/ratio", "Table 2", "(no ratio printed)", shown, how)
-    right = len(lines) == int(claims()["table2/caption"]["value"])
-    yield of_claim("table2/caption", f"{len(lines)} datasets, seconds per iteration", right)
+    yield finding("table2/ratio", shown, n=len(lines))
+    right = len(lines) == int(texts()["table2/caption"]["value"])
+    yield finding("table2/caption", f"{len(lines)} datasets, seconds per iteration", right)
 
 
 def same_run_twice() -> Iterator[Finding]:
@@ -186,10 +178,9 @@ def same_run_twice() -> Iterator[Finding]:
         other = next(line for line in table(number) if row_name(line) == name)
         shared = [column for column in PAPER_COLUMNS.values() if column in other]
         same = sum(exact(first[column]) == exact(other[column]) for column in shared)
-        shown = f"{same} of {len(shared)} equal to Table 1, LoRA2 k=1"
-        printed, how = f"{len(shared)} cells", "the same configuration, compared cell by cell"
-        id, where = f"repeated/table{number}", f"Table {number}, {name}"
-        yield finding(id, where, printed, shown, how, same == len(shared))
+        cells, id = len(shared), f"repeated/table{number}"
+        shown = f"{same} of {cells} equal to Table 1, LoRA2 k=1"
+        yield finding(id, shown, same == cells, number=number, row=name, cells=cells)
 
 
 # The granularity test (Brown and Heathers' GRIM, 2017, applied to accuracies): an accuracy over
@@ -202,7 +193,7 @@ HALF = Fraction(1, 200)  # half of the last printed digit, 0.01
 class Accuracy(NamedTuple):
     """One printed accuracy, in percent over ``n`` examples. Table 5 rounds most of these sizes."""
 
-    table: int
+    number: int  # of the table
     row: str
     column: str
     printed: str
@@ -248,19 +239,14 @@ def fewest_runs(printed: str, n: int, most: int = 100) -> int | None:
 
 def kinds_of_rows() -> Iterator[Finding]:
     """Compare rows that can be single runs with rows that cannot; name a cell printed twice."""
-    small = [c for c in accuracies() if c.table == 1 and c.column in ("rte_acc", "mrpc_acc")]
+    small = [c for c in accuracies() if c.number == 1 and c.column in ("rte_acc", "mrpc_acc")]
     ours = [cell.one_run for cell in small if cell.row.startswith(("lora2", "adalora"))]
     rest = [cell.one_run for cell in small if not cell.row.startswith(("lora2", "adalora"))]
     shown = f"LoRA2 and AdaLoRA: {sum(ours)} of {len(ours)} cells can be one run; "
     shown += f"the other rows: {sum(rest)} of {len(rest)}"
-    printed, where = "ten rows compared as equals", "Table 1, RTE and MRPC"
-    how = "the granularity test below, on the two smallest sets, which are most informative"
-    yield finding("grim/kinds", where, printed, shown, how)
-    ours, theirs = _row("lora2", 8)["qnli_acc"], _row("sora", 8)["qnli_acc"]
-    printed = f"LoRA2 k=8 {ours}, SoRA r=8 {theirs}"
-    shown = "equal" if ours == theirs else "not equal"
-    how = "compared; no single run rounds to this value either (see the last section)"
-    yield finding("repeated/qnli", "Table 1, QNLI", printed, shown, how)
+    yield finding("grim/kinds", shown)
+    qnli = {"ours": _row("lora2", 8)["qnli_acc"], "theirs": _row("sora", 8)["qnli_acc"]}
+    yield finding("repeated/qnli", "equal" if len(set(qnli.values())) == 1 else "not equal", **qnli)
 
 
 def granularity() -> Iterator[Finding]:
@@ -271,8 +257,8 @@ def granularity() -> Iterator[Finding]:
         below = int(exact(cell.printed) * cell.n / 100)
         around = " and ".join(rounded(Decimal(100) * m / cell.n, 3) for m in (below, below + 1))
         cut = " rounds to it, but one cut off after two decimals gives it"
-        how = f"no multiple of 100/{cell.n}{cut if by_truncation(cell.printed, cell.n) else ''}; "
-        how += f"a mean over runs on this set needs at least {fewest_runs(cell.printed, cell.n)}"
-        id = f"grim/table{cell.table}/{cell.row}/{cell.column}"
-        where, shown = f"Table {cell.table}, {cell.row}, {cell.column}", f"next to {around}"
-        yield Finding(id, ARXIV, where, cell.printed, shown, "not one run", how)
+        cut = cut if by_truncation(cell.printed, cell.n) else ""
+        runs = fewest_runs(cell.printed, cell.n)
+        id = f"grim/table{cell.number}/{cell.row}/{cell.column}"
+        result = finding(id, f"next to {around}", cut=cut, runs=runs, **cell._asdict())
+        yield result._replace(verdict="not one run")

@@ -45,9 +45,10 @@ def hyperparameters() -> tuple[Line, ...]:
     return _read("hyperparameters.csv")
 
 
-def claims() -> dict[str, Line]:
-    """Return the numbers and comparisons stated in the paper's text, by id."""
-    return {line["id"]: line for line in _read("claims.csv")}
+@cache
+def texts() -> dict[str, Line]:
+    """Return what the paper states, and how that is checked, by id of the finding."""
+    return {line["id"]: line for line in _read("findings.csv")}
 
 
 def glue_average(values: Mapping[tuple[str, str], Number], tasks: Sequence[str]) -> Number:
@@ -68,10 +69,8 @@ def printed_values(number: int | str, row: Mapping[str, Any]) -> dict[tuple[str,
     """Return what the paper prints for one row: (task, metric) -> number, and (AVERAGE, AVERAGE).
 
     ``row`` selects it by column values of the table's CSV, e.g. ``{"method": "lora2", "rank": 8}``;
-    Table 2 has its methods in columns: ``{"column": "lora2_s_per_it"}``.
-
-    Raises:
-        LookupError: no such table, or not exactly one row is selected.
+    Table 2 has its methods in columns: ``{"column": "lora2_s_per_it"}``. A LookupError if there is
+    no such table, or not exactly one row is selected.
     """
     if number == 2:
         columns, name = list(table(2)[0])[1:], row.get("column")

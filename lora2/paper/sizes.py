@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lora2.paper.findings import Finding, agrees, finding, of_claim, row_name
-from lora2.paper.numbers import claims, exact, rounded, table
+from lora2.paper.findings import Finding, agrees, finding, row_name
+from lora2.paper.numbers import exact, rounded, table, texts
 
 MATRICES = ("query", "key", "value", "attention_output", "intermediate", "output")
 Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> a count
@@ -61,50 +61,42 @@ def lora_parameters(r: int, singular_values: int = 0) -> Count:
 def parameters() -> Iterator[Finding]:
     """Compare each printed parameter count that follows from a formula and the encoder's shapes."""
     base = encoder("deberta-v3-base")
-    lora2, lora = "k (d_in + d_out) + 2 k r + r, r=8", "r (d_in + d_out)"
-    modules = {"q+k": ("two", MATRICES[:2]), "q+v": ("two", MATRICES[:3:2]),
-               "q+k+v": ("three", MATRICES[:3]), "all": ("six", MATRICES)}  # fmt: skip
-    cases = [
-        *((f"table1/lora2 k={k}", base.total(lora2_parameters(k)), lora2) for k in (1, 8)),
-        *((f"table1/lora r={r}", base.total(lora_parameters(r)), lora) for r in (1, 8)),
-        ("table1/bitfit", base.biases(), "every bias of the encoder"),
-        *((f"table4/{name}", base.total(lora2_parameters(1), chosen),
-           f"{number} matrices per layer, k=1, r=8")
-          for name, (number, chosen) in modules.items()),
-        *((f"table1/adalora r={r}", base.total(lora_parameters(r, singular_values=r)), "")
-          for r in (2, 8)),
-    ]  # fmt: skip
+    modules = {"q+k": MATRICES[:2], "q+v": MATRICES[:3:2], "q+k+v": MATRICES[:3], "all": MATRICES}
+    counts = {
+        **{f"table1/lora2 k={k}": base.total(lora2_parameters(k)) for k in (1, 8)},
+        **{f"table1/lora r={r}": base.total(lora_parameters(r)) for r in (1, 8)},
+        "table1/bitfit": base.biases(),
+        **{f"table4/{name}": base.total(lora2_parameters(1), m) for name, m in modules.items()},
+        **{f"table1/adalora r={r}": base.total(lora_parameters(r, r)) for r in (2, 8)},
+    }
     sizes = {f"table{n}/{row_name(line)}": line["params" if n == 1 else "params_printed"]
              for n in (1, 4) for line in table(n)}  # fmt: skip
-    for name, count, formula in cases:
-        size, unit = sizes[name][:-1], sizes[name][-1]
+    for name, count in counts.items():
+        printed, unit = sizes[name], sizes[name][-1]
         value = count / Decimal({"M": 10**6, "k": 10**3}[unit])
         shown = f"{count:,} = {rounded(value)}{unit}"
-        how = f"{formula}; DeBERTaV3-base, 12 layers of 768/3072"
-        if not formula:
+        if "adalora" in name:
             mebi = rounded(count / Decimal(2**20))
             shown = f"{count:,} = {rounded(value)} x 10^6 = {mebi} x 2^20"
-            how = "r (d_in + d_out) + r; the printed number fits 2^20, the other rows fit 10^6"
-        where = f"{name.replace('table', 'Table ').replace('/', ', ')}, #Params"
-        right = agrees(exact(size), value)
-        yield finding(f"parameters/{name}", where, sizes[name], shown, how, right)
+        right = agrees(exact(printed[:-1]), value)
+        yield finding(f"parameters/{name}", shown, right, printed=printed)
 
 
 def claimed_sizes() -> Iterator[Finding]:
     """Check Section 4.2's numbers for RoBERTa-large, and the sizes in the abstract."""
     base, large = encoder("deberta-v3-base"), encoder("roberta-large")
     ours, eight = large.total(lora2_parameters(1)), lora_parameters(8)
-    yield of_claim("parameters/roberta-params", f"{ours:,}", ours / Decimal(10**6))
+    yield finding("parameters/roberta-params", f"{ours:,}", ours / Decimal(10**6))
     rate = 100 * (1 - exact("0.4") / 335)
-    yield of_claim("parameters/roberta-compression", rounded(rate), rate)
+    yield finding("parameters/roberta-compression", rounded(rate), rate)
     lora = large.total(eight, ("query", "value"))
     saved = (lora - ours) / Decimal(10**6)
-    yield of_claim("parameters/roberta-saving", rounded(saved), saved, lora=lora, ours=ours)
+    yield finding("parameters/roberta-saving", rounded(saved), saved, lora=lora, ours=ours)
     share = 100 * exact("1.33") / 184
-    yield of_claim("parameters/share", rounded(share, 3), share)
+    yield finding("parameters/share", rounded(share, 3), share)
     ours, lora = base.total(lora2_parameters(1)), base.total(eight)
     times = Decimal(lora) / ours
-    yield of_claim("parameters/eightfold", rounded(times), times, lora=lora, ours=ours)
+    yield finding("parameters/eightfold", rounded(times), times, lora=lora, ours=ours)
 
 
 def scores() -> Iterator[Finding]:
@@ -122,20 +114,17 @@ def scores() -> Iterator[Finding]:
         saved = 100 * (1 - Decimal(left) / whole)
         shown = f"{rounded(saved)}: {left:,} of {whole:,} are left"
         judged = saved if name == "768x768 k=1" else None
-        yield of_claim(f"scores/{name}", shown, judged, size=name)
+        yield finding(f"scores/{name}", shown, judged, size=name)
 
 
 def readings() -> Iterator[Finding]:
     """Try the pairs of factors that Section 3.2, which is inconsistent, may mean to drop."""
     size = {"u": 768, "v": 8, "U": 8, "V": 768}  # k=1, r=8, d_in = d_out = 768
-    value = claims()["scores"]["value"]
+    value = texts()["scores"]["value"]
     for first, second in ("uU", "vU", "uV"):
         saved = Decimal(100) * (size[first] + size[second]) / (8 + sum(size.values()))
-        printed, where = f"{value} by dropping two factors", "Section 3.2, Eq. 6-9"
         shown = f"{rounded(saved)} if {first} and {second} are dropped"
-        how = "scores of the two factors over all of one 768x768 matrix, k=1, r=8"
-        right = agrees(exact(value), saved)
-        yield finding(f"reading/{first} and {second}", where, printed, shown, how, right)
+        yield finding(f"reading/{first} and {second}", shown, agrees(exact(value), saved))
 
 
 def update_rank(k: int, r: int = 8, width: int = 64) -> int:
@@ -150,8 +139,4 @@ def update_rank(k: int, r: int = 8, width: int = 64) -> int:
 def ranks() -> Iterator[Finding]:
     """Compute the rank of LoRA2's update (Eq. 4), whatever r is."""
     for k in (1, 8):
-        same = ", the same class of updates as LoRA with r=1" if k == 1 else ""
-        how = "numerical rank of u v diag(L) U V with random factors of width 64; at most "
-        how += f"min(k, r) = {min(k, 8)}{same}"
-        printed, where = f"multi-scale update with k={k}, r=8", "Section 3.1, Eq. 4"
-        yield finding(f"rank/k={k}", where, printed, f"rank {update_rank(k)}", how)
+        yield finding(f"rank/k={k}", f"rank {update_rank(k)}")

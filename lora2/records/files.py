@@ -44,11 +44,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """Yield a file that replaces ``path`` in one step when the block ends without an error.
 
     Readers see the old file or the new one. Writers wait for each other, so a block that reads
-    ``path`` first loses nothing that another added. What a killed writer left is overwritten.
-
-    Raises:
-        OSError: it cannot be written, or a link is in the place of the temporary file; ``path``
-            and the link's target are unchanged.
+    ``path`` first loses nothing that another added. What a killed writer left is overwritten. An
+    OSError, also of a link in the place of the temporary file, leaves ``path`` unchanged.
     """
     temporary = path.with_name(f".{path.name}.new")
     handle = _lock(temporary, wait=True)

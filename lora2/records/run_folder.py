@@ -145,8 +145,6 @@ def explain_bad_checkpoint(checkpoint: Path | None) -> Iterator[None]:
         torn = isinstance(error, JSONDecodeError) or str(error).startswith("PytorchStream")
         if checkpoint is None or (general and not torn):
             raise
-        why = str(error).splitlines()[0]
-        raise ValueError(
-            f"{checkpoint} cannot be read ({type(error).__name__}: {why}): remove that folder to "
-            "start the run again"
-        ) from error
+        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        message = f"{checkpoint} cannot be read ({why}): remove that folder to start the run again"
+        raise ValueError(message) from error

@@ -70,12 +70,9 @@ def write_ranks(folder: Path, kept: Mapping[str, list[bool]], targets: Mapping[A
 
 
 def read_run(folder: Path) -> pd.DataFrame:
-    """Read a finished, failed or diverged run as a frame of one row.
+    """Read a settled run as a frame of one row, or raise a StoreError that says what to do.
 
     Adds ``config``: the resolved settings as JSON by dotted key, without local paths.
-
-    Raises:
-        StoreError: the folder is not whole (SchemaError: another version wrote it).
     """
     if link := link_in(folder):
         raise StoreError(f"{folder}: {link} is a link: copy its target to that place")
@@ -129,11 +126,7 @@ def _is_path(value: object) -> bool:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read the runs of one CSV, without the folders beside it.
-
-    Raises:
-        StoreError: it is not a table of runs (SchemaError: another version wrote it).
-    """
+    """Read the runs of one CSV, or raise a StoreError that says what to do."""
     try:
         # Only an empty field is missing: a run may be called nan.
         frame = pd.read_csv(
@@ -164,10 +157,9 @@ def check_schema(column: pd.Series[Any], path: Path) -> None:
     if schemas.isna().any():
         raise StoreError(f"{path} has rows without a schema: remove it and collect again")
     for other in schemas[schemas != SCHEMA]:
-        age, action = "a newer", "update your checkout, then repeat the command"
-        if other < SCHEMA:
-            age = "an older"
-            action = "read it with that version, or move it away and repeat its runs"
+        age, action = "an older", "read it with that version, or move it away and repeat its runs"
+        if other > SCHEMA:
+            age, action = "a newer", "update your checkout, then repeat the command"
         raise SchemaError(
             f"{path} was written by {age} version of this project (schema {other:g}, this code "
             f"reads {SCHEMA}): {action}"
@@ -175,11 +167,7 @@ def check_schema(column: pd.Series[Any], path: Path) -> None:
 
 
 def read(profile_dir: Path | str) -> pd.DataFrame:
-    """Read every run of a profile, from its folders and its ``runs.csv``; write nothing.
-
-    Raises:
-        StoreError: there is neither (SchemaError: another version wrote one of them).
-    """
+    """Read every run of a profile, from its folders and its ``runs.csv``, or raise a StoreError."""
     profile_dir = Path(profile_dir)
     rows = _read_folders(profile_dir / "runs")
     csv = profile_dir / "runs.csv"
@@ -192,9 +180,9 @@ def read(profile_dir: Path | str) -> pd.DataFrame:
     # Committed rows first, so that keeping the last of each run keeps the folder's.
     frame = pd.concat([f for f in (*committed, *rows) if len(f)] or committed, ignore_index=True)
     frame = frame.drop_duplicates("run", keep="last").sort_values(ORDER, kind="stable")
-    text = {column: "object" for column in TEXT if column in frame.columns}
-    frame = frame.astype(text).fillna(dict.fromkeys(text, ""))  # rows older than a column
-    return frame.reset_index(drop=True)
+    text = [column for column in TEXT if column in frame.columns]
+    frame = frame.astype(dict.fromkeys(text, "object"))
+    return frame.fillna(dict.fromkeys(text, "")).reset_index(drop=True)  # rows older than a column
 
 
 def _read_folders(runs: Path) -> list[pd.DataFrame]:

@@ -95,8 +95,6 @@ def sentence(line: Mapping, labels: Mapping[str, str]) -> str:
     if line["verdict"] == "cannot tell":
         seeds += f", which can detect a difference of {line['could_have_seen']:.1f}"
     interval = f"95 % interval {line['low']:+.1f} to {line['high']:+.1f}"
-    verdict = WORDS[line["verdict"]].format(**line)
-    return (
-        f"{first} compared with {second}, {line['steps']:,} steps: {verdict}, "
-        f"{line['difference']:+.1f} ({interval}; {seeds})"
-    )
+    verdict = f"{WORDS[line['verdict']].format(**line)}, {line['difference']:+.1f}"
+    where = f"{first} compared with {second}, {line['steps']:,} steps"
+    return f"{where}: {verdict} ({interval}; {seeds})"

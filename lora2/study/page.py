@@ -15,7 +15,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
-from lora2.markup import grid
+from lora2.markup import grid, markdown
 from lora2.records.store import StoreError, read_csv
 from lora2.study.answers import answer, sentence
 from lora2.study.select import read
@@ -58,18 +58,16 @@ def load(study: Study, folder: Path) -> Results:
 
 def page(results: Results) -> str:
     """Return the text of docs/study.md."""
-    answers = _by_question(results)
+    answers = [f"* **{ask}** {'. '.join(lines) + '.' if lines else 'Not run yet.'}"
+               for ask, lines in _by_question(results).items()]  # fmt: skip
     return TEMPLATE.read_text(encoding="utf-8").format(
         note=results.study.note,
         folder=results.folder.relative_to(ROOT),
         progress=_progress(results),
         scores="\n".join(grid(list(_score_rows(results)))),
-        answers="\n".join(
-            f"* **{ask}** {'. '.join(lines) + '.' if lines else 'Not run yet.'}"
-            for ask, lines in answers.items()
-        ),
+        answers="\n".join(answers),
         claims="\n".join(grid(list(_claim_rows(results)))),
-        protocol="\n".join(grid([["", ""], *_protocol(results)])),
+        **_protocol(results),
         not_run="\n".join(_not_run(results)) or "Nothing: every part of the study's file was run.",
     )
 
@@ -84,14 +82,10 @@ def headline(results: Results) -> str:
 
 def _by_question(results: Results) -> dict[str, list[str]]:
     """Return the sentences of each question, the longest budget of each pair first."""
-    last = results.answers.loc[results.answers["score"] == "last"]
+    last, labels = results.answers.loc[results.answers["score"] == "last"], results.labels
     lines = last.sort_values("steps", ascending=False, kind="stable").to_dict("records")
-    return {
-        question.ask: [
-            sentence(line, results.labels) for line in lines if line["question"] == question.ask
-        ]
-        for question in results.study.questions
-    }
+    return {q.ask: [sentence(line, labels) for line in lines if line["question"] == q.ask]
+            for q in results.study.questions}  # fmt: skip
 
 
 def _score_rows(results: Results) -> Iterator[list[str]]:
@@ -121,12 +115,9 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     planned = pd.DataFrame(map(vars, study.parts)).groupby("task")["steps"].max()
     tested = tested.loc[tested["steps"] == tested["task"].map(planned)]
     merged = table.merge(tested, how="left", on=["first", "second"])
-    holds = [
-        HOLDS[line.rule].get(line.verdict.split(",")[0], "undecided")
-        if isinstance(line.verdict, str)
-        else "not run"
-        for line in merged.itertuples()
-    ]
+    verdicts = zip(merged["rule"], merged["verdict"].fillna("").str.split(",").str[0], strict=True)
+    holds = [HOLDS[rule].get(verdict, "undecided") if verdict else "not run"
+             for rule, verdict in verdicts]  # fmt: skip
     return merged.assign(holds=holds).drop_duplicates(["id", "first", "second", "task"])
 
 
@@ -139,23 +130,14 @@ def _claim_rows(results: Results) -> Iterator[list[str]]:
                f"{line['difference']:+.1f}" if run else "–", line["holds"]]  # fmt: skip
 
 
-def _protocol(results: Results) -> Iterator[list[str]]:
+def _protocol(results: Results) -> dict[str, object]:
     study, runs = results.study, read_csv(results.folder / "runs.csv")
     runs = runs.loc[runs["run"].isin(results.scores["run"])]
+    used = {name: markdown(", ".join(runs[name].unique()))
+            for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
     held_out = ", ".join(f"{rows:,} of {task}" for task, rows in study.holdout.items())
     margins = ", ".join(f"{task} {margin:g}" for task, margin in study.margin.items())
-    used = {name: ", ".join(runs[name].unique())
-            for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
-    yield ["scale", "alpha / r is the same for every rank of a method"]
-    yield ["rates", "chosen for each row and budget by the last score on rows held out of the "
-           f"training split ({held_out}; seed {study.selection_seed}), from a grid of factor 2 "
-           "that was extended until the best rate was not at an end of it. Every rate tried: "
-           "rates.csv"]  # fmt: skip
-    yield ["score", "the last evaluation; the best one is picked on the validation split"]
-    yield ["margin of equivalence", f"{margins} percentage points, fixed before the final runs"]
-    yield ["encoder", f"{used['backbone']}, {used['precision']}"]
-    yield ["device", used["device"]]
-    yield ["commits", used["commit"]]
+    return {**used, "held_out": held_out, "seed": study.selection_seed, "margins": margins}
 
 
 def _progress(results: Results) -> str:
@@ -166,12 +148,11 @@ def _progress(results: Results) -> str:
     if complete == len(parts):
         return ""
     most, ran = max(part.steps for part in parts), int(results.scores["steps"].max())
-    early = (
-        f" The longest training so far has {ran:,} of the planned {most:,} steps: the results show "
-        "which row learns fastest at the start, not which one ends highest."
-    )
-    counts = f"Parts of the study: {len(parts)} planned, {complete} complete, {begun} begun."
-    return f"{counts}{early if ran < most else ''}"
+    text = f"Parts of the study: {len(parts)} planned, {complete} complete, {begun} begun."
+    if ran < most:
+        text += f" The longest training so far has {ran:,} of the planned {most:,} steps: the "
+        text += "results show which row learns fastest at the start, not which one ends highest."
+    return text
 
 
 def _missing(results: Results) -> dict[str, dict[str, list[int]]]:

@@ -6,9 +6,9 @@ run. curves.csv: its evaluations. predictions.parquet: its last predictions.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,8 +34,7 @@ class SelectionError(RuntimeError):
     """No rate can be chosen; the message says why and what to type."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """The rate chosen for one row of one part, and all that were tried."""
 
     part: Part
@@ -50,11 +49,8 @@ def select(
     """Choose a rate for each of ``rows`` by the last held-out score.
 
     While a row's best rate is at an end of its grid, that is extended by a factor of 2 on that
-    side. Of equal scores the middle rate is chosen: the grid of a row that learns at no rate does
-    not grow.
-
-    Raises:
-        SelectionError: a run failed, or the best of ``MOST`` rates is still at an end.
+    side, up to ``MOST`` rates. Of equal scores the middle rate is chosen: the grid of a row that
+    learns at no rate does not grow.
     """
     grids = {row: first_grid(study.rates[row]) for row in rows}
     while True:
@@ -80,7 +76,7 @@ def select(
 
 
 def first_grid(middle: float) -> list[float]:
-    """Return the rates tried first, around the rate in the study's file."""
+    """Return the rates tried first."""
     return [middle / FACTOR, middle, middle * FACTOR]
 
 
@@ -106,8 +102,6 @@ def _scores(
     names, by_name = matching(list(jobs.values()), runs), runs.set_index("run")
     lines = []
     for rate, job in jobs.items():
-        if job.name not in names:
-            raise SelectionError(f"the selection run {job.name} is missing; repeat the command")
         values = by_name.loc[names[job.name]]
         result = {key: values.get(key) for key in ("status", "score_best", "score_last")}
         lines.append(
@@ -133,8 +127,8 @@ def _chosen(frame: pd.DataFrame) -> float:
 def _wider(frame: pd.DataFrame) -> list[float]:
     """Return the next rate beyond the grid if the chosen one is at its end."""
     rates, chosen = frame["learning_rate"], _chosen(frame)
-    lower = [chosen / FACTOR] if chosen == rates.min() else []
-    return lower + ([chosen * FACTOR] if chosen == rates.max() else [])
+    ends = {chosen / FACTOR: rates.min(), chosen * FACTOR: rates.max()}
+    return [rate for rate, end in ends.items() if chosen == end]
 
 
 def sentences(choices: Sequence[Choice]) -> Iterator[str]:
@@ -208,8 +202,8 @@ def _curve(folder: Path, line: dict) -> pd.DataFrame:
     path = folder / "runs" / line["run"] / store.HISTORY
     if not path.is_file():
         return pd.DataFrame(columns=CURVES)
-    where = {key: line[key] for key in ("part", "row", "seed", "run")}
     frame = pd.read_csv(path, float_precision="round_trip")
+    where = {key: line[key] for key in ("part", "row", "seed", "run")}
     return frame.assign(**where).reindex(columns=CURVES)
 
 

@@ -13,19 +13,9 @@ from pydantic import Field
 from lora2.config.parse import CONFIGS, options, overridden
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
+from lora2.sweep import table as plans
 from lora2.sweep.request import Seeds, split_words
-from lora2.sweep.table import (
-    PLACES,
-    Job,
-    Profile,
-    Row,
-    Table,
-    jobs,
-    load_profile,
-    load_table,
-    narrow,
-    read_named,
-)
+from lora2.sweep.table import PLACES, Job, Profile, Row, Table, jobs, narrow
 
 Words = list[str]  # of run_glue.py
 Pair = Annotated[list[str], Field(min_length=2, max_length=2)]  # ids of rows
@@ -80,13 +70,13 @@ class Study:
     @cached_property
     def table(self) -> Table:
         """Table 1 with the study's rows appended, for the study's tasks."""
-        plan = load_table("1")
+        plan = plans.load_table("1")
         tasks = [task for task in plan.tasks if any(part.task == task for part in self.parts)]
         return dataclasses.replace(plan, rows=[*plan.rows, *self.rows], tasks=tasks)
 
     @cached_property
     def _profile(self) -> Profile:
-        return dataclasses.replace(load_profile(self.profile), note=self.note)
+        return dataclasses.replace(plans.load_profile(self.profile), note=self.note)
 
     def source(self, row: str) -> str:
         """Return the row whose chosen rate ``row`` takes."""
@@ -143,7 +133,7 @@ class StudyRequest:
 def load_study(name: str, configs: Path = CONFIGS) -> Study:
     """Read configs/study/<name>.yaml; ConfigError names what is wrong in it."""
     where = f"study {name}"
-    tree: dict[str, Any] = {**read_named("study", name, configs), "name": name}
+    tree: dict[str, Any] = {**plans.read_named("study", name, configs), "name": name}
     problems = ProblemList()
     for key, kind in (("parts", Part), ("rows", Row), ("questions", Question)):
         if isinstance(entries := tree.get(key), list):
@@ -185,26 +175,19 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     problems = ProblemList()
     given, _, extra = split_words(argv, Options, problems)
     problems += _refused_words(extra)
-    study = None
     if given.study is None:
         names = ", ".join(options("study", configs))
-        problems.append(Problem("study", None, names, "study=NAME is missing"))
-    else:
-        with problems.collect():
-            study = load_study(given.study, configs)
-    if study is not None:
+        raise ConfigError([*problems, Problem("study", None, names, "study=NAME is missing")])
+    with problems.collect():
+        study = load_study(given.study, configs)
         problems += _unknown_names(study, given)
     problems.raise_if_any()
-    assert study is not None
     parts = list(_narrowed(study, given))
     if not parts:
         raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
     rates = study.rates
-    first, *_ = [
-        study.candidate(part, row, rates[study.source(row)], extra)
-        for part in parts
-        for row in part.rows
-    ]  # all are checked before the first run
+    first, *_ = [study.candidate(part, row, rates[study.source(row)], extra)
+                 for part in parts for row in part.rows]  # all are checked  # fmt: skip
     folder = Path(first.resolved.config.results.dir)
     notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
     return StudyRequest(study, given, parts, extra, folder, notes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -13,11 +13,10 @@ from lora2.sweep.table import Row, Table
 from lora2.tables import stats
 
 LOST = ("failed", "diverged", "ambiguous", "missing")
-SIZES = ("params_adapter", "params_kept", "params_head", "params_encoder")
+SIZES = ["params_adapter", "params_kept", "params_head", "params_encoder"]
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """The runs of one row and task."""
 
     finished: pd.DataFrame  # indexed by seed
@@ -28,8 +27,7 @@ class Cell:
         return {"planned": len(self.finished) + sum(self.lost.values()), **self.lost}
 
 
-@dataclass(frozen=True)
-class TableResults:
+class TableResults(NamedTuple):
     """A table and its cells."""
 
     table: Table
@@ -52,10 +50,8 @@ def fill(
     conditions: Mapping[str, str] | None = None, suffix: str = "",
 ) -> TableResults:  # fmt: skip
     """Sort the runs of each row (``runs_of``, by row id) into cells by task."""
-    cells = {
-        row.id: {task: _cell(table, task, runs_of[row.id], seeds) for task in table.tasks}
-        for row in table.rows
-    }
+    cells = {row.id: {task: _cell(table, task, runs_of[row.id], seeds) for task in table.tasks}
+             for row in table.rows}  # fmt: skip
     return TableResults(table, cells, seeds, conditions or {}, suffix)
 
 
@@ -72,19 +68,15 @@ def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | No
     diverged = int((single["status"] == "diverged").sum())
     missing = 0 if seeds is None else len(set(seeds)) - runs["seed"].nunique()
     lost = (len(single) - len(finished) - diverged, diverged, repeated["seed"].nunique(), missing)
-    return Cell(
-        finished.set_index("seed").sort_index(),
-        dict(zip(LOST, map(int, lost), strict=True)),
-        tuple(repeated["run"]),
-    )
+    counts = dict(zip(LOST, map(int, lost), strict=True))
+    return Cell(finished.set_index("seed").sort_index(), counts, tuple(repeated["run"]))
 
 
 def build(results: TableResults) -> pd.DataFrame:
     """Return the long form of a table: one line per row, task and metric, and one per average.
 
-    Scores are in percent: ``mean``, ``std``, ``ci_low``, ``ci_high`` over seeds at the best
-    evaluation of each run, ``last_*`` after its last step; ``paper`` and ``difference`` (ours minus
-    the paper's). ``planned`` = n + failed + diverged + ambiguous + missing; only n are averaged.
+    Scores are in percent, over seeds at the best evaluation of each run, or after its last step
+    (``last_*``); ``difference`` is ours minus the paper's; of the ``planned`` runs n are averaged.
     """
     table, lines = results.table, []
     for row in table.rows:
@@ -92,8 +84,7 @@ def build(results: TableResults) -> pd.DataFrame:
         used = pd.concat([cell.finished for cell in cells.values()])
         identity = {"table": table.table, "label": row.label, "method": row.method,
                     "ours": row.ours}  # fmt: skip
-        sizes = {name: used[name].astype(float).mean() if name in used and len(used) else math.nan
-                 for name in SIZES}  # fmt: skip
+        sizes = used.reindex(columns=SIZES).astype(float).mean().to_dict()
         records = [r for task in table.tasks for r in _task_records(table, row, cells[task], task)]
         if not any(cell.finished.empty for cell in cells.values()):
             records.append(_average_record(table, row, cells))
@@ -164,10 +155,7 @@ def printed(table: Table, row: Row) -> Mapping[tuple[str, str], float]:
 
 
 def paper_average(table: Table, row: Row) -> float:
-    """Return the paper's average over the table's tasks; NaN if a cell is not printed.
-
-    It is recomputed: two of the printed averages are not the mean of their row (see the audit).
-    """
+    """Return the paper's average over the tasks, recomputed; NaN if a cell is not printed."""
     paper = printed(table, row)
     keys = [(task, metric) for task in table.tasks for metric in table.metrics_of(task)]
     if not all(key in paper for key in keys):

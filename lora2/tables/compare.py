@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -53,14 +52,12 @@ def _tests(
 ) -> dict[str, object]:
     """Test one metric over the seeds that both cells have."""
     seeds, column = first.index.intersection(second.index), f"best_{metric}"
-    gaps = np.array([])
-    if len(seeds):
-        gaps = 100.0 * (first.loc[seeds, column] - second.loc[seeds, column]).to_numpy(float)
+    a, b = (cell.reindex(columns=[column]).loc[seeds, column] for cell in (first, second))
+    gaps = 100.0 * (a - b).to_numpy(float)
     by_seed = stats.by_seed(gaps)
     pairs = [(first.loc[seed], second.loc[seed]) for seed in seeds]
     if not pairs and len(first) == len(second) == 1:
-        # One run each, with different seeds (the public RTE script uses another): the two trained
-        # models can still be compared on the same examples.
+        # One run each, of different seeds (the public RTE script uses another).
         pairs = [(first.iloc[0], second.iloc[0])]
     by_example = _by_example(metric, [_example_p(metric, *pair, folder, saved) for pair in pairs])
     difference = float(gaps.mean()) if len(gaps) else math.nan
@@ -102,23 +99,16 @@ def _example_p(
 
 
 def read_predictions(folder: Path, run: str, metric: str) -> pd.DataFrame | None:
-    """Read the validation predictions of a run for one metric, by split and idx; None if absent.
-
-    ``matched_accuracy`` reads only the matched split, ``mismatched_accuracy`` only the other.
-
-    Raises:
-        StoreError: the file is damaged.
-    """
+    """Read the validation predictions of a run for one metric, by split and idx; None if absent."""
     path = folder / "runs" / run / "predictions.parquet"
     if not path.is_file():
         return None
     try:
         frame = pd.read_parquet(path, columns=["idx", "split", "label", "best"])
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise StoreError(
-            f"{path} cannot be read ({' '.join(str(error).split())}): remove the folder and repeat "
-            "the run"
-        ) from error
+        why = " ".join(str(error).split())
+        message = f"{path} cannot be read ({why}): remove the folder and repeat the run"
+        raise StoreError(message) from error
     if metric.startswith(("matched_", "mismatched_")):
         frame = frame.loc[frame["split"].str.endswith("_" + metric.split("_")[0])]
     return frame.set_index(["split", "idx"]).sort_index()

@@ -35,9 +35,7 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
     for run in runs:
         path = folder / "runs" / run / "ranks.csv"
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path} is missing: repeat run {run}, Figure 3 needs its ranks"
-            )
+            raise FileNotFoundError(f"{path} is missing: repeat run {run} for Figure 3")
         try:
             frames.append(pd.read_csv(path))
             kept_ranks(frames[-1:])
@@ -51,11 +49,8 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
 def kept_ranks(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the number of kept singular values, (matrices, layers), averaged over runs.
 
-    A frame is a run's ranks.csv, a line per singular value. Matrices are in the order of
-    ``SYMBOLS``, others after them by name.
-
-    Raises:
-        ValueError: a frame lacks a column, or the runs adapt different matrices.
+    A frame is a run's ranks.csv, a line per singular value; a ValueError if it lacks a column, or
+    the runs adapt different matrices. They are in the order of ``SYMBOLS``, others after by name.
     """
     grids = []
     for frame in frames:
@@ -81,10 +76,10 @@ def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure
     width, height = max(3.4, 0.34 * layers + 0.8), 0.3 * matrices + 0.9
     figure = Figure(figsize=(columns * width + 0.9, rows * height + 0.4), layout="constrained")
     panes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes, (title, grid) in zip(panes, grids.items(), strict=False):
-        image = _panel(axes, grid, title, most)
     for axes in panes[len(grids) :]:
         axes.set_visible(False)
+    for axes, (title, grid) in zip(panes, grids.items(), strict=False):
+        image = _panel(axes, grid, title, most)
     bar = figure.colorbar(image, ax=panes[: len(grids)], shrink=0.8, pad=0.02)
     bar.set_label(f"kept singular values of {most}", fontsize=9)
     bar.ax.yaxis.set_major_locator(MaxNLocator(integer=True))

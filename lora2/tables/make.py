@@ -18,21 +18,14 @@ VARIANTS = ("protocol", "ranks")
 
 
 def report_table(
-    table: Table,
-    profile: Profile,
-    folder: Path,
-    seeds: Sequence[int] | None = None,
-    extra: Sequence[str] = (),
-    runs: pd.DataFrame | None = None,
-) -> list[Path]:
+    table: Table, profile: Profile, folder: Path, seeds: Sequence[int] | None = None,
+    extra: Sequence[str] = (), runs: pd.DataFrame | None = None,
+) -> list[Path]:  # fmt: skip
     """Write a table (or Figure 3) from the runs in ``folder``; return the files written.
 
     A cell's runs are those with the table's settings (and ``extra`` words), from any machine.
-    ``seeds`` None takes the profile's seeds and any others that were run.
-
-    Raises:
-        StoreError: there are no runs of this table.
-        FileNotFoundError: the folders of the figure's runs are not here.
+    ``seeds`` None takes the profile's seeds and any others that were run. A StoreError if there are
+    no runs, a FileNotFoundError if the folders of the figure's runs are not here.
     """
     runs = store.collect(folder) if runs is None else runs
     results = find_results(table, profile, folder, seeds, extra, runs)

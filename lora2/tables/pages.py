@@ -18,13 +18,7 @@ BLOCK = re.compile(r"(<!-- begin (?P<path>results/\S+\.md) -->\n).*?(<!-- end --
 
 
 def refresh(text: str, root: Path = ROOT) -> str:
-    """Return ``text`` with every block replaced by the first table of the file it names.
-
-    A block is between ``<!-- begin results/PROFILE/tableN.md -->`` and ``<!-- end -->``.
-
-    Raises:
-        FileNotFoundError: a block names a table that does not exist.
-    """
+    """Return ``text`` with every ``BLOCK`` replaced by the first table of the file it names."""
 
     def fill(match: re.Match[str]) -> str:
         table = first_table((root / match["path"]).read_text(encoding="utf-8"))

@@ -42,11 +42,15 @@ def result(line: Line, config: Line, file_size: int | None) -> Line:
     on_gpu = not str(line.get("device")).startswith("cpu")
     peak = line.get("peak_memory_mb") if on_gpu else None
     data = {"sha": line.get("data_revision") or None, "created_at": None}
+    method = {key[7:]: config[key] for key in config if key.startswith("method.")}
+    method = {"peft_type": line["method"].upper(), **method}
+    method.pop("name", None)
     run_info = {
         "created_at": None, "total_time": line.get("train_seconds"),
         "experiment_name": f"{line['method']}/{line['run']}", "peft_branch": None,
         "train_config": _train_config(line, config),
-        "peft_config": _peft_config(line["method"], config), "error_msg": line.get("error") or "",
+        "peft_config": None if line["method"] == "full" else method,
+        "error_msg": line.get("error") or "",
     }  # fmt: skip
     train_info = {
         "accelerator_memory_reserved_avg": None,
@@ -82,13 +86,6 @@ def _train_config(line: Line, config: Line) -> Line:
         "lr_scheduler": train.get("lr_scheduler"), "use_amp": line.get("precision") != "fp32",
         "attn_implementation": line.get("attention") or None,
     }  # fmt: skip
-
-
-def _peft_config(method: str, config: Line) -> Line | None:
-    if method == "full":
-        return None
-    settings = {key.partition(".")[2]: config[key] for key in config if key.startswith("method.")}
-    return {"peft_type": method.upper()} | {k: v for k, v in settings.items() if k != "name"}
 
 
 def _metrics(line: Line) -> list[Line]:

@@ -43,12 +43,12 @@ Grid = list[list[str]]  # unescaped cells, the head first
 def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, str]:
     """Return a table's files by the ending of their names; ``folder`` has the predictions."""
     cells, notes, tests = build(results), notes_of(results), compare(results, folder)
-    title, note = heading(results.table, profile, results.conditions)
+    title, opening = heading(results.table, profile, results.conditions)
     about, best = caption(results, cells), score_grid(results, cells, profile.name)
     last = score_grid(results, cells, profile.name, "last")
     compared = comparison_grid(tests)
     page = [
-        *opening(results.table, profile, results.conditions),
+        *opening,
         *("## Best validation score seen, as the paper reports", "", about, "", *grid(best), ""),
         *(*(f"- {markdown(note)}" for note in notes), *[""] * bool(notes)),
         *("## Score after the last step", "", *grid(last), ""),
@@ -57,7 +57,7 @@ def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, st
     return {
         ".csv": cells.to_csv(index=False, lineterminator="\n"),
         ".md": "\n".join(page),
-        ".tex": tex_float(f"{title}. {note} {about}", best, notes),
+        ".tex": tex_float(f"{title} {about}", best, notes),
         "_tests.csv": tests.to_csv(index=False, lineterminator="\n"),
     }
 
@@ -70,21 +70,16 @@ def write_files(folder: Path, stem: str, texts: Mapping[str, str]) -> list[Path]
     return paths
 
 
-def heading(table: Table, profile: Profile, conditions: Mapping[str, str]) -> tuple[str, str]:
-    """Return the title, and the profile's note, which is printed before the numbers."""
+def heading(table: Table, profile: Profile, conditions: Mapping[str, str]) -> tuple[str, list[str]]:
+    """Return title and profile's note, for LaTeX, and as the first lines of a Markdown file."""
     named = "".join(f", {name} {value}" for name, value in conditions.items())
     title = f"{table.title} (profile {profile.name}{named})"
-    return title, f"Profile {profile.name}: {profile.note}"
-
-
-def opening(table: Table, profile: Profile, conditions: Mapping[str, str]) -> list[str]:
-    """Return the first lines of a table's Markdown file."""
-    title, note = heading(table, profile, conditions)
-    return [f"# Table {table.table}: {markdown(title)}", "", f"**{markdown(note)}**", ""]
+    note = f"Profile {profile.name}: {profile.note}"
+    lines = [f"# Table {table.table}: {markdown(title)}", "", f"**{markdown(note)}**", ""]
+    return f"{title}. {note}", lines
 
 
 def caption(results: TableResults, cells: pd.DataFrame) -> str:
-    """Say how to read a cell."""
     given = results.seeds
     seeds = sorted(set(given or (int(s) for text in cells["seeds"] for s in text.split())))
     most = int(cells["n"].max()) if given is None else len(seeds)
@@ -228,10 +223,8 @@ def _evaluation_notes(used: pd.DataFrame) -> Iterator[str]:
         if len(parts) > 1:
             alike.setdefault(", ".join(parts), []).append(str(task))
     for parts, tasks in alike.items():
-        yield (
-            f"{', '.join(tasks)}: rows had different numbers of evaluations: {parts}. The best of "
-            "more evaluations tends to be higher."
-        )
+        yield (f"{', '.join(tasks)}: rows had different numbers of evaluations: {parts}. "
+               "The best of more evaluations tends to be higher.")  # fmt: skip
 
 
 def _early_notes(used: pd.DataFrame) -> Iterator[str]:
@@ -242,17 +235,15 @@ def _early_notes(used: pd.DataFrame) -> Iterator[str]:
     early = used.loc[steps["step_best"] < final].groupby("label", sort=False)
     rows = [f"{label} ({', '.join(group['task'].unique())})" for label, group in early]
     if rows:
-        yield (
-            f"Best scores from a step before the ranks were final: {'; '.join(rows)}. The ranks "
-            "kept are those of the last step."
-        )
+        yield (f"Best scores from a step before the ranks were final: {'; '.join(rows)}. "
+               "The ranks kept are those of the last step.")  # fmt: skip
 
 
 def _ranks_final(settings: Mapping[str, Any], steps: float) -> float:
     """Return the optimiser step after which a run's ranks do not change; 0 without pruning.
 
-    SoRA's gates move until the last step. AdaLoRA reaches its budget at steps - tfinal, LoRA2 too
-    if deltaT divides that, otherwise one step later.
+    SoRA's gates move until the end, AdaLoRA's ranks until steps - tfinal, LoRA2's until that or, if
+    deltaT does not divide it, one step later.
     """
     if settings.get("method.xi") or settings.get("method.xi_max"):
         return steps
@@ -270,15 +261,12 @@ def _row_notes(results: TableResults) -> Iterator[str]:
     for row in table.rows:
         for task, cell in results.cells[row.id].items():
             if ambiguous := cell.lost["ambiguous"]:
-                yield (
-                    f"{row.label}, {task}: {ambiguous} seed(s) have several runs and are "
-                    f"not averaged ({', '.join(cell.repeated)}): remove the outdated runs."
-                )
+                runs = ", ".join(cell.repeated)
+                yield (f"{row.label}, {task}: {ambiguous} seed(s) have several runs and are not "
+                       f"averaged ({runs}): remove the outdated runs.")  # fmt: skip
         paper = printed(table, row)
         average, recomputed = paper.get((AVERAGE, AVERAGE), math.nan), paper_average(table, row)
         whole = {task for task, _ in paper} - {AVERAGE} == set(table.tasks)
         if whole and abs(average - recomputed) > 0.0051:
-            yield (
-                f"{row.label}: the paper prints an average of {average:.2f}, its cells give "
-                f"{as_printed(recomputed)}, which is used here."
-            )
+            yield (f"{row.label}: the paper prints an average of {average:.2f}, its cells give "
+                   f"{as_printed(recomputed)}, which is used here.")  # fmt: skip

@@ -28,11 +28,7 @@ class Outcome(NamedTuple):
 
 
 def summary(values: Sequence[float] | np.ndarray) -> Summary:
-    """Describe a cell's scores over seeds.
-
-    Raises:
-        ValueError: a score is not finite; diverged runs must not be averaged in.
-    """
+    """Describe a cell's scores over seeds, which are finite: no diverged run is averaged in."""
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():
         raise ValueError(f"scores must be finite, not {array.tolist()}")
@@ -103,8 +99,7 @@ def paired_bootstrap(
         return statistic(y, a, axis) - statistic(y, b, axis)  # (resamples, n) -> (resamples,)
 
     arrays = tuple(np.asarray(x, dtype=float) for x in (label, first, second))
-    with warnings.catch_warnings():
-        # Equal models give a constant; scipy warns about its interval, which is not used here.
+    with warnings.catch_warnings():  # of equal models' interval, which is not used here
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         drawn = stats.bootstrap(
             arrays, difference, paired=True, vectorized=True, method="percentile",

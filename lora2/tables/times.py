@@ -14,12 +14,12 @@ import torch
 from lora2.bench import step
 from lora2.bench.step import Measured, batches
 from lora2.markup import grid, markdown, tex_float
-from lora2.paper.numbers import printed_values
 from lora2.records.store import SCHEMA, StoreError, check_schema
 from lora2.run.device import provenance
 from lora2.sweep.pool import plan_workers
-from lora2.sweep.table import Job, Profile, Row, Table
-from lora2.tables.render import TASK_NAMES, Grid, heading, opening, write_files
+from lora2.sweep.table import Job, Profile, Table
+from lora2.tables.build import printed
+from lora2.tables.render import TASK_NAMES, Grid, heading, write_files
 
 # Steps of each method on each task, measured and to warm up; fewer on a CPU, which is slow.
 ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
@@ -31,10 +31,7 @@ IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 
 def measure(
-    table: Table,
-    jobs: Sequence[Job],
-    rounds: int = ROUNDS,
-    tell: Callable[[str], None] = print,
+    table: Table, jobs: Sequence[Job], rounds: int = ROUNDS, tell: Callable[[str], None] = print
 ) -> pd.DataFrame:
     """Measure every row of a ``times`` table task by task; return one line per row and task.
 
@@ -59,7 +56,8 @@ def _lines(
     table: Table, task: str, jobs: Sequence[Job], measured: dict[str, Measured]
 ) -> list[dict[str, Any]]:
     where = {key: value for key, value in provenance().items() if key in IDENTITY}
-    paper = {row.id: _paper_seconds(table, row, task) for row in table.rows}
+    place = (task, "seconds_per_step")
+    paper = {row.id: printed(table, row).get(place, math.nan) for row in table.rows}
     lines: list[dict[str, Any]] = []
     for row, job in zip(table.rows, jobs, strict=True):
         config, taken = job.resolved.config, measured[row.id]
@@ -79,22 +77,16 @@ def _lines(
     return lines
 
 
-def _paper_seconds(table: Table, row: Row, task: str) -> float:
-    if row.paper_row is None:
-        return math.nan
-    return printed_values(table.table, row.paper_row).get((task, "seconds_per_step"), math.nan)
-
-
 def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]:
     """Return the table's files by the ending of their names."""
-    title, note = heading(table, profile, {})
+    title, opening = heading(table, profile, {})
     about, cells, notes = _about(table, times), _grid(table, times), _notes(times)
-    page = [*opening(table, profile, {}), markdown(about), "", *grid(cells), "",
+    page = [*opening, markdown(about), "", *grid(cells), "",
             *(f"- {markdown(note)}" for note in notes), ""]  # fmt: skip
     return {
         ".csv": times.to_csv(index=False, lineterminator="\n"),
         ".md": "\n".join(page),
-        ".tex": tex_float(f"{title}. {note} {about}", cells, notes),
+        ".tex": tex_float(f"{title} {about}", cells, notes),
     }
 
 
@@ -114,20 +106,15 @@ def _about(table: Table, times: pd.DataFrame) -> str:
 def _notes(times: pd.DataFrame) -> list[str]:
     lengths = [f"{TASK_NAMES[line.task]} {line.tokens:.0f}"
                for line in times.drop_duplicates("task").itertuples()]  # fmt: skip
-    notes = [f"Tokens per example, padding included: {', '.join(lengths)}."]
-    if (times["dirty"].astype(str) == "True").any():
-        notes.append("Measured with uncommitted changes in the tree.")
-    return notes
+    dirty = (times["dirty"].astype(str) == "True").any()
+    return [f"Tokens per example, padding included: {', '.join(lengths)}.",
+            *["Measured with uncommitted changes in the tree."] * bool(dirty)]  # fmt: skip
 
 
 def _grid(table: Table, times: pd.DataFrame) -> Grid:
-    """Return the printed table: per row milliseconds and their ratio, then the paper's ratio.
-
-    On a CPU only the ratio: its seconds mean little for another.
-    """
-    on_gpu = _on_gpu(times)
+    """Return per row milliseconds (not a CPU's) and their ratio, then the paper's ratio."""
+    on_gpu, cells = _on_gpu(times), times.set_index(["row", "task"])
     labels = {row.id: row.label for row in table.rows}
-    cells = times.set_index(["row", "task"])
     lines = [["Method", *(TASK_NAMES[task] for task in table.tasks)]]
     for row in table.rows:
         line = [cells.loc[(row.id, task)] for task in table.tasks]
@@ -143,10 +130,8 @@ def _on_gpu(times: pd.DataFrame) -> bool:
 
 
 def _cell(seconds: float, ratio: float, absolute: bool) -> str:
-    if not absolute:
-        return _ratio(ratio, "1")
-    shown = f"{1000 * seconds:.1f}"
-    return f"{shown} ({ratio:.2f})" if math.isfinite(ratio) else shown
+    shown = f"{1000 * seconds:.1f}" + (f" ({ratio:.2f})" if math.isfinite(ratio) else "")
+    return shown if absolute else _ratio(ratio, "1")
 
 
 def _ratio(value: float, otherwise: str) -> str:
@@ -154,17 +139,11 @@ def _ratio(value: float, otherwise: str) -> str:
 
 
 def write(table: Table, times: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
-    """Write table2.csv, .md and .tex into ``folder``; return their paths."""
     return write_files(folder, table.stem, texts(table, times, profile))
 
 
 def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
-    """Write the table's files again from the times in ``folder``'s CSV; return their paths.
-
-    Raises:
-        FileNotFoundError: nothing was measured yet.
-        StoreError: the file is damaged, or of another version of this project.
-    """
+    """Write the table's files again from the times in ``folder``'s CSV; return their paths."""
     path = folder / f"{table.stem}.csv"
     try:
         times = pd.read_csv(path, dtype={"label": "object", "device": "object"})

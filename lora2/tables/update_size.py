@@ -93,8 +93,7 @@ def measure(
 ) -> tuple[float, list[Update], list[str]]:
     """Take ``STEPS`` training steps from a copy of ``base``, without warmup, head left out.
 
-    Returns the learning rate, the update of each weight, and the parameters whose first gradient is
-    so small, but not zero, that Adam's eps shortens their step.
+    Returns the learning rate, the update of each weight, and the parameters near Adam's eps.
     """
     config, total = resolved.config, resolved.steps or STEPS
     set_seed(config.seed)
@@ -128,13 +127,13 @@ def measure(
 @torch.no_grad()
 def _weights(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     """Return name -> each trained weight, adapters merged, in double: an update may be tiny."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
-    weights = {}
-    for name, layer in layers.items():
-        merged = copy.deepcopy(layer).double()
-        merged.merge()
-        weights[name] = merged.get_base_layer().weight
-    within = {p for layer in layers.values() for p in layer.parameters()}
+    weights, within = dict[str, Tensor](), set[Tensor]()
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            merged = copy.deepcopy(layer).double()
+            merged.merge()
+            weights[name] = merged.get_base_layer().weight
+            within |= set(layer.parameters())
     for name, p in model.named_parameters():
         if p.requires_grad and p not in within and not in_head(name, head):
             weights[name] = p.detach().double()

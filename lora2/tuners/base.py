@@ -11,17 +11,9 @@ from functools import cache
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.tuners_utils import (
-    BaseTuner,
-    BaseTunerLayer,
-    _maybe_include_all_linear_layers,
-    check_adapters_to_merge,
-)
-from peft.utils import (
-    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
-    get_quantization_kwargs,
-    resolve_quantization_backend,
-)
+from peft import utils
+from peft.tuners import tuners_utils
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -108,7 +100,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 finite; it is then untouched.
         """
         self._check_mergeable()
-        for name in check_adapters_to_merge(self, adapter_names):
+        for name in tuners_utils.check_adapters_to_merge(self, adapter_names):
             if name not in self.r:
                 continue
             weight = self.get_base_weight()
@@ -179,13 +171,13 @@ class AdapterModel(BaseTuner):
 
     tuner_layer_cls: type[AdapterLayer]
     peft_config: dict[str, Any]  # adapter name -> AdapterConfig
-    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """As PEFT's; "all-linear" skips weights that are read, names without a module warn."""
         config = self.peft_config[adapter_name]
         if str(config.target_modules).lower() == "all-linear":
-            _maybe_include_all_linear_layers(config, model)
+            tuners_utils._maybe_include_all_linear_layers(config, model)
             config.target_modules = {n for n in config.target_modules if not _is_read(model, n)}
         names = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kw)
@@ -205,10 +197,9 @@ class AdapterModel(BaseTuner):
 
     def _look_up_layers(self) -> None:
         layers = {n: m for n, m in self.model.named_modules() if isinstance(m, AdapterLayer)}
-        self._layers: dict[str, dict[str, Any]] = {
-            adapter: {name: layer for name, layer in layers.items() if adapter in layer.r}
-            for adapter in self.peft_config
-        }
+        self._layers: dict[str, dict[str, Any]] = {}
+        for adapter in self.peft_config:
+            self._layers[adapter] = {n: layer for n, layer in layers.items() if adapter in layer.r}
 
     def adapted_layers(self, adapter_name: str) -> dict[str, Any]:
         """Module name -> layer, for every module that ``adapter_name`` adapts."""
@@ -227,7 +218,7 @@ class AdapterModel(BaseTuner):
                 f"instead of calling it, so an adapter would have no effect until it is merged; "
                 f"name it in exclude_modules, or use target_modules='all-linear', which skips it"
             )
-        quantization = get_quantization_kwargs(self.model)
+        quantization = utils.get_quantization_kwargs(self.model)
         layer = self.tuner_layer_cls(target, adapter_name, peft_config, current_key, **quantization)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
@@ -289,7 +280,7 @@ def _base_linear(target: nn.Module, name: str, quantization: dict[str, Any]) -> 
     base: Any = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     # torchao's backend refuses None, the function that quantises a merged weight; False is none.
     settings = {"get_apply_tensor_subclass": False, **quantization}
-    backend = resolve_quantization_backend(base, **settings)
+    backend = utils.resolve_quantization_backend(base, **settings)
     plain = isinstance(base, nn.Linear | Conv1D) and base.weight.is_floating_point()
     if backend is None and not plain:
         raise TypeError(

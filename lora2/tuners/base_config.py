@@ -48,11 +48,7 @@ def extend_peft_type(name: str) -> PeftType:
 
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
-    """Register ``name`` (lower case) with PEFT; a second call with the same classes is harmless.
-
-    Raises:
-        KeyError: another package has registered this name with another config class.
-    """
+    """Register ``name`` (lower case) with PEFT; a KeyError if another package has it already."""
     registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(extend_peft_type(name.upper()))
     if registered is None:
         prefix = model_cls.prefix
@@ -75,23 +71,22 @@ def is_real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# Rules: whether a value is allowed, and what is.
+
+
 def integer(value: Any, low: int) -> tuple[bool, str]:
-    """Allow integers >= ``low``."""
     return is_int(value, low), f"an integer >= {low}"
 
 
 def positive(value: Any) -> tuple[bool, str]:
-    """Allow finite numbers > 0."""
     return is_real(value) and value > 0, "a number > 0"
 
 
 def non_negative(value: Any) -> tuple[bool, str]:
-    """Allow finite numbers >= 0."""
     return is_real(value) and value >= 0, "a number >= 0"
 
 
 def fraction(value: Any) -> tuple[bool, str]:
-    """Allow numbers in [0, 1)."""
     return is_real(value) and 0 <= value < 1, "0 <= value < 1"
 
 
@@ -152,7 +147,7 @@ class AdapterConfig(PeftConfig):
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT's; then say in the model card beside it, if there is one, what loading takes."""
+        """As PEFT's; the model card beside it then says what loading takes."""
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "README.md"
         if path.is_file():

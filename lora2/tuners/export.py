@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lora2.tuners.base import AdapterLayer, AdapterModel
+from lora2.tuners.base import AdapterModel
 from lora2.tuners.base_config import AdapterConfig
 
 _PREFIX = "base_model.model."
@@ -21,15 +21,12 @@ _PREFIX = "base_model.model."
 def to_lora(
     peft_model: PeftModel, adapter_name: str | None = None
 ) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """Return the plain LoRA adapter with the update of ``adapter_name`` (None: the active one).
+    """Return config and state dict of a plain LoRA with the update of ``adapter_name`` or active.
 
     The update is the same up to one rounding to the adapter's dtype; the scale is folded into B and
     lora_alpha is the rank, so that it is 1 in every program. Modules in ``modules_to_save`` come
     along. All matrices get the largest rank (k for LoRA2), filled up with zeros. A module whose
     SoRA gates are all zero is no target any more, except the first if no other is left.
-
-    Returns:
-        A LoraConfig and the state dict of ``adapter_model.safetensors``.
 
     Raises:
         TypeError: the model has no adapters of this package.
@@ -47,8 +44,12 @@ def to_lora(
             f"bias={config.bias!r} cannot be exported, because a LoRA adapter would also train the "
             f"biases of other modules: train with bias='none', or use merge_and_unload"
         )
-    pairs = {key: _pair(layer, name) for key, layer in tuner.adapted_layers(name).items()}
-    kept = {key: (a, b) for key, (a, b) in pairs.items() if len(a) > 0}
+    pairs = dict[str, tuple[Tensor, Tensor]]()  # LoRA's A (k, d_in) and B (d_out, k)
+    for key, layer in tuner.adapted_layers(name).items():
+        dtype = getattr(layer, layer.adapter_layer_names[0])[name].dtype
+        first, second = layer.thin_factors(name)
+        pairs[key] = first.T.to(dtype), second.T.to(dtype)
+    kept = {key: pair for key, pair in pairs.items() if len(pair[0]) > 0}
     if not kept:  # PEFT loads no adapter without a target
         key, (a, b) = next(iter(pairs.items()))
         kept = {key: (a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1))}
@@ -68,13 +69,6 @@ def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | N
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     save_file(state, Path(folder) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     return Path(folder)
-
-
-def _pair(layer: AdapterLayer, adapter_name: str) -> tuple[Tensor, Tensor]:
-    """Return LoRA's A (k, d_in) and B (d_out, k) in the adapter's dtype."""
-    dtype = getattr(layer, layer.adapter_layer_names[0])[adapter_name].dtype
-    first, second = layer.thin_factors(adapter_name)
-    return first.T.to(dtype), second.T.to(dtype)
 
 
 def _lora_config(config: AdapterConfig, rank: int, modules: list[str] | None) -> LoraConfig:

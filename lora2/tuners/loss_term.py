@@ -8,9 +8,9 @@ returns, and a hook notes whether a backward pass reached it. If none did (TRL, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class LossTerm:
 
     def watch(self, term: Tensor) -> Tensor:
         """Return ``term``; a backward pass through it is noted."""
-        if torch.compiler.is_compiling():  # hooks inside a graph are not supported
+        if torch.compiler.is_compiling():  # without hooks
             self._note()
         elif term.requires_grad:
             term.register_hook(self._note)
@@ -78,6 +78,8 @@ class TermModel(AdapterModel):
     subclass defines ``_loss_term`` and ``_watch``, its layers ``kept`` and ``kept_parameters``.
     """
 
+    _loss_term: ClassVar[Callable[..., Tensor]]  # of the trained adapter, a scalar
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._term = LossTerm()
@@ -109,19 +111,12 @@ class TermModel(AdapterModel):
         name = self._active()[0]
         return sum(layer.kept_parameters(name) for layer in self.adapted_layers(name).values())
 
-    def _loss_term(self) -> Tensor:
-        """Return the trained adapter's term, a scalar."""
-        raise NotImplementedError
-
     def _watch(self, adapter: str, saving: bool) -> None:
         """Look at the trained adapter when a training pass or a saving begins."""
         raise NotImplementedError
 
     def _warn_undriven(self, parameter: Tensor, saving: bool, message: str) -> None:
-        """Warn once if optimiser steps pass without the tuner's step.
-
-        They show in the version of a parameter, which counts its changes in place.
-        """
+        """Warn once if steps pass without the tuner's, by ``parameter``'s count of changes."""
         if self._warned or (saving and not self._versions):
             return
         if parameter._version not in self._versions:
@@ -133,12 +128,11 @@ class TermModel(AdapterModel):
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self._after_forward()  # an interrupt of the last forward runs no hook
         self._refuse_offloaded()
-        training = module.training and torch.is_grad_enabled()
-        if module is self.model and training and not torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if module is self.model and module.training and torch.is_grad_enabled() and not compiling:
             self._watch_training()
 
     def _refuse_offloaded(self) -> None:
-        """Raise a ValueError where accelerate keeps an adapter's weights elsewhere."""
         for name in self._active():
             layer = self._first(name)
             if layer is None or not getattr(layer, layer.adapter_layer_names[0])[name].is_meta:
@@ -211,14 +205,16 @@ class TermModel(AdapterModel):
 
 def add_gradient(term: Tensor, parameters: Sequence[Tensor]) -> None:
     """Add the gradient of ``term`` to that of each of its parameters, in few operations."""
+    old, added = list[Tensor](), list[Tensor]()
     gradients = torch.autograd.grad(term, parameters, allow_unused=True)
-    pairs = [(p, new) for p, new in zip(parameters, gradients, strict=True) if new is not None]
-    old = [(p.grad, new) for p, new in pairs if p.grad is not None]
-    for parameter, new in pairs:
+    for parameter, new in zip(parameters, gradients, strict=True):
         if parameter.grad is None:
             parameter.grad = new
+        elif new is not None:
+            old.append(parameter.grad)
+            added.append(new)
     if old:
-        torch._foreach_add_([grad for grad, _ in old], [new for _, new in old])
+        torch._foreach_add_(old, added)
 
 
 def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
@@ -230,24 +226,17 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     accumulation multiplies them.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
-    if total is None or not isinstance(labels, Tensor) or not _is_causal(model):
+    # transformers derives it from the class's name; those without a kind are GPT2LMHeadModel's.
+    heads = "ForCausalLM" if type(model).__name__.endswith("LMHeadModel") else ""
+    kind = LOSS_MAPPING.get(getattr(model, "loss_type", None) or heads)
+    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    causal = kind is ForCausalLMLoss and not encodes
+    if total is None or not isinstance(labels, Tensor) or not causal:
         return None
-    shifted = inputs.get("shift_labels")
-    counted = labels[..., 1:] if shifted is None else shifted
+    counted = inputs.get("shift_labels")
+    counted = labels[..., 1:] if counted is None else counted
     whole = total.to(counted.device) if isinstance(total, Tensor) else total
     return counted.ne(-100).sum() / whole
-
-
-def _is_causal(model: nn.Module) -> bool:
-    """Tell whether the model's loss is ``ForCausalLMLoss``.
-
-    transformers derives it from the class's name; of those without a kind, *LMHeadModel are causal.
-    """
-    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    kind = getattr(model, "loss_type", None)
-    if kind is None and type(model).__name__.endswith("LMHeadModel"):
-        kind = "ForCausalLM"
-    return LOSS_MAPPING.get(kind or "") is ForCausalLMLoss and not encodes
 
 
 def _unhook(model: nn.Module) -> None:

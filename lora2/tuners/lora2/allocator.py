@@ -24,9 +24,6 @@ class Allocator:
     * t > T - tfinal: the mask of the frozen averages, at the target, is applied after every step.
 
     This is the published allocator, and PEFT's AdaLoRA but for its forced renewal at T - tfinal.
-
-    Raises:
-        ValueError: the schedule does not fit into ``total_step``.
     """
 
     def __init__(self, config: Lora2Config, factors: Factors, total_step: int) -> None:
@@ -34,6 +31,7 @@ class Allocator:
             raise ValueError(f"Lora2Config: {problem}")
         self.config, self.total_step, self.last_step = config, total_step, 0
         self.n, lam = len(factors.lam), factors.lam[0]
+        self.target_total = self.n * (config.target_r or config.r)  # kept after the training
         both = factors.u + factors.V
         self._outer = by_shape(both) if config.importance == "full" else []
         self._outer_sizes = [sum(both[at].numel() for at in group) for group in self._outer]
@@ -61,11 +59,6 @@ class Allocator:
         """The smoothed deviation of the sensitivity, flat."""
         return self._averages[1]
 
-    @property
-    def target_total(self) -> int:
-        """Singular values that survive the whole training."""
-        return self.n * (self.config.target_r or self.config.r)
-
     def budget(self, step: int) -> int:
         """Singular values kept over all matrices after ``step``."""
         whole, config = self.n * self.config.r, self.config
@@ -76,12 +69,7 @@ class Allocator:
 
     @torch.no_grad()
     def step(self, step: int, factors: Factors, masks: list[Tensor]) -> None:
-        """Take in optimiser step ``step``; zero pruned lambdas and fill ``masks``, both in place.
-
-        Raises:
-            ValueError: ``step`` is not the one after the last, or is beyond ``total_step``.
-            RuntimeError: a factor that is trained has no gradient.
-        """
+        """Take in optimiser step ``step``; zero pruned lambdas and fill ``masks`` in place."""
         self._check_step(step)
         frozen_from = self.total_step - self.config.tfinal
         weights = self._scored(factors) if step < frozen_from else factors.lam
@@ -131,11 +119,7 @@ class Allocator:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue after the step at which ``state`` was taken.
-
-        Raises:
-            ValueError: ``state`` has other entries, shapes or another total_step.
-        """
+        """Continue after the step at which ``state`` was taken; a ValueError if it does not fit."""
         if problems := _differences(self.state_dict(), state):
             raise ValueError(
                 "this allocator state belongs to another run: " + "; ".join(problems) + ". Resume "
@@ -188,7 +172,6 @@ class Allocator:
         self._averages = torch.where(finite, self._moved, self._averages)
 
     def _scored(self, factors: Factors) -> list[Tensor]:
-        """The scored parameters in the order of the flat state."""
         both = factors.u + factors.V
         outer = [both[at] for group in self._outer for at in group]
         return [*factors.lam, *factors.v, *factors.U, *outer]
@@ -244,7 +227,6 @@ def _gradient(weight: Tensor) -> Tensor:
 
 
 def _flat(tensors: list[Tensor], like: Tensor) -> Tensor:
-    """One after another, on the device and in the dtype of ``like``."""
     flat = [whole(tensor).flatten().to(like.device) for tensor in tensors]
     return torch.cat(flat).to(like.dtype)
 
@@ -257,7 +239,6 @@ def _sharded_like(parameter: Tensor, values: Tensor) -> Tensor:
 
 
 def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
-    """Where ``other`` cannot be loaded over ``own``."""
     if missing := sorted(set(own) ^ set(other)):
         return [f"entries present on one side only: {', '.join(missing)}"]
     problems = [
@@ -265,7 +246,7 @@ def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> list[str]:
         for key, tensor in own.items()
         if tensor.shape != other[key].shape
     ]
-    steps = int(own["total_step"]), int(other["total_step"])
-    if steps[0] != steps[1]:
-        problems.append(f"it was made for total_step={steps[1]}, this run has {steps[0]}")
+    ours, theirs = int(own["total_step"]), int(other["total_step"])
+    if ours != theirs:
+        problems.append(f"it was made for total_step={theirs}, this run has {ours}")
     return problems

@@ -5,16 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lora2.tuners.base_config import (
-    AdapterConfig,
-    Rules,
-    fraction,
-    integer,
-    is_int,
-    non_negative,
-    one_of,
-    positive,
-)
+from lora2.tuners import base_config as allow
+from lora2.tuners.base_config import AdapterConfig, Rules, is_int
 
 ORTHOGONALITY = ("uv", "UV", "uv+UV", "PQ", "uv+UV+PQ", "none")
 
@@ -44,9 +36,6 @@ class Lora2Config(AdapterConfig):
         orth_squared: square the Frobenius norms of the regulariser.
         importance: "factored" (Eq. 9) or "full" (Eq. 8).
         total_step: optimiser steps of the whole training; None with Lora2Callback, which knows it.
-
-    Raises:
-        ValueError: one error that lists every impossible value.
     """
 
     k: int = 1
@@ -81,20 +70,20 @@ class Lora2Config(AdapterConfig):
         target, total = self.target_r, self.total_step
         fits = target is None or (is_int(target, 1) and not (is_int(self.r, 1) and target > self.r))
         return super()._rules() | {
-            "k": integer(self.k, 1),
-            "bias": one_of(self.bias, "none", "all", "lora2_only"),
-            "init_weights": one_of(self.init_weights, True, False, "orthogonal"),
-            "init_std": positive(self.init_std),
+            "k": allow.integer(self.k, 1),
+            "bias": allow.one_of(self.bias, "none", "all", "lora2_only"),
+            "init_weights": allow.one_of(self.init_weights, True, False, "orthogonal"),
+            "init_std": allow.positive(self.init_std),
             "target_r": (fits, f"None or an integer from 1 to r={self.r!r}"),
-            "tinit": integer(self.tinit, 0),
-            "tfinal": integer(self.tfinal, 0),
-            "deltaT": integer(self.deltaT, 1),
-            "beta1": fraction(self.beta1),
-            "beta2": fraction(self.beta2),
-            "orth_reg_weight": non_negative(self.orth_reg_weight),
-            "orthogonality": one_of(self.orthogonality, *ORTHOGONALITY),
-            "orth_squared": one_of(self.orth_squared, True, False),
-            "importance": one_of(self.importance, "factored", "full"),
+            "tinit": allow.integer(self.tinit, 0),
+            "tfinal": allow.integer(self.tfinal, 0),
+            "deltaT": allow.integer(self.deltaT, 1),
+            "beta1": allow.fraction(self.beta1),
+            "beta2": allow.fraction(self.beta2),
+            "orth_reg_weight": allow.non_negative(self.orth_reg_weight),
+            "orthogonality": allow.one_of(self.orthogonality, *ORTHOGONALITY),
+            "orth_squared": allow.one_of(self.orth_squared, True, False),
+            "importance": allow.one_of(self.importance, "factored", "full"),
             "total_step": (total is None or is_int(total, 1), "None or an integer >= 1"),
         }
 

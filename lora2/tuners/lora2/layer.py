@@ -18,11 +18,7 @@ _NO_PAIRS: tuple[dict[str, tuple[Tensor, Tensor]], bool] = ({}, False)
 
 
 class Lora2Linear(AdapterLayer):
-    """An ``nn.Linear`` or ``Conv1D`` with LoRA2 adapters beside it.
-
-    A pruned singular value is a zero in ``lora2_lambda`` and a False in ``lora2_mask``; the forward
-    reads ``lora2_lambda`` alone.
-    """
+    """An ``nn.Linear`` or ``Conv1D`` with LoRA2 adapters; a pruned singular value is a zero."""
 
     adapter_layer_names = FACTOR_NAMES
     other_param_names = ("r", "k", "scaling", "lora2_dropout", "lora2_mask")
@@ -77,10 +73,7 @@ class Lora2Linear(AdapterLayer):
         return k * (self.in_features + self.out_features) + n * (2 * k + 1) if n else 0
 
     def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """u^T (k, d_in) and s * v diag(lambda) U V (k, d_out): the update as two products.
-
-        In the dtype of autocast where it is on, rounded to it once.
-        """
+        """u^T (k, d_in) and s * v diag(lambda) U V (k, d_out), in the dtype of autocast, if on."""
         pairs, with_grad = self._cache.get(this_thread(), _NO_PAIRS)
         pair = pairs.get(adapter_name)
         if pair is not None and (not torch.is_grad_enabled() or _may_differentiate(with_grad)):

@@ -86,8 +86,8 @@ class Lora2Model(TermModel):
         """Start a training of ``total_step`` optimiser steps (None: as the config says).
 
         Raises:
-            ValueError: no adapter or several are trained, ``total_step`` is unknown or contradicts
-                the config, the pruning schedule does not fit into it, or ZeRO-3 holds the weights.
+            ValueError: no adapter or several are trained, ``total_step`` is unknown, contradicts
+                the config or is too short to prune, or ZeRO-3 holds the weights.
         """
         if any(hasattr(p, "ds_id") for p in self.model.parameters() if p.requires_grad):
             raise ValueError(
@@ -136,28 +136,17 @@ class Lora2Model(TermModel):
             for lam, mask in zip(factors.lam, masks, strict=True):
                 lam.mul_(mask)
 
-    def update_and_allocate(self, step: int) -> None:
-        """``after_optimizer_step`` under the name that PEFT's AdaLoRA gave it."""
-        self.after_optimizer_step(step)
+    update_and_allocate = after_optimizer_step  # as PEFT's AdaLoRA calls it
 
     def training_state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned.
-
-        With the singular values, to check that both belong together.
-        """
+        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
         if self.allocator is None:
             return {}
-        lambdas = _lambdas(self._adapters[self._in_training])
+        lambdas = _lambdas(self._adapters[self._in_training])  # to check that both fit together
         return {**self.allocator.state_dict(), "lambda": lambdas}
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
-        """Continue after the step at which ``training_state`` was taken.
-
-        Raises:
-            RuntimeError: another adapter is being trained.
-            ValueError: ``state`` is of another run (shapes, steps, singular values), or see
-                ``prepare_training``.
-        """
+        """Continue after the step of ``training_state``; a ValueError if it is of another run."""
         adapted, config = self._training()
         if not config.prunes:
             if state:
@@ -180,12 +169,7 @@ class Lora2Model(TermModel):
         torch._foreach_copy_(adapted.masks(), list(allocator.mask.unbind()))
 
     def finish_training(self) -> None:
-        """Check that the ranks are what the schedule promised.
-
-        Raises:
-            RuntimeError: the allocator was never called, or not to the last step, or for another
-                adapter, or it saw no gradient, or another number of singular values survives.
-        """
+        """Raise a RuntimeError unless the allocator saw every step and pruned to its target."""
         adapted, config = self._training()
         if not config.prunes or self._final:
             return
@@ -263,11 +247,9 @@ class Lora2Model(TermModel):
         def masked(layer: Lora2Linear, gradient: Tensor) -> Tensor:
             return gradient * layer.lora2_mask[adapted.adapter]
 
-        self._final = tuple(
-            lam.register_hook(partial(masked, layer))
-            for layer in adapted.layers.values()
-            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad
-        )
+        for layer in adapted.layers.values():
+            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad:
+                self._final += (lam.register_hook(partial(masked, layer)),)
 
     def _release(self) -> None:
         for hook in self._final:
@@ -281,7 +263,6 @@ class Lora2Model(TermModel):
 
 
 def _lambdas(adapted: Adapted) -> Tensor:
-    """All singular values, flat, on one device."""
     lambdas = [whole(lam) for lam in adapted.factors().lam]
     return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
 

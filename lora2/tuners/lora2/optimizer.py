@@ -15,13 +15,9 @@ Ratio = float | Literal["auto"]
 
 
 def create_lora2_optimizer(
-    model: nn.Module,
-    optimizer_cls: Callable[..., Optimizer],
-    *,
-    lr: float,
-    lambda_lr_ratio: Ratio = "auto",
-    **kwargs: Any,
-) -> Optimizer:
+    model: nn.Module, optimizer_cls: Callable[..., Optimizer], *,
+    lr: float, lambda_lr_ratio: Ratio = "auto", **kwargs: Any,
+) -> Optimizer:  # fmt: skip
     """Return an optimiser of ``model``'s trainable parameters, lambda at ``lambda_lr_ratio * lr``.
 
     "auto" takes sqrt(d_out / 3) for each matrix of d_out outputs (a little more for 1 < k < r, see
@@ -32,7 +28,6 @@ def create_lora2_optimizer(
     multiplies it by the group's rate: lambda decays by lambda_lr_ratio * lr * weight_decay a step.
 
     Args:
-        model: a model with LoRA2 adapters and all other trainable parameters (a head).
         optimizer_cls: a class of torch.optim, or one that takes parameter groups as they do.
         lr: learning rate of everything but lambda.
         lambda_lr_ratio: the factor for lambda; 1 is the published optimiser.
@@ -53,13 +48,7 @@ def create_lora2_optimizer(
 def lambda_groups(
     model: nn.Module, groups: Iterable[dict[str, Any]], lambda_lr_ratio: Ratio = "auto"
 ) -> list[dict[str, Any]]:
-    """Return ``groups`` with every trained lambda taken out into groups of its own rate.
-
-    Each new group keeps the settings of the group that its lambdas came from; "lr" must be there.
-
-    Raises:
-        ValueError: as ``create_lora2_optimizer``.
-    """
+    """Return ``groups`` (with "lr") with every trained lambda in a group with its own rate."""
     auto = lambda_lr_ratio == "auto"
     if not (auto or (isinstance(lambda_lr_ratio, int | float) and 0 < lambda_lr_ratio < math.inf)):
         raise ValueError(f"lambda_lr_ratio={lambda_lr_ratio!r} (allowed: 'auto' or a number > 0)")

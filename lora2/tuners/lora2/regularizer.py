@@ -13,20 +13,12 @@ from lora2.tuners.lora2.stacks import Stacks, exact
 
 
 def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
-    """Mean over the selected terms of all matrices of ||G - I||_F (or its square).
+    """Mean over the terms of ``pairs`` (joined by "+") of ||G - I||_F, or its square, a scalar.
 
     A pair has two terms: "uv" u^T u and v v^T, "UV" U^T U and V V^T (all k x k); "PQ" P^T P and
     Q Q^T with P = u v, Q = U V (r x r, of rank <= k, so with k < r each keeps a floor of
     sqrt(r - k)). P^T P = v^T (u^T u) v and Q Q^T = U (V V^T) U^T reuse the k x k Gram matrices.
-
-    Args:
-        stacks: the factors of n matrices; lambda is not used.
-        pairs: the selected pairs, joined by "+".
-        squared: square the Frobenius norms.
-
-    Returns:
-        A scalar in float32 or wider, without the weight orth_reg_weight. The gradient of a norm at
-        zero is zero.
+    In float32 or wider, without the weight orth_reg_weight. A norm's gradient at zero is zero.
     """
     selected = set(pairs.split("+"))
     inner: list[Tensor] = []  # (n, k, k) each

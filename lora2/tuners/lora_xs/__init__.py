@@ -29,9 +29,6 @@ class LoraXsConfig(AdapterConfig):
         save_basis: True saves A and B with the adapter, the same update on every machine. False
             saves R alone (r^2 numbers a module); A and B are computed again from the weights of
             the model it is loaded on, which must be those it was trained on.
-
-    Raises:
-        ValueError: one error that lists every impossible value.
     """
 
     r: int = 16
@@ -63,11 +60,7 @@ class LoraXsLinear(AdapterLayer):
         self.loraxs_B = BufferDict(persistent=config.save_basis)
 
     def _create(self, adapter_name: str, config: LoraXsConfig) -> None:
-        """Take A and B from the frozen weight, R from N(0, init_std^2).
-
-        Raises:
-            ValueError: r > min(d_in, d_out).
-        """
+        """Take A and B from the frozen weight, R from N(0, init_std^2)."""
         r = config.r
         if r > min(self.in_features, self.out_features):
             raise ValueError(

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lora2.tuners.base_config import (
-    AdapterConfig,
-    Rules,
-    fraction,
-    integer,
-    is_real,
-    non_negative,
-    one_of,
-    positive,
-)
+from lora2.tuners import base_config as allow
+from lora2.tuners.base_config import AdapterConfig, Rules, is_real
 
 
 @dataclass
@@ -40,9 +32,6 @@ class SoraConfig(AdapterConfig):
         gate_warmup_ratio: share of the steps in which it rises.
         gate_weight_decay: decoupled weight decay of the gates (0 in the published code).
         init_weights: False makes B random too, so that a new adapter is not a no-op.
-
-    Raises:
-        ValueError: one error that lists every impossible value.
     """
 
     sparse_lambda: float = 10.0
@@ -65,12 +54,12 @@ class SoraConfig(AdapterConfig):
             text = f"None, or a number >= xi={self.xi!r} beside xi_stages >= 2"
             last = fits and self.xi_stages != 1, text
         return super()._rules() | {
-            "sparse_lambda": non_negative(self.sparse_lambda),
-            "xi": non_negative(self.xi),
+            "sparse_lambda": allow.non_negative(self.sparse_lambda),
+            "xi": allow.non_negative(self.xi),
             "xi_max": last,
-            "xi_stages": integer(self.xi_stages, 1),
-            "threshold": one_of(self.threshold, "soft", "published"),
-            "gate_lr": positive(self.gate_lr),
-            "gate_warmup_ratio": fraction(self.gate_warmup_ratio),
-            "gate_weight_decay": non_negative(self.gate_weight_decay),
+            "xi_stages": allow.integer(self.xi_stages, 1),
+            "threshold": allow.one_of(self.threshold, "soft", "published"),
+            "gate_lr": allow.positive(self.gate_lr),
+            "gate_warmup_ratio": allow.fraction(self.gate_warmup_ratio),
+            "gate_weight_decay": allow.non_negative(self.gate_weight_decay),
         }

@@ -161,11 +161,7 @@ class GateOptimizer:
         self.last = self._stacked()
 
     def check_finished(self) -> None:
-        """Warn if the gates are not those of the last step, or none was pruned.
-
-        Raises:
-            RuntimeError: no step was made.
-        """
+        """Warn if the gates are not those of the last step, or none was pruned."""
         if self.driven == 0:
             raise RuntimeError(
                 "SoRA: no proximal step was made in this training; call "
@@ -255,14 +251,11 @@ class SoraModel(TermModel):
         """Step the gates at optimizer step ``step`` = 1, 2, ...; afterwards their .grad is None.
 
         The gradient of the L1 term is added if no backward pass reached it.
-
-        Raises:
-            RuntimeError: training was not prepared, or no gate has a gradient.
         """
         self._prepared().step(step, with_term=self._term.missing())
 
     def training_state(self) -> dict[str, Tensor]:
-        """The gate optimizer's state, flat, for safetensors; ``load_training_state`` reads it."""
+        """The gate optimizer's state, flat, for safetensors."""
         return self._prepared().state()
 
     def load_training_state(self, state: dict[str, Tensor]) -> None:
@@ -270,5 +263,5 @@ class SoraModel(TermModel):
         self._prepared().load_state(state)
 
     def finish_training(self) -> None:
-        """Check that the proximal steps happened, and what they left; see ``GateOptimizer``."""
+        """Raise a RuntimeError if no proximal step happened; warn of what they left."""
         self._prepared().check_finished()
