@@ -45,16 +45,10 @@ class GlueData:
 
 
 def load_task(
-    task_name: str,
-    source: Source,
-    *,
-    dir: str | Path | None = None,
-    train: str = "train",
-    validation: str | None = None,
-    train_rows: int | None = None,
-    holdout: int | None = None,
+    task_name: str, source: Source, *, dir: str | Path | None = None, train: str = "train",
+    validation: str | None = None, train_rows: int | None = None, holdout: int | None = None,
     seed: int = 0,
-) -> GlueData:
+) -> GlueData:  # fmt: skip
     """Load and check one task; ``config/checks.py`` has refused options that exclude each other.
 
     A folder has ``dir/<task>/<split>.parquet``. ``seed`` draws at most ``train_rows`` training rows
