@@ -117,15 +117,9 @@ class Measured:
 
 
 def measure(
-    runs: Mapping[str, tuple[RunConfig, int]],
-    batches: Sequence[Batch],
-    rounds: int,
-    warm_up: int = 2,
-    base: nn.Module | None = None,
-    *,
-    fused: bool = False,
-    count: bool = True,
-) -> dict[str, Measured]:
+    runs: Mapping[str, tuple[RunConfig, int]], batches: Sequence[Batch], rounds: int,
+    warm_up: int = 2, base: nn.Module | None = None, *, fused: bool = False, count: bool = True,
+) -> dict[str, Measured]:  # fmt: skip
     """Time the steps of several runs (configuration and length), taken in turn.
 
     In a round all step on the same batch. All start from ``base``'s weights, on its device; without

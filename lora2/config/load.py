@@ -56,7 +56,14 @@ def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
     """
     choices, typed = parse_words(argv, configs)
     files = read(choices, configs)
-    facts = _facts(files, typed)
+    method, encoder = files["method"]["name"], files["backbone"]
+    given = (typed.get("protocol"), files["protocol"], encoder.get("protocol"))
+    facts = {  # what the conditions of patches are compared with, as it was given
+        "task": files["task"]["name"], "backbone": encoder["name"],
+        "method": method if method in METHODS else "peft",
+        "protocol": next((value for value in given if value is not None), None),
+        "ranks": typed.get("ranks", files["ranks"]),
+    }  # fmt: skip
     published = overlay(files, facts, GROUPS[:2])
     tree = overlay(files, facts, GROUPS)
     notes = apply_words(tree, typed, files["method"])
@@ -148,19 +155,6 @@ def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) ->
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
-
-
-def _facts(files: Tree, typed: Tree) -> Tree:
-    """Return what the conditions of patches are compared with, as it was given."""
-    method = files["method"]["name"]
-    given = (typed.get("protocol"), files["protocol"], files["backbone"].get("protocol"))
-    return {
-        "task": files["task"]["name"],
-        "method": method if method in METHODS else "peft",
-        "backbone": files["backbone"]["name"],
-        "protocol": next((value for value in given if value is not None), None),
-        "ranks": typed.get("ranks", files["ranks"]),
-    }
 
 
 def overlay(files: Tree, facts: Tree, groups: Sequence[str]) -> Tree:

@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import datasets
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets import Dataset, Features, List, Value, concatenate_datasets, config
 from transformers import PreTrainedTokenizerBase
 
 from lora2 import hub
@@ -46,16 +45,10 @@ class GlueData:
 
 
 def load_task(
-    task_name: str,
-    source: Source,
-    *,
-    dir: str | Path | None = None,
-    train: str = "train",
-    validation: str | None = None,
-    train_rows: int | None = None,
-    holdout: int | None = None,
+    task_name: str, source: Source, *, dir: str | Path | None = None, train: str = "train",
+    validation: str | None = None, train_rows: int | None = None, holdout: int | None = None,
     seed: int = 0,
-) -> GlueData:
+) -> GlueData:  # fmt: skip
     """Load and check one task; ``config/checks.py`` has refused options that exclude each other.
 
     A folder has ``dir/<task>/<split>.parquet``. ``seed`` draws at most ``train_rows`` training rows
@@ -163,17 +156,17 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
 
     Returns the tables by name, and the data set's revision (a commit hash) if known.
     """
-    from datasets import load_dataset
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    revision, reason = None, "HF_HUB_OFFLINE=1 is set"
+    revision, reason, before = None, "HF_HUB_OFFLINE=1 is set", config.HF_HUB_OFFLINE
     if not is_offline_mode():
         info = partial(HfApi().dataset_info, REPOSITORY, timeout=hub.PROBE_SECONDS)
         revision, reason = hub.ask(lambda: info().sha)
     try:
-        with _cache_only(revision is None):
-            parts = load_dataset(REPOSITORY, task.name, split=list(splits), revision=revision)
+        # Without a hub `datasets` looks only into its cache, at once and without retries.
+        config.HF_HUB_OFFLINE = before or revision is None
+        parts = datasets.load_dataset(REPOSITORY, task.name, split=list(splits), revision=revision)
     # `datasets` raises many unrelated exceptions here; all mean that the data was not loaded.
     except Exception as error:
         why = f"({type(error).__name__}: {error})"
@@ -183,6 +176,8 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
             f"{task.name} could not be loaded from {REPOSITORY} {why}. "
             f"{hub.ways_out([(REPOSITORY, 'dataset')])}"
         ) from error
+    finally:
+        config.HF_HUB_OFFLINE = before
     tables = {}
     for split, part in zip(splits, parts, strict=True):
         metadata = part.features.arrow_schema.metadata
@@ -193,19 +188,6 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
         match = re.search(r"[0-9a-f]{40}", folder)
         revision = match and match.group()
     return tables, revision
-
-
-@contextmanager
-def _cache_only(on: bool) -> Iterator[None]:
-    """Make `datasets` look only into its cache, at once and without retries."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or on
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
 
 
 def _hold_out(

@@ -47,14 +47,8 @@ class GlueMetric(evaluate.Metric):
 def compute(task_name: str, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compute the metrics of one split, as fractions of 1 (not percent).
 
-    Args:
-        predictions: (n,) class numbers, or similarities for STS-B.
-        labels: (n,) likewise.
-
-    A correlation over constant predictions or labels is undefined; 0.0 is returned, with a warning.
-
-    Raises:
-        ValueError: shapes differ or are not (n,).
+    ``predictions`` and ``labels`` are (n,) class numbers, or similarities for STS-B. A correlation
+    over constant predictions or labels is undefined; 0.0 is returned, with a warning.
     """
     return _metric(task_name).compute(predictions=predictions, references=labels)
 
@@ -62,13 +56,10 @@ def compute(task_name: str, predictions: np.ndarray, labels: np.ndarray) -> dict
 def compute_splits(
     task: Task, predictions: np.ndarray, labels: np.ndarray, lengths: Mapping[str, int]
 ) -> dict[str, float]:
-    """Compute the metrics of concatenated validation splits.
+    """Compute the metrics of concatenated validation splits, (n,) as for ``compute``.
 
-    Args:
-        predictions: (n,) as for ``compute``, all splits concatenated.
-        labels: (n,) likewise.
-        lengths: rows of each split, in order, summing to n. MNLI's validation_matched and
-            validation_mismatched give the keys matched_accuracy and mismatched_accuracy.
+    ``lengths`` are the rows of each split, in order, summing to n. MNLI's validation_matched and
+    validation_mismatched give the keys matched_accuracy and mismatched_accuracy.
     """
     ends = np.cumsum(list(lengths.values()))
     parts = (np.split(values, ends[:-1]) for values in (predictions, labels))

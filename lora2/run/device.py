@@ -126,8 +126,8 @@ def provenance() -> dict[str, str | bool]:
     except (OSError, subprocess.CalledProcessError):
         commit, dirty = "", False
     origin = {"commit": commit, "dirty": dirty, "device": device_name()}
-    versions = {package: version(package) for package in PACKAGES}
-    return {**origin, "python": platform.python_version(), **versions}
+    origin["python"] = platform.python_version()
+    return origin | {package: version(package) for package in PACKAGES}
 
 
 def _git(*words: str) -> str:

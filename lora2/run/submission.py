@@ -59,9 +59,7 @@ def predict(
     """Return an answer for each of ``rows``: a label's name or number, or a similarity."""
     order = np.argsort(-lengths(rows), kind="stable")  # the first batch is the largest
     batches = DataLoader(
-        rows.select(order),
-        batch_size=train.eval_batch_size,
-        collate_fn=collator(tokenizer, train),
+        rows.select(order), batch_size=train.eval_batch_size, collate_fn=collator(tokenizer, train)
     )
     device, outputs = next(model.parameters()).device, []
     with torch.inference_mode(), autocast(device.type, train.precision):

@@ -50,11 +50,9 @@ def key_of(job: Job) -> Key:
 
 
 def measure(
-    jobs: Sequence[Job],
-    workers: int | None = None,
-    budget: float = BUDGET,
-    tell: Callable[[str], None] = print,
-) -> tuple[Costs, bool]:
+    jobs: Sequence[Job], workers: int | None = None,
+    budget: float = BUDGET, tell: Callable[[str], None] = print,
+) -> tuple[Costs, bool]:  # fmt: skip
     """Measure the cost of a step for each row, task and length, with a worker's number of threads.
 
     Takes a few steps of each, the shortest batch of every row first. After ``budget`` seconds it
