@@ -14,7 +14,9 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
@@ -97,7 +99,13 @@ def command_line(job: Job) -> str:
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; return None if a cluster does them and wait=false."""
     if request.options.cluster == "local":
-        return pool.sweep_here(jobs, request.options.workers)
+        loading = Thread(target=import_module, args=("lora2.tables.times",), daemon=True)
+        if any(plan.kind == "times" for plan in request.plans):  # torch loads while workers train
+            loading.start()
+        outcomes = pool.sweep_here(jobs, request.options.workers)
+        if loading.ident:
+            loading.join()
+        return outcomes
     left = pool.begin(jobs)
     if not left:
         return []

@@ -144,11 +144,13 @@ def read_csv(path: Path) -> pd.DataFrame:
         if not RUN_NAME.fullmatch(name):
             raise StoreError(f"{path}: {name!r} is not the name of a run: remove its row")
     for column in filter(NUMBERS.fullmatch, frame.columns):
-        given = frame[column].dropna()
-        if not pd.to_numeric(given, errors="coerce").between(-1e300, 1e300).all():
+        numbers = pd.to_numeric(frame[column].dropna(), errors="coerce").to_numpy(float)
+        if not (abs(numbers) <= 1e300).all():
             raise StoreError(f"{path}: column {column} holds a value that is not a finite number: "
                              "remove that row")  # fmt: skip
-    return frame.fillna(dict.fromkeys([c for c in TEXT if c in frame.columns], ""))
+    text = [column for column in TEXT if column in frame.columns]
+    frame[text] = frame[text].fillna("")
+    return frame
 
 
 def check_schema(column: pd.Series[Any], path: Path) -> None:

@@ -42,20 +42,19 @@ from lora2.tuners.lora2.optimizer import lambda_groups
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
 TENSOR_CORE_TOKENS = 8  # half-precision matrix products want rows of 16 bytes
-KEPT_ROWS = 10_000  # fewer are tokenised in about a second
 
 
 def tokenize_once(
     frame: pd.DataFrame, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int,
     folder: Path, rows_hash: str,
 ) -> Dataset:  # fmt: skip
-    """``tokenize``, but keep a split of at least ``KEPT_ROWS`` rows in ``folder``.
+    """``tokenize``, but keep what a fast tokenizer made in ``folder``.
 
     datasets writes and reads it; it is named by a hash of everything that decides the tokens.
     ``rows_hash`` stands for the rows (``GlueData.fingerprint`` and the split's name).
     """
     core = getattr(tokenizer, "backend_tokenizer", None)
-    if len(frame) < KEPT_ROWS or core is None:
+    if core is None:
         return tokenize(frame, task, tokenizer, max_length)
     core.no_truncation()  # left over from the last call; each call sets its own
     core.no_padding()

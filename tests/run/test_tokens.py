@@ -19,7 +19,6 @@ def make(tmp_path, monkeypatch):
     """Return a function that tokenises once and counts real tokenisations."""
     calls = []
     monkeypatch.setattr(module, "tokenize", lambda *a: calls.append(1) or tokenize(*a))
-    monkeypatch.setattr(module, "KEPT_ROWS", ROWS)
 
     def do(task="mnli", frame=None, tokenizer=None, length=32):
         frame = make_frame(TASKS[task], ROWS) if frame is None else frame
@@ -68,11 +67,6 @@ def test_whatever_changes_the_tokens_changes_the_name(make):
         make(**change)
         assert len(make.calls) == before + 1, change
     assert len(list(make.folder.iterdir())) == 6
-
-
-def test_few_rows_are_not_kept(make):
-    make(frame=make_frame(TASKS["mnli"], ROWS - 1))
-    assert not make.folder.exists()
 
 
 def test_what_a_killed_writer_left_is_written_again(make, monkeypatch):
