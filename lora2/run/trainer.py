@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lora2.callbacks import Lora2Callback
 from lora2.config.schema import Lora2, RunConfig, Train, run_name
-from lora2.glue.data import MAX_CHARS, tokenize
+from lora2.glue.data import tokenize
 from lora2.glue.tasks import Task
 from lora2.records.files import hold
 from lora2.run.device import world_size
@@ -59,7 +59,7 @@ def tokenize_once(
     core.no_padding()
     decides = [
         rows_hash, core.to_str(), tokenizer.model_input_names,
-        tokenizer.truncation_side, tokenizer.model_max_length, max_length, MAX_CHARS,
+        tokenizer.truncation_side, tokenizer.model_max_length, max_length,
         version("tokenizers"), version("transformers"),
     ]  # fmt: skip
     path = folder / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
