@@ -1,17 +1,22 @@
-"""Sort runs into a table's cells, average them, and compare them with the paper's numbers."""
+"""Find the runs of a table's cells, average them, and compare them with the paper's numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from lora2.config.schema import as_tree
 from lora2.paper.numbers import AVERAGE, exact, glue_average, printed_values, rounded
-from lora2.sweep.table import Row, Table
+from lora2.records import store
+from lora2.sweep.table import PLACES, Job, Profile, Row, Table, jobs
 from lora2.tables import stats
 
+# Words that make another whole table, with files of its own: table1-equal.md.
+VARIANTS = ("protocol", "ranks")
 LOST = ("failed", "diverged", "ambiguous", "missing")
 SIZES = ["params_adapter", "params_kept", "params_head", "params_encoder"]
 
@@ -43,6 +48,63 @@ class TableResults(NamedTuple):
             for row in self.table.rows
             for cell in self.cells[row.id].values()
         )
+
+
+def find_results(
+    table: Table, profile: Profile, folder: Path,
+    seeds: Sequence[int] | None, extra: Sequence[str], runs: pd.DataFrame,
+) -> TableResults:  # fmt: skip
+    """Return the table with the runs that have its settings and ``extra`` words, on any machine.
+
+    ``seeds`` None takes the profile's seeds and any others that were run. A StoreError if there are
+    no runs.
+    """
+    cells = jobs(table, profile, None, extra)
+    run_settings = [comparable(settings) for settings in store.settings(runs)]
+    runs_of = {}
+    for row in table.rows:
+        wanted = [_comparable_job(job) for job in cells if job.row == row.id]
+        runs_of[row.id] = runs.loc[[settings in wanted for settings in run_settings]]
+    run_seeds = {int(seed) for row in runs_of.values() for seed in row["seed"]}
+    if not run_seeds:
+        raise store.StoreError(f"{folder} has no runs of table {table.name}")
+    if seeds is None and profile.seeds is not None:
+        seeds = sorted(run_seeds | set(profile.seeds))
+    config = cells[0].resolved.config
+    conditions = {"protocol": config.protocol, "ranks": config.ranks}
+    typed = [word.partition("=") for word in extra]
+    suffix = "".join(f"-{value}" for key, _, value in typed if key in VARIANTS)
+    return fill(table, runs_of, seeds, conditions, suffix)
+
+
+def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
+    """Return, by the name of each job in ``cells`` that was run, its run.
+
+    That is the run of the same name, otherwise the last with the same settings and seed, whose data
+    or encoder were in another folder.
+    """
+    names = set(runs["run"])
+    settings = [comparable(flat) for flat in store.settings(runs)]
+    recorded = list(zip(runs["run"], runs["seed"].astype(int), settings, strict=True))
+    matched = {}
+    for job in cells:
+        wanted = (job.resolved.config.seed, _comparable_job(job))
+        same = [name for name, *values in recorded if tuple(values) == wanted]
+        if job.name in names or same:
+            matched[job.name] = job.name if job.name in names else same[-1]
+    return matched
+
+
+def comparable(settings: dict[str, object]) -> dict[str, object]:
+    """Return the settings that decide a run's result, without its seed and without folders."""
+    kept = {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+    if store.WARM_START in kept:
+        kept[store.WARM_START] = Path(str(kept[store.WARM_START])).name
+    return kept
+
+
+def _comparable_job(job: Job) -> dict[str, object]:
+    return comparable(store.flatten(as_tree(job.resolved.config)))
 
 
 def fill(
