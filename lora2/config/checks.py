@@ -6,7 +6,6 @@ Checked from the words and files alone, before anything heavy is imported.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,6 @@ from lora2.glue.tasks import TASKS
 
 # A name on the hub: OWNER/NAME, or the few old ones without an owner.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-NAME_BYTES = 255  # of one part of a path, on any file system in use
 SCHEDULE = ("tinit", "tfinal", "deltaT", "beta1", "beta2", "importance")
 
 
@@ -42,14 +40,11 @@ def check_combinations(run: Checked) -> Iterator[Problem]:
     """Yield every impossible combination."""
     for check in (_no_effect, _pruning, _length, _data, _holdout, _backbone, _results):
         yield from check(run)
-    yield from check_encoder(run.values, _folder_sizes(run))
 
 
 def _no_effect(run: Checked) -> Iterator[Problem]:
     """Yield the typed keys that another value leaves without any effect."""
-    steps, target, terms = (
-        run[key] for key in ("train.max_steps", "method.target_r", "method.orthogonality")
-    )
+    steps, target = run["train.max_steps"], run["method.target_r"]
     start = run.values.get("method.init_r", run["method.r"])
     cases = (
         (steps is not None, f"train.max_steps is {steps}", "train.max_steps=null beside it",
@@ -62,10 +57,8 @@ def _no_effect(run: Checked) -> Iterator[Problem]:
          [f"method.{key}" for key in SCHEDULE]),
         (run["method.init_weights"] == "orthogonal", "method.init_weights is orthogonal", "",
          ["method.init_std"]),
-        (terms == "none", "method.orthogonality is none", "",
+        (run["method.orthogonality"] == "none", "method.orthogonality is none", "",
          ["method.orth_reg_weight", "method.orth_squared"]),
-        (terms not in (None, "none") and run["method.orth_reg_weight"] == 0,
-         "method.orth_reg_weight is 0", "", ["method.orthogonality", "method.orth_squared"]),
     )  # fmt: skip
     for holds, reason, allowed, keys in cases:
         for key in keys if holds else ():
@@ -181,66 +174,17 @@ def _backbone(run: Checked) -> Iterator[Problem]:
     if run["backbone.attention"] == "sdpa" and paths.get("query", "").endswith("query_proj"):
         allowed = "eager or null: transformers has no sdpa for DeBERTa's position terms"
         yield run.problem("backbone.attention", allowed)
-    for name in dict.fromkeys(chosen) if paths else ():
+    for name in chosen if paths else ():
         if name not in paths:
             yield run.problem("backbone.targets", f"a path for {name}, a target of the method")
-        if chosen.count(name) > 1:
-            yield run.problem("method.target_modules", f"{name} once")
 
 
 def _results(run: Checked) -> Iterator[Problem]:
     if not run["results.dir"]:
         return
     place = Path(run["results.dir"]).absolute()
-    if max(len(part.encode()) for part in place.parts) > NAME_BYTES:
-        yield run.problem("results.dir", f"names of at most {NAME_BYTES} bytes")
-        return
     nearest = next(path for path in (place, *place.parents) if os.path.lexists(path))
     if not nearest.is_dir():
         yield run.problem("results.dir", "a folder", f"{nearest} is a file")
     elif not os.access(nearest, os.W_OK | os.X_OK):
         yield run.problem("results.dir", "a folder you may write to", f"{nearest} is not one")
-
-
-def _folder_sizes(run: Checked) -> dict[str, Any]:
-    """Read the sizes of an encoder in a folder or in the package, for ``check_encoder``."""
-    from lora2.embedded import ENCODERS, encoder_path
-
-    name, path = run["backbone.name"], run["backbone.path"]
-    if path is None and name not in ENCODERS:
-        return {}
-    folder = encoder_path(name) if path is None else Path(path)
-    config = _json(folder / "config.json")
-    tokens = _json(folder / "tokenizer_config.json").get("model_max_length")
-    tokens = config.get("max_position_embeddings") if tokens is None else tokens
-    sizes = {"width": config.get("hidden_size"), "tokens": tokens}
-    numbers = {key: size for key, size in sizes.items() if isinstance(size, int)}
-    return {"model_type": config.get("model_type"), **numbers}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}  # loading the encoder reports what is wrong with the file
-    return values if isinstance(values, dict) else {}
-
-
-def check_encoder(values: Mapping[str, Any], sizes: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield ranks above the encoder's width, and a length that it or the task cannot use.
-
-    ``sizes`` has the encoder's model_type, width and longest input in tokens, where known.
-    """
-    width, tokens = sizes.get("width"), sizes.get("tokens")
-    for key in ("method.r", "method.k", "method.init_r"):
-        if width and (values.get(key) or 0) > width:
-            allowed = f"at most {width}, the encoder's width: no matrix has a higher rank"
-            yield Problem(key, values[key], allowed)
-    key = "train.max_seq_length"
-    length, pair = values.get(key), len(TASKS[values["task"]].text_columns) == 2
-    if length is not None and tokens and length > tokens:
-        yield Problem(key, length, f"at most the {tokens} tokens that the encoder reads")
-    special = 4 if sizes.get("model_type") in ("roberta", "xlm-roberta") else 3
-    if length is not None and pair and length < special + 2:
-        allowed = f"at least {special + 2}: {special} special tokens and one token of each text"
-        yield Problem(key, length, allowed)

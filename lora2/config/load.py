@@ -26,7 +26,6 @@ from lora2.config.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Tr
 from lora2.glue.tasks import TASKS
 
 PATCH_KEYS = ("for", "seed", "method", "train")
-METHOD_KEYS = sorted({key for kind in (*METHODS.values(), Peft) for key in field_names(kind)})
 # What a patch's ``for`` may ask for; the backbones are files.
 CONDITIONS = {
     "protocol": ["public", "equal"], "ranks": ["paper", "public"], "method": [*METHODS, "peft"],
@@ -57,12 +56,12 @@ def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
     choices, typed = parse_words(argv, configs)
     files = read(choices, configs)
     method, encoder = files["method"]["name"], files["backbone"]
-    given = (typed.get("protocol"), files["protocol"], encoder.get("protocol"))
+    given = (typed.get("protocol"), files.get("protocol"), encoder.get("protocol"))
     facts = {  # what the conditions of patches are compared with, as it was given
         "task": files["task"]["name"], "backbone": encoder["name"],
         "method": method if method in METHODS else "peft",
         "protocol": next((value for value in given if value is not None), None),
-        "ranks": typed.get("ranks", files["ranks"]),
+        "ranks": typed.get("ranks", files.get("ranks")),
     }  # fmt: skip
     published = overlay(files, facts, GROUPS[:2])
     tree = overlay(files, facts, GROUPS)
@@ -77,8 +76,7 @@ def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
     if tree["task"] in TASKS:
         values = {"task": tree["task"]}
         for section in (*SECTIONS, "method"):
-            given = tree[section] if isinstance(tree[section], dict) else {}
-            values |= {f"{section}.{key}": value for key, value in given.items()}
+            values |= {f"{section}.{key}": value for key, value in tree[section].items()}
         for problem in problems:
             values.pop(".".join(problem.key.split(".")[:2]), None)
         # An interval of a plan binds only if no later word cuts the run short.
@@ -95,14 +93,12 @@ _mapping = functools.lru_cache(read_yaml)  # a table asks for the same files for
 
 def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
     """Return configs/config.yaml with the files of the chosen task, method and backbone in it."""
-    base, keys = _mapping(configs / "config.yaml"), field_names(RunConfig)
+    base = _mapping(configs / "config.yaml")
     encoders, default = options("backbone", configs), base.get("backbone")
-    problems = ProblemList(unknown_keys("config.yaml: ", base, keys))
-    problems += [
-        Problem(f"config.yaml: {key}", None, wrong="this key is required")
-        for key in keys
-        if key not in ("task", "method", *base)
-    ]
+    problems = ProblemList(unknown_keys("config.yaml: ", base, field_names(RunConfig)))
+    for section in SECTIONS.keys() - GROUPS:
+        if not isinstance(values := base.get(section), dict):
+            problems += check_section(section, SECTIONS[section], values)
     if default not in encoders:
         problems.append(unknown("config.yaml: backbone", default, encoders))
     problems.raise_if_any()
@@ -119,13 +115,10 @@ def read(choices: Mapping[str, str], configs: Path = CONFIGS) -> Tree:
 
 
 def _check_files(files: Tree, conditions: Mapping[str, list[str]]) -> Iterator[Problem]:
-    """Yield what is wrong in files, also where a later file or word would override it."""
-    task, method = files["task"], {k: v for k, v in files["method"].items() if k != "settings"}
-    kind = METHODS.get(str(method["name"]), Peft)
+    """Yield what is wrong in a task's file, and patches that could never apply."""
+    task = files["task"]
     yield from unknown_keys("task.", task, ("name", "train", "settings"))
-    yield from check_section("train", Train, files["train"], whole=False)
     yield from check_section("task.train", Train, task.get("train") or {}, whole=False)
-    yield from check_section("method", kind, method, whole=False)
     for group in GROUPS:
         where, patches = f"{group}.settings", files[group].get("settings") or []
         if not isinstance(patches, list):
@@ -136,8 +129,10 @@ def _check_files(files: Tree, conditions: Mapping[str, list[str]]) -> Iterator[P
 
 
 def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) -> Iterator[Problem]:
-    if not isinstance(patch, dict) or not isinstance(patch.get("for"), dict):
-        yield Problem(where, patch, f"each entry needs for: {{...}} and {PATCH_KEYS[1:]}")
+    parts = (patch.get("for"), patch.get("method", {})) if isinstance(patch, dict) else ()
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        allowed = "each entry needs for: {...}, and seed: N, method: {...} or train: {...}"
+        yield Problem(where, patch, allowed)
         return
     yield from unknown_keys(f"{where}.", patch, PATCH_KEYS)
     yield from unknown_keys(f"{where}.for.", patch["for"], conditions)
@@ -146,11 +141,6 @@ def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) ->
             if value not in conditions[key]:
                 yield unknown(f"{where}.for.{key}", value, conditions[key])
     yield from check_section(f"{where}.train", Train, patch.get("train", {}), whole=False)
-    method = patch.get("method", {})
-    if isinstance(method, dict):
-        yield from unknown_keys(f"{where}.method.", method, METHOD_KEYS)
-    else:
-        yield Problem(f"{where}.method", method, f"keys {', '.join(METHOD_KEYS)}")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -169,7 +159,7 @@ def overlay(files: Tree, facts: Tree, groups: Sequence[str]) -> Tree:
     tree["train"].update(files["task"].get("train") or {})
     for patch in (patch for group in groups for patch in files[group].get("settings") or []):
         if all(held[key] in _as_list(value) for key, value in patch["for"].items()):
-            tree["seed"] = patch.get("seed", tree["seed"])
+            tree["seed"] = patch.get("seed", tree.get("seed"))
             for section in ("method", "train"):
                 for key, value in copy.deepcopy(patch.get(section, {})).items():
                     both = isinstance(value, dict) and isinstance(tree[section].get(key), dict)
@@ -199,21 +189,19 @@ def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
     for key, value in typed.items():
         if key != "protocol":  # one of the facts
             set_value(tree, key, value)
-    every = (*SECTIONS, "method")
-    sections = {key: tree[key] if isinstance(tree[key], dict) else {} for key in every}
     if typed.get("train.warmup_ratio") and "train.warmup_steps" not in typed:
-        sections["train"]["warmup_steps"] = 0  # the typed ratio takes the place of the steps
-    data, profile = sections["data"], sections["backbone"].get("profile")
+        tree["train"]["warmup_steps"] = 0  # the typed ratio takes the place of the steps
+    data, profile = tree["data"], tree["backbone"].get("profile")
     if data.get("source") is None:
         packaged = "embedded" if profile == "embedded" else "hub"
         data["source"] = "folder" if data.get("dir") is not None else packaged
-    if sections["results"].get("dir") is None:
-        sections["results"]["dir"] = f"results/{profile}"
+    if tree["results"].get("dir") is None:
+        tree["results"]["dir"] = f"results/{profile}"
     paths = ("data.dir", "backbone.path", "backbone.warm_start", "results.dir")
     for section, key in (path.split(".") for path in paths):
-        if isinstance(sections[section].get(key), str):
-            sections[section][key] = os.path.expanduser(sections[section][key])
-    method, name = sections["method"], "init_r" if "init_r" in file else "r"
+        if isinstance(tree[section].get(key), str):
+            tree[section][key] = os.path.expanduser(tree[section][key])
+    method, name = tree["method"], "init_r" if "init_r" in file else "r"
     rank, usual, alpha = method.get(name), file.get(name), method.get("lora_alpha")
     numbers = all(isinstance(x, int | float) and x > 0 for x in (rank, usual, alpha))
     if "method.lora_alpha" in typed or tree["protocol"] != "equal" or not numbers or rank == usual:
@@ -228,10 +216,10 @@ def apply_words(tree: Tree, typed: Mapping[str, Any], file: Tree) -> list[str]:
 def check_types(tree: Tree) -> Iterator[Problem]:
     """Yield every key that is unknown or missing, and every value of a wrong type or range."""
     yield from unknown_keys("", tree, field_names(RunConfig))
-    name = tree["method"].get("name") if isinstance(tree["method"], dict) else None
-    for section, kind in {**SECTIONS, "method": METHODS.get(str(name), Peft)}.items():
-        yield from check_section(section, kind, tree[section])
-    yield from check_section("", Identity, {key: tree[key] for key in field_names(Identity)})
+    kind = METHODS.get(tree["method"]["name"], Peft)
+    for section, keys in {**SECTIONS, "method": kind}.items():
+        yield from check_section(section, keys, tree[section])
+    yield from check_section("", Identity, {key: tree.get(key) for key in field_names(Identity)})
 
 
 def train_rows(tree: Tree) -> int | None:

@@ -50,7 +50,7 @@ class Train:
     batch_size: Count  # examples per optimiser step over all devices
     micro_batch_size: Count | None  # examples per device and pass; None: no accumulation
     eval_batch_size: Count
-    max_seq_length: Annotated[int, Field(ge=4)]  # tokens, special ones included
+    max_seq_length: Annotated[int, Field(ge=8)]  # tokens, special ones included
     warmup_steps: Steps
     warmup_ratio: Fraction  # of all steps; used when warmup_steps is 0
     lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"]

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lora2.config.parse import YamlError, parse_yaml
+from lora2.config.parse import parse_yaml
 from lora2.config.schema import RunConfig, as_tree
 from lora2.records.files import replacing
 
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> pd.DataFrame:
         settings = parse_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _damaged(folder, f"has no {Path(error.filename).name}") from error
-    except (YamlError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise _damaged(folder, f"is damaged ({error})") from error
     if not isinstance(settings, Mapping):
         raise _damaged(folder, "has a config.yaml without settings")

@@ -17,21 +17,13 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import lora2
-from lora2.config.checks import check_encoder
 from lora2.config.problems import ConfigError, Problem, ProblemList, unknown
-from lora2.config.schema import Adalora, Backbone, Lora2, Peft, Plain, RunConfig, Sora, as_tree
-from lora2.records.store import flatten
+from lora2.config.schema import Adalora, Backbone, Lora2, Peft, Plain, RunConfig, Sora
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
 
 # Arguments of PEFT's config classes that every run sets.
-SET_BY_US = {
-    "task_type": "is set automatically; remove it",
-    "inference_mode": "is set automatically; remove it",
-    "peft_type": "is set by method.type; remove it",
-    "modules_to_save": "is set by backbone.head_modules; remove it",
-    "total_step": "is set automatically to the run's optimiser steps; remove it",
-}
+SET_BY_US = ("task_type", "inference_mode", "peft_type", "modules_to_save", "total_step")
 # Arguments that need more than optimiser steps: without it another method would train silently.
 UNSERVED = {
     "eva_config": "EVA starts from data, which a run does not pass to it",
@@ -41,9 +33,7 @@ UNSERVED = {
     "monteclora_config": "MonteCLoRA's loss term would not be added",
     "arrow_config": "Arrow routes between trained adapters, and a run trains one",
 }
-PER_TYPE = {"ADALORA": dict.fromkeys(("r", "rank_pattern"), "use init_r and target_r")}
 LONGEST = 100_000_000  # steps of a run, as the schema allows
-RANKS = ("r", "init_r", "target_r", "rank")
 
 
 def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.Module, Any]:
@@ -94,9 +84,14 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
 
     ``tokens`` is the longest input that its tokenizer allows.
     """
-    encoder = model.config
-    sizes = {"model_type": encoder.model_type, "width": encoder.hidden_size, "tokens": tokens}
-    problems = ProblemList(check_encoder(flatten(as_tree(config)), sizes))
+    problems, width = ProblemList(), model.config.hidden_size
+    for key in ("r", "k", "init_r"):
+        if (rank := getattr(config.method, key, 0)) > width:
+            allowed = f"at most {width}, the encoder's width: no matrix has a higher rank"
+            problems.append(Problem(f"method.{key}", rank, allowed))
+    if tokens is not None and (length := config.train.max_seq_length) > tokens:
+        allowed = f"at most the {tokens} tokens that the encoder reads"
+        problems.append(Problem("train.max_seq_length", length, allowed))
     problems += _targets(dict(model.named_modules()), config)
     inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
     heads = [
@@ -208,19 +203,22 @@ def _wrong_arguments(kind: str, method: Peft) -> Iterator[Problem]:
         yield Problem("method.target_modules", targets, f"null: {kind} adapts no chosen modules")
     for key, value in method.args.items():
         unserved = f"{value}_config" if key == "init_lora_weights" else key
-        wrong = SET_BY_US.get(key) or PER_TYPE.get(kind, {}).get(key)
-        wrong = wrong or (UNSERVED.get(unserved, "") if value else "")
-        allowed = "" if wrong or key not in fields else _allowed(kind, key, types[key], value)
+        wrong = UNSERVED.get(unserved, "") if value else ""
+        if key in SET_BY_US:
+            wrong = "is set automatically; remove it"
+        elif kind == "ADALORA" and key in ("r", "rank_pattern"):
+            wrong = "use init_r and target_r"
+        allowed = "" if wrong or key not in fields else _allowed(kind, types[key], value)
         if key == "target_modules" and targets is not None:
             allowed = f"nothing beside method.target_modules, which is {targets}"
         if wrong or allowed:
             yield Problem(f"method.args.{key}", value, allowed, wrong)
         elif key not in fields:
-            names = fields - SET_BY_US.keys()
+            names = fields - {*SET_BY_US}
             yield unknown(f"method.args.{key}", value, names, f"unknown to {kind}", str(key))
 
 
-def _allowed(kind: str, key: str, annotation: Any, value: Any) -> str:
+def _allowed(kind: str, annotation: Any, value: Any) -> str:
     """Return what a field of a config class allows instead of ``value``, "" if it allows that."""
     placeholder = "[number" in str(annotation)  # Literal['pissa_niter_[number of iters]']: any
     try:
@@ -230,8 +228,4 @@ def _allowed(kind: str, key: str, annotation: Any, value: Any) -> str:
         return f"{kind} takes {inspect.formatannotation(annotation)}"
     except PydanticUserError:
         pass  # a type that pydantic does not know
-    if key in RANKS and isinstance(value, int) and value < 1:
-        return "at least 1"
-    if key.endswith("dropout") and isinstance(value, int | float) and not 0 <= value < 1:
-        return "at least 0 and less than 1"
     return ""

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from lora2.config.parse import (
     CONFIGS,
-    YamlError,
     options,
     overridden,
     parse_yaml,
@@ -127,7 +126,7 @@ def split_words(
         elif re.fullmatch(r"slurm\.\w+", key) and "cluster" in names:
             try:
                 slurm[key.removeprefix("slurm.")] = parse_yaml(text)
-            except YamlError as error:
+            except ValueError as error:
                 problems.append(Problem(key, text, "a plain value", str(error)))
         elif key in INSTEAD:
             problems.append(Problem(key, text, f"{INSTEAD[key]}=..., which picks from a table"))

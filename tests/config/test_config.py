@@ -288,7 +288,7 @@ def test_configuration_and_a_worker_that_waits_need_no_torch():
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("8", 8), ("-1", -1), ("1_000", 1000), ("007", "007"), ("0x10", "0x10"), ("1:30", "1:30"),
+        ("8", 8), ("-1", -1), ("1_000", 1000), ("007", 7), ("0x10", "0x10"), ("1:30", "1:30"),
         ("1e-3", 1e-3), ("2.", 2.0), (".5", 0.5), ("1e999", float("inf")), ("-inf", -float("inf")),
         ("true", True), ("False", False), ("yes", "yes"), ("null", None), ("", ""),
         (" a b ", "a b"),

@@ -16,7 +16,7 @@ WRONG = {
     "Count": {**NOT_INTEGERS, "0": "0", "-1": "-1"},
     "Steps": {**NOT_INTEGERS, "-1": "-1"},
     "RunSteps": {**NOT_INTEGERS, "0": "0", "100000001": "100000001"},
-    "Annotated[int, Field(ge=4)]": {**NOT_INTEGERS, "3": "3"},
+    "Annotated[int, Field(ge=8)]": {**NOT_INTEGERS, "7": "7"},
     "Seed": {
         **NOT_INTEGERS,
         "-1": "-1",
