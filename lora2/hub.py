@@ -26,24 +26,20 @@ def check_available(needs: Iterable[Need]) -> None:
         HubUnavailable: naming each repository, why it is not available, and the three ways out.
     """
     if lacking := unavailable(needs):
-        raise HubUnavailable("\n".join([*describe(lacking), ways_out(lacking)]))
+        raise HubUnavailable("\n".join([*lacking.values(), ways_out(lacking)]))
 
 
 def unavailable(needs: Iterable[Need]) -> dict[Need, str]:
-    """Return those of ``needs`` that neither the cache nor the hub has, and why."""
+    """Return those of ``needs`` that neither cache nor hub has, each with a line that says why."""
     asked = [need for need in dict.fromkeys(needs) if not cached(*need)]
     with ThreadPoolExecutor(max(1, len(asked))) as pool:
         reasons = list(pool.map(lambda need: offline_reason(*need), asked))
-    return {need: why for need, why in zip(asked, reasons, strict=True) if why is not None}
-
-
-def describe(lacking: dict[Need, str]) -> list[str]:
-    """Return a line for each repository that is not available."""
     names = {"model": "the encoder", "dataset": "the data"}
-    return [
-        f"{names[kind]} {path} is not available: {' '.join(why.split())}"
-        for (path, kind), why in lacking.items()
-    ]
+    return {
+        (path, kind): f"{names[kind]} {path} is not available: {' '.join(why.split())}"
+        for (path, kind), why in zip(asked, reasons, strict=True)
+        if why is not None
+    }
 
 
 def ways_out(lacking: Iterable[Need]) -> str:

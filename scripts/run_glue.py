@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from lora2.config.load import resolve
-from lora2.config.parse import overridden
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig, run_name
 from lora2.hub import HubUnavailable, check_available
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> int:
             f"{config.backbone.name}, protocol {config.protocol}, seed {config.seed}, "
             f"{resolved.steps or '?'} steps of {config.train.batch_size}"
         )
-        for note in [*overridden(argv), *resolved.notes]:
+        for note in resolved.notes:
             print(f"  {note}")
     return execute(resolved.config, predict)
 

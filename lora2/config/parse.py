@@ -19,9 +19,6 @@ GROUPS = ("method", "task", "backbone")  # in the order in which their settings 
 FIXED = ("method.name", "backbone.name", "backbone.profile")
 WORD = re.compile(r"([A-Za-z_][\w./-]*)=(.*)", re.DOTALL)
 MAX_DEPTH = 32  # PyYAML recurses in C, which crashes where Python would raise an error
-QUOTED = re.compile(r"""(['"])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
-KEY = re.compile(r"""('[^']*'|"[^"]*")|([{,]\s*[\w.-]+):""")
-BARE = re.compile(r"[\w./\\%+?*@:| -]*")
 CONSTANTS = {"null": None, "true": True, "false": False}
 # The C loader where PyYAML was built with it: a sweep has hundreds of these files.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -74,20 +71,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def word_value(text: str) -> Any:
-    """Return the value of ``key=text``: a list or dict in brackets, text in quotes, or one scalar.
+    """Return the value of ``key=text``: YAML in brackets or quotes, or a single scalar.
 
-    ValueError: brackets or quotes are left open, or a sign stands outside quotes.
+    ValueError: brackets or quotes are left open.
     """
     text = text.strip()
-    if text.startswith(("[", "{")):
-        # {r:8} for YAML's {r: 8}; text in quotes is left alone
-        spaced = KEY.sub(lambda match: match[1] or f"{match[2]}: ", text)
-        return parse_yaml(spaced, _WordLoader)
-    if match := QUOTED.fullmatch(text):
-        return re.sub(r"\\([\\'\"])", r"\1", match[2])
-    if not BARE.fullmatch(text):
-        raise ValueError(text)
-    return scalar(text)
+    return parse_yaml(text, _WordLoader) if text.startswith(tuple("[{'\"")) else scalar(text)
 
 
 def word_list(text: str) -> list[str]:
@@ -122,13 +111,6 @@ def options(group: str, configs: Path = CONFIGS) -> list[str]:
     return sorted(path.stem for path in (configs / group).glob("*.yaml"))
 
 
-def overridden(argv: Sequence[str]) -> list[str]:
-    """Return a note for each word that a later word with the same key replaces."""
-    last = {word.partition("=")[0]: word for word in argv}
-    pairs = [(word, last[word.partition("=")[0]]) for word in argv]
-    return [f"{word} is replaced by {later}" for word, later in pairs if later != word]
-
-
 def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Split command-line words into group choices and typed values (dotted key -> value)."""
     values, problems = dict[str, Any](), ProblemList()
@@ -158,8 +140,8 @@ def _parse_word(word: str, configs: Path) -> tuple[str, Any]:
     try:
         value = word_value(text)
     except ValueError as error:
-        wrong = "a value with signs such as ~ = ( ) , needs quotes"
-        raise ConfigError([Problem(key, text, f"{key}='\"VALUE\"'", wrong)]) from error
+        allowed = "[a, b], {a: 1} or text, which needs quotes if it starts with a bracket"
+        raise ConfigError([Problem(key, text, allowed, str(error))]) from error
     root = key.partition(".")[0]
     names = options(root, configs)
     if key in FIXED or (root == "task" and key != "task"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -48,7 +46,6 @@ def check_table(
         raise GlueDataError(f"{where} is damaged: {error}; copy the file again") from error
     if not hidden:
         _check_labels(table["label"], task, where)
-        _check_label_names(table, task, where)
     if official is not None and table.num_rows != official:
         hint = "; for a subset, name the file train_subset and type data.train=train_subset"
         raise GlueDataError(
@@ -100,18 +97,4 @@ def _check_labels(labels: pa.ChunkedArray, task: Task, where: str) -> None:
         raise GlueDataError(
             f"{where}: none of {len(labels):,} rows has label {names}; are the labels another "
             "task's?"
-        )
-
-
-def _check_label_names(table: pa.Table, task: Task, where: str) -> None:
-    """Check the ClassLabel names, if `datasets` wrote them into the file (as JSON)."""
-    metadata = (table.schema.metadata or {}).get(b"huggingface", b"{}")
-    try:
-        names = [str(name) for name in json.loads(metadata)["info"]["features"]["label"]["names"]]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return
-    if not task.is_regression and tuple(names) != task.label_names:
-        raise GlueDataError(
-            f"{where}: label codes stand for {', '.join(names)}, but {task.name}'s are "
-            f"{', '.join(task.label_names)}; is it another task's file?"
         )

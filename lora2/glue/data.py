@@ -201,15 +201,9 @@ def _hold_out(
     from sklearn.model_selection import train_test_split
 
     labels = None if task.is_regression else frame["label"]
-    try:
-        kept, drawn = train_test_split(
-            np.arange(len(frame)), test_size=rows, random_state=seed, stratify=labels
-        )
-    except ValueError as error:
-        raise GlueDataError(
-            f"data.holdout={rows} of {len(frame):,} training rows of {task.name}: {error}; type "
-            "fewer than there are, and enough for a row of each class on both sides"
-        ) from error
+    kept, drawn = train_test_split(
+        np.arange(len(frame)), test_size=rows, random_state=seed, stratify=labels
+    )
     names = [split.replace("validation", "holdout") for split in task.validation_splits]
     parts = zip(names, np.array_split(drawn, len(names)), strict=True)
     return _take(frame, kept), {name: _take(frame, part) for name, part in parts}

@@ -30,11 +30,6 @@ def work_dir(config: RunConfig) -> Path:
     return Path(config.results.dir) / "work" / run_name(config)
 
 
-def tokens_dir(config: RunConfig) -> Path:
-    """Return where the tokenised splits of a profile's runs are kept."""
-    return Path(config.results.dir) / "work" / "tokens"
-
-
 def lock_file(config: RunConfig) -> Path:
     """Return the file that a process locks while it does the run."""
     return Path(config.results.dir) / "work" / f"{run_name(config)}.lock"
@@ -43,16 +38,6 @@ def lock_file(config: RunConfig) -> Path:
 def log_file(config: RunConfig) -> Path:
     """Return where a sweep's worker writes what the run prints."""
     return Path(config.results.dir) / "logs" / f"{run_name(config)}.log"
-
-
-def tracking_dir(config: RunConfig) -> Path:
-    """Return where a tracker that writes files (TensorBoard) writes those of a run."""
-    return Path(config.results.dir) / "tracking" / run_name(config)
-
-
-def predictions_dir(config: RunConfig) -> Path:
-    """Return where a run's predictions on the test split are written."""
-    return Path(config.results.dir) / "predictions" / run_name(config)
 
 
 def status(folder: Path) -> str | None:

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -74,8 +74,6 @@ def read_run(folder: Path) -> pd.DataFrame:
 
     Adds ``config``: the resolved settings as JSON by dotted key, without local paths.
     """
-    if link := link_in(folder):
-        raise StoreError(f"{folder}: {link} is a link: copy its target to that place")
     try:
         frame = read_csv(folder / "metrics.csv")
         status = (folder / "status").read_text(encoding="utf-8").strip()
@@ -92,20 +90,13 @@ def read_run(folder: Path) -> pd.DataFrame:
         raise StoreError(f"{folder} holds run {frame.loc[0, 'run']}: rename the folder to that")
     flat = flatten(settings)
     if isinstance(warm_start := flat.get(WARM_START), str):
-        flat[WARM_START] = PurePosixPath(warm_start).name
-    flat = {key: value for key, value in flat.items() if not _is_path(value)}
+        flat[WARM_START] = Path(warm_start).name
+    flat = {key: value for key, value in flat.items() if not str(value).startswith("/")}
     return frame.assign(config=json.dumps(flat, sort_keys=True, default=str))
 
 
 def _damaged(folder: Path, why: str) -> StoreError:
     return StoreError(f"{folder} {why}: remove the folder and repeat the run")
-
-
-def link_in(folder: Path) -> str | None:
-    """Return the name of a run's folder, or of a file in it, that is a symbolic link, or None."""
-    if folder.is_symlink():
-        return folder.name
-    return next((path.name for path in sorted(folder.rglob("*")) if path.is_symlink()), None)
 
 
 def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -117,12 +108,6 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _is_path(value: object) -> bool:
-    """Return whether this is an absolute path, meaningless on another machine."""
-    kinds = (PurePosixPath, PureWindowsPath)
-    return isinstance(value, str) and any(kind(value).is_absolute() for kind in kinds)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -193,31 +178,16 @@ def _read_folders(runs: Path) -> list[pd.DataFrame]:
     for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
         if not folder.is_dir() or folder.name.startswith((".", "tmp")):
             continue
-        try:
-            rows.append(_read_settled(folder))
-        except StoreError as error:
-            if isinstance(error, SchemaError):
+        for again in (False, True):  # the folder of a failed run may be replaced meanwhile
+            try:
+                rows.append(read_run(folder))
+                break
+            except SchemaError:
                 raise
-            logger.warning("skipped: %s", error)
+            except StoreError as error:
+                if again:
+                    logger.warning("skipped: %s", error)
     return rows
-
-
-def _read_settled(folder: Path) -> pd.DataFrame:
-    """Read a run; read it again if the folder of a failed run was replaced meanwhile."""
-    while True:
-        before = _inode(folder)
-        try:
-            return read_run(folder)
-        except StoreError:
-            if _inode(folder) == before:
-                raise
-
-
-def _inode(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except FileNotFoundError:
-        return None
 
 
 def as_csv(frame: pd.DataFrame) -> str:
@@ -243,16 +213,11 @@ def collect(profile_dir: Path | str) -> pd.DataFrame:
 
 def settings(runs: pd.DataFrame) -> list[dict[str, object]]:
     """Return the resolved settings of each run by dotted key, in the order of ``runs``."""
-    texts = runs.get("config", pd.Series("", index=runs.index))
-    return [_settings(name, text) for name, text in zip(runs["run"], texts, strict=True)]
-
-
-def _settings(run: str, text: object) -> dict[str, object]:
-    try:
-        values = json.loads(text) if isinstance(text, str) and text else {}
-        if isinstance(values, dict):
-            return values
-        why = "not a mapping"
-    except (ValueError, RecursionError) as error:
-        why = str(error)
-    raise StoreError(f"run {run}: its settings in runs.csv cannot be read ({why}): remove its row")
+    values = list[dict[str, object]]()
+    for run, text in zip(runs["run"], runs.get("config", [""] * len(runs)), strict=True):
+        try:
+            values.append(dict(json.loads(text or "{}")))
+        except (ValueError, TypeError, RecursionError) as error:
+            why = f"its settings in runs.csv cannot be read ({error}): remove its row"
+            raise StoreError(f"run {run}: {why}") from error
+    return values

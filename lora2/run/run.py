@@ -86,7 +86,7 @@ def _train_and_record(requested: RunConfig, progress: bool, config: RunConfig, n
     _, encoder = count_trained(base, config.backbone)
     model, driver = prepare(base, config, steps)
     head, adapter = count_trained(model, config.backbone)
-    length, folder = config.train.max_seq_length, run_folder.tokens_dir(config)
+    length, folder = config.train.max_seq_length, work.parent / "tokens"
     train_set, *eval_sets = [
         tokenize_once(frame, data.task, tokenizer, length, folder, f"{data.fingerprint} {split}")
         for split, frame in {"train": data.train, **data.validation}.items()

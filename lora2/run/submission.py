@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from lora2.config.schema import RunConfig, Train
+from lora2.config.schema import RunConfig, Train, run_name
 from lora2.glue.data import load_test, tokenize
 from lora2.glue.metrics import decide
 from lora2.glue.tasks import TASKS, TEST_SPLITS, Task
 from lora2.records.files import replacing
-from lora2.records.run_folder import predictions_dir, run_dir
+from lora2.records.run_folder import run_dir
 from lora2.records.store import write_atomically
 from lora2.run.device import autocast
 from lora2.run.model import load_run
@@ -41,14 +41,14 @@ def write_predictions(config: RunConfig) -> list[Path]:
     frames = load_test(config.task, config.data.source, config.data.dir)
     tokenizer, model = load_run(run_dir(config))
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    paths = []
+    folder, paths = Path(config.results.dir) / "predictions" / run_name(config), list[Path]()
     for split, frame in frames.items():
         if sorted(frame["idx"]) != list(range(len(frame))):
             raise SubmissionError(f"{task.name} {split}: idx does not number the rows from 0")
         rows = tokenize(frame, task, tokenizer, config.train.max_seq_length)
         answers = predict(model, tokenizer, rows.remove_columns("labels"), task, config.train)
         lines = [f"{i}\t{a}" for i, a in sorted(zip(frame["idx"], answers, strict=True))]
-        paths.append(predictions_dir(config) / TEST_SPLITS[config.task][split][0])
+        paths.append(folder / TEST_SPLITS[config.task][split][0])
         write_atomically(paths[-1], "\n".join([HEADER, *lines, ""]))
     return paths
 

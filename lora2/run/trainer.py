@@ -34,7 +34,6 @@ from lora2.config.schema import Lora2, RunConfig, Train, run_name
 from lora2.glue.data import MAX_CHARS, tokenize
 from lora2.glue.tasks import Task
 from lora2.records.files import hold
-from lora2.records.run_folder import tracking_dir
 from lora2.run.device import world_size
 from lora2.run.recorder import Recorder
 from lora2.tuners.base import in_head
@@ -178,7 +177,8 @@ def training_arguments(
     save_steps = math.ceil((train.save_steps or steps) / train.eval_steps) * train.eval_steps
     micro = train.micro_batch_size or per_process
     if "tensorboard" in (train.report_to or ()):  # else it would write into the work folder
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(tracking_dir(config))
+        folder = Path(config.results.dir) / "tracking" / run_name(config)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder)
     return TrainingArguments(
         output_dir=str(work),
         max_steps=steps,

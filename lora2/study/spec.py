@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from lora2.config.parse import CONFIGS, options, overridden
+from lora2.config.parse import CONFIGS, options
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
 from lora2.sweep import table as plans
@@ -189,7 +189,7 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     first, *_ = [study.candidate(part, row, rates[study.source(row)], extra)
                  for part in parts for row in part.rows]  # all are checked  # fmt: skip
     folder = Path(first.resolved.config.results.dir)
-    notes = [*overridden(list(argv)), f"study {study.name}: {study.note}"]
+    notes = [f"study {study.name}: {study.note}"]
     return StudyRequest(study, given, parts, extra, folder, notes)
 
 

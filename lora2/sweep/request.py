@@ -12,7 +12,6 @@ from pydantic import Field
 from lora2.config.parse import (
     CONFIGS,
     options,
-    overridden,
     parse_yaml,
     read_yaml,
     scalar,
@@ -21,7 +20,7 @@ from lora2.config.parse import (
 from lora2.config.problems import Problem, ProblemList, check_section, field_names, unknown
 from lora2.config.schema import Count, Seed, checked
 from lora2.glue.tasks import REPOSITORY
-from lora2.hub import describe, unavailable
+from lora2.hub import unavailable
 from lora2.sweep.pool import gpu_count
 from lora2.sweep.table import ALL, AUTO, Job, Profile, Table, jobs, load_profile, load_table, narrow
 
@@ -105,7 +104,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
                 jobs(plan, profile, None, extra)
     problems.raise_if_any()
     assert profile is not None
-    return Request(given, plans, profile, slurm, extra, [*overridden(argv), *notes])
+    return Request(given, plans, profile, slurm, extra, notes)
 
 
 def split_words(
@@ -213,7 +212,7 @@ def what_paper_lacks(encoder: str, words: Sequence[str]) -> list[str]:
     needs = [(given.get("backbone.path", raw["path"]), "model")]
     if "data.dir" not in given:
         needs.append((REPOSITORY, "dataset"))
-    return describe(unavailable(needs))
+    return list(unavailable(needs).values())
 
 
 def _other_profile(profile: Profile, plan: Table, extra: Sequence[str]) -> Iterator[Problem]:

@@ -178,13 +178,11 @@ def test_all_step_on_the_same_batch_in_a_round(base, batch, monkeypatch):
     assert seen == [(one, size) for size in (2, 1, 2) for one in (first, second)]
 
 
-def test_shapes_can_be_made_narrower_and_shallower_and_nothing_odd():
+def test_shapes_can_be_made_narrower_and_shallower():
     config = shaped("deberta-v3-base", layers=3, width=128)
     assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 128, 2)
     assert (config.intermediate_size, config.pooler_hidden_size) == (512, 128)
     assert shaped("deberta-v3-base").num_hidden_layers == 12
-    with pytest.raises(ValueError, match=r"width=100 .*multiple of 64"):
-        shaped("roberta-large", width=100)
 
 
 def test_the_table_holds_every_task_cut_where_training_cuts():

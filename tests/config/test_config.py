@@ -145,7 +145,7 @@ def test_everything_wrong_is_said_at_once():
         (["task=rte", "method=lora2", "lr=1"], "lr", "unknown key"),
         (["task=rte", "method=lora2", "method.r=0"], "method.r", "greater than or equal to 1"),
         (["task=rte", "method=lora2", "method.r=1.5"], "method.r", "valid integer"),
-        (["task=rte", "method=lora2", "method.k=1,2"], "method.k", "needs quotes"),
+        (["task=rte", "method=lora2", "method.k=1,2"], "method.k", "valid integer"),
         (["task=rte", "method=lora2", "nonsense"], "command line", "key=value"),
         (["task=rte", "method=lora2", "method.tinit=5000"], "method.tinit + method.tfinal", "3900"),
         (["task=rte", "method=lora2", "data.source=folder"], "data.dir", "data.dir=DIR"),
@@ -292,22 +292,20 @@ def test_configuration_and_a_worker_that_waits_need_no_torch():
         ("1e-3", 1e-3), ("2.", 2.0), (".5", 0.5), ("1e999", float("inf")), ("-inf", -float("inf")),
         ("true", True), ("False", False), ("yes", "yes"), ("null", None), ("", ""),
         (" a b ", "a b"),
-        ("'8'", "8"), ('"a, b"', "a, b"), (r"'it\'s'", "it's"), ("'a: ~ ='", "a: ~ ="),
+        ("'8'", "8"), ('"a, b"', "a, b"), ("'it''s'", "it's"), ("'a: ~ ='", "a: ~ ="),
         ("[query,key]", ["query", "key"]), ("[1, 1e-3, null, '2']", [1, 1e-3, None, "2"]),
-        ("[]", []), ("{}", {}), ("{r:8,b:[x]}", {"r": 8, "b": ["x"]}),
-        ("{u: 'x,a:y', v:http://z}", {"u": "x,a:y", "v": "http://z"}), ("[a:b]", ["a:b"]),
+        ("[]", []), ("{}", {}), ("{r: 8, b: [x]}", {"r": 8, "b": ["x"]}), ("~/a", "~/a"),
+        ("{u: 'x,a:y', v: http://z}", {"u": "x,a:y", "v": "http://z"}), ("[a:b]", ["a:b"]),
         ("[[1],[2,a b]]", [[1], [2, "a b"]]), ("2024-01-01", "2024-01-01"),
     ],
 )  # fmt: skip
-def test_words_are_read_as_hydra_read_them(text, value):
+def test_words_are_read_as_values(text, value):
     found = word_value(text)
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize(
-    "text", ["~/a", "a=b", "(a)", "'a", "'a' 'b'", "[a", "{a", "$x", "&a", "[*a]"]
-)
-def test_words_with_signs_need_quotes(text):
+@pytest.mark.parametrize("text", ["'a", "'a' 'b'", "[a", "{a", "[*a]"])
+def test_open_brackets_and_quotes_are_refused(text):
     with pytest.raises(ValueError):
         word_value(text)
 

@@ -106,7 +106,7 @@ def test_damaged_weights_of_an_encoder_are_named(tmp_path, damage):
 def test_pickled_weights_of_an_adapter_are_not_unpickled(copied, tmp_path):
     (copied / "adapter" / "adapter_model.safetensors").unlink()
     torch.save({"x": Touch(tmp_path / "pwned")}, copied / "adapter" / "adapter_model.bin")
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors .*is damaged"):
         load_run(copied)
     assert not (tmp_path / "pwned").exists()
 
@@ -114,7 +114,7 @@ def test_pickled_weights_of_an_adapter_are_not_unpickled(copied, tmp_path):
 def test_damaged_weights_of_an_adapter_are_named(copied):
     path = copied / "adapter" / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"adapter_model\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors .*is damaged"):
         load_run(copied)
 
 
@@ -180,14 +180,6 @@ def test_names_in_a_configuration_of_a_run_cannot_lead_elsewhere(copied):
         path.write_text(whole.replace(old, new))
         with pytest.raises(ValueError, match="is no configuration of a run"):
             read_config(copied)
-
-
-@pytest.mark.parametrize("name", ["config.yaml", "adapter/adapter_model.safetensors", "adapter"])
-def test_a_link_in_a_run_folder_is_refused(copied, tmp_path, name):
-    os.rename(copied / name, tmp_path / "elsewhere")
-    os.symlink(tmp_path / "elsewhere", copied / name)
-    with pytest.raises(ValueError, match="is a link"):
-        load_run(copied)
 
 
 def test_nothing_is_written_through_a_link(tmp_path):

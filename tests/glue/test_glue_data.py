@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -197,23 +195,6 @@ def test_nan_label_of_stsb_is_named(made):
         load_task("stsb", "folder", dir=folder)
 
 
-def test_label_names_written_in_the_file_are_compared(made):
-    folder = made("rte", train=None, validation=None)
-    path = folder / "rte" / "train.parquet"
-    table = pq.read_table(path)
-
-    def write(names):
-        features = {"label": {"names": names, "_type": "ClassLabel"}}
-        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
-        pq.write_table(table.replace_schema_metadata(metadata), path)
-
-    write(["entailment", "not_entailment"])
-    assert load_task("rte", "folder", dir=folder).marks == ()
-    write(["not_entailment", "entailment"])
-    with pytest.raises(GlueDataError, match="stand for not_entailment, entailment, but rte's"):
-        load_task("rte", "folder", dir=folder)
-
-
 def test_broken_utf8_is_named(made):
     folder = made("rte", train=None, validation=None)
     path = folder / "rte" / "train.parquet"
@@ -273,17 +254,6 @@ def test_any_damage_of_a_file_is_named_or_harmless(made):
             named += 1
             assert str(path) in str(error)
     assert named >= 5
-
-
-@pytest.mark.parametrize(
-    "metadata", ["{", "[1]", '{"info": 5}', '{"info": {"features": []}}', "[" * 9999]
-)
-def test_broken_metadata_is_no_metadata(made, metadata):
-    folder = made("rte", train=None, validation=None)
-    path = folder / "rte" / "train.parquet"
-    table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({"huggingface": metadata}), path)
-    assert load_task("rte", "folder", dir=folder).marks == ()
 
 
 def test_an_infinite_score_is_named(made):

@@ -102,7 +102,7 @@ def test_a_finished_run_predicts_row_by_row_what_its_model_does(words, monkeypat
     assert script.main([*words, "predict=true"]) == 0
     assert "predictions of the last checkpoint" in capsys.readouterr().out
     config = resolve(words).config
-    (path,) = module.predictions_dir(config).iterdir()
+    (path,) = (Path(config.results.dir) / "predictions").glob("*/*")
     assert path.name == "RTE.tsv"
     tokenizer, model = load_run(module.run_dir(config))
     frame, answers = load_test("rte", "embedded", None)["test"], read(path)["prediction"]

@@ -17,7 +17,7 @@ from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig, config_hash
 from lora2.glue.data import tokenize
 from lora2.glue.tasks import TASKS
-from lora2.records.run_folder import run_dir, status_of, tracking_dir
+from lora2.records.run_folder import run_dir, status_of
 from lora2.records.store import read_run
 from lora2.run.model import load_run, load_start
 from lora2.run.run import load_data, run
@@ -119,5 +119,6 @@ def test_a_tracker_gets_the_runs_scores_and_names_no_run(monkeypatch, tmp_path):
     assert run_dir(config) == run_dir(plain) == run(config, progress=False)
     assert {name for name, _ in logged} == {run_dir(config).name}
     assert any("eval_score" in names for _, names in logged)
-    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tracking_dir(config))
+    tracked = str(run_dir(config)).replace("/runs/", "/tracking/")
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == tracked
     assert training_arguments(plain, 6, tmp_path, False).report_to == []

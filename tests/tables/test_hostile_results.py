@@ -20,7 +20,7 @@ from lora2.records import store
 from lora2.sweep.table import load_profile
 from lora2.tables import compare, render
 from lora2.tables import figure3 as figures
-from tests.tables.synthetic import make_results, make_run, predictions, ranks
+from tests.tables.synthetic import make_results, make_run, ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
@@ -108,18 +108,6 @@ def test_a_run_folder_under_another_name_is_left_out(
     os.rename(make_run(tmp_path, "one"), tmp_path / "runs" / "other")
     assert store.collect(tmp_path)["run"].tolist() == ["whole"]
     assert "other holds run one" in caplog.text
-
-
-@pytest.mark.parametrize("what", ["folder", "metrics.csv", "config.yaml", "predictions.parquet"])
-def test_links_are_left_out(tmp_path: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
-    make_run(tmp_path, "whole")
-    guesses = predictions(*2 * [pd.Series([0, 1]).to_numpy()])
-    folder = make_run(tmp_path, "linked", guesses=guesses)
-    place = folder if what == "folder" else folder / what
-    os.rename(place, tmp_path / "elsewhere")
-    os.symlink(tmp_path / "elsewhere", place)
-    assert store.collect(tmp_path)["run"].tolist() == ["whole"]
-    assert "is a link" in caplog.text
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
