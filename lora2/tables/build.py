@@ -124,7 +124,7 @@ def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | No
         runs = runs.loc[runs["seed"].isin(list(seeds))]
     ambiguous = runs["seed"].duplicated(keep=False)
     repeated, single = runs.loc[ambiguous], runs.loc[~ambiguous]
-    columns = [f"best_{metric}" for metric in table.metrics_of(task)]
+    columns = [f"{which}_{m}" for which in ("best", "last") for m in table.metrics_of(task)]
     scored = single.reindex(columns=columns).notna().all(axis=1)
     finished = single.loc[(single["status"] == "finished") & scored]
     diverged = int((single["status"] == "diverged").sum())
@@ -159,7 +159,7 @@ def _task_records(table: Table, row: Row, cell: Cell, task: str) -> list[dict]:
     paper, seeds = printed(table, row), " ".join(str(seed) for seed in best.index)
     return [
         {"task": task, "metric": metric, "seeds": seeds,
-         **_record(best[metric].tolist(), last[metric].dropna().tolist(),
+         **_record(best[metric].tolist(), last[metric].tolist(),
                    paper.get((task, metric), math.nan)),
          **cell.counts()}
         for metric in table.metrics_of(task)
@@ -174,13 +174,12 @@ def _scores(table: Table, cell: Cell, task: str, which: str) -> pd.DataFrame:
 
 
 def _record(best: list[float], last: list[float], paper: float) -> dict[str, float]:
-    """Return the numbers of a cell; ``last`` may have fewer values than ``best``, none is NaN."""
+    """Return the numbers of a cell, none of whose scores is NaN."""
     shown, final = stats.summary(best), stats.summary(last)
-    whole = final.n == shown.n
     return {
         **{("ci_" + k if k in ("low", "high") else k): v for k, v in shown._asdict().items()},
-        "last_mean": final.mean if whole else math.nan,
-        "last_std": final.std if whole else math.nan,
+        "last_mean": final.mean,
+        "last_std": final.std,
         "paper": paper,
         "difference": shown.mean - paper,
     }
@@ -205,10 +204,8 @@ def _averages(table: Table, cells: Mapping[str, Cell], which: str) -> list[float
     scores = {task: _scores(table, cell, task, which) for task, cell in cells.items()}
     # seeds x tasks, NaN where a task lacks a seed
     means = pd.DataFrame({t: frame.mean(axis=1, skipna=False) for t, frame in scores.items()})
-    if means.notna().all(axis=None):
-        return means.mean(axis=1).tolist()
-    complete = all(frame.notna().all(axis=None) for frame in scores.values())
-    return [means.mean().mean()] if complete else []
+    same_seeds = means.notna().all(axis=None)
+    return means.mean(axis=1).tolist() if same_seeds else [means.mean().mean()]
 
 
 def printed(table: Table, row: Row) -> Mapping[tuple[str, str], float]:
