@@ -38,7 +38,7 @@ def report(folder: Path, words: Sequence[str]) -> int:
     request = parse(words, default_tables=options("table"))
     tables = possible_tables(request, asked)
     from lora2.records.store import StoreError, collect
-    from lora2.tables import make, peft_results, times  # imports torch: not before the checks
+    from lora2.tables import peft_results, render, times  # imports torch: not before the checks
 
     code = 0
     with explain_full_disk(folder):
@@ -53,13 +53,9 @@ def report(folder: Path, words: Sequence[str]) -> int:
             wanted = (table, request.profile, folder, request.options.seeds, request.extra, runs)
             try:
                 if table.kind == "times":  # measured by scripts/reproduce.py, without runs
-                    written = times.rewrite(load_table(table.name), request.profile, folder)
-                elif not make.is_official(table, request.extra):
-                    print(make.print_table(*wanted))
-                    continue
+                    print(times.rewrite(load_table(table.name), request.profile, folder))
                 else:
-                    written = make.report_table(*wanted)
-                print("\n".join(f"wrote {path}" for path in written))
+                    print(render.report_table(*wanted))
             except (StoreError, FileNotFoundError) as error:
                 if asked:
                     print(f"{table.name}: {error}", file=sys.stderr)

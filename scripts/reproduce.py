@@ -123,35 +123,28 @@ def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
 def write_tables(request: Request, jobs_by_table: dict[str, list[Job]]) -> bool:
     """Write every table, or print a part or variant of one; return whether that worked for all."""
     from lora2.records.store import StoreError, collect
-    from lora2.tables import make
+    from lora2.tables import render
 
     runs_in, complete = cache(collect), True  # a folder is read once for all tables
     for plan in request.plans:
-        jobs, written, shown = jobs_by_table[plan.name], list[Path](), ""
+        jobs, profile, extra = jobs_by_table[plan.name], request.profile, request.extra
         folder = Path(jobs[0].resolved.config.results.dir)
-        whole = plan.kind == "figure" or make.is_official(plan, request.extra)
-        about = (plan, request.profile, folder, request.options.seeds, request.extra)
         try:
             with explain_full_disk(folder):
                 if plan.kind == "times":
                     from lora2.tables import times  # imports torch, which no other table needs
 
-                    frame = times.measure(plan, jobs)
-                    if whole:
-                        written = times.write(plan, frame, request.profile, folder)
-                    else:
-                        shown = times.texts(plan, frame, request.profile)[".md"]
-                elif whole:
-                    written = make.report_table(*about, runs_in(folder))
+                    texts = times.texts(plan, times.measure(plan, jobs), profile)
+                    whole = render.is_official(plan, extra)
+                    shown = render.publish(folder, plan.stem, texts, whole)
                 else:
-                    shown = make.print_table(*about, runs_in(folder))
+                    about = (plan, profile, folder, request.options.seeds, extra)
+                    shown = render.report_table(*about, runs_in(folder))
         except (StoreError, OSError) as error:
             print(f"{plan.name}: not written: {error}", file=sys.stderr)
             complete = False
-            continue
-        if shown:
-            shown += f"\na part or a variant of table {plan.name}: shown, not written to {folder}"
-        print(shown or "\n".join(f"wrote {path}" for path in written), flush=True)
+        else:
+            print(shown, flush=True)
     return complete
 
 

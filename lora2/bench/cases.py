@@ -148,19 +148,13 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
         "lora": ("LoRA r=8, unmerged", adapted("lora-r8")),
     }
     actions = {row: partial(forward, model) for row, (_, model) in models.items()}
-    seconds = step.interleave(actions, case.device, rounds, warm_up)
+    seconds = step.interleave(actions, case.device, INFERENCE_ROUNDS * rounds, warm_up)
     bases = {"base": seconds["base"], "lora": seconds["lora"]}
     return [
         {"phase": "inference", **case.columns(), "row": row, "label": label,
          **times(seconds[row], **bases), **counted(actions[row], case.device)}
         for row, (label, _) in models.items()
     ]  # fmt: skip
-
-
-def steps(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
-    """Return a row for each method's training step, and four for inference."""
-    trained = training(case, methods, rounds, warm_up)
-    return trained + inference(case, INFERENCE_ROUNDS * rounds, warm_up)
 
 
 def part_counts(layers: int) -> list[Row]:

@@ -111,10 +111,6 @@ class Measured:
     kernels: int = 0  # operations that are not views
     syncs: int = 0  # places where the host waits for values of the device
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
 
 def measure(
     runs: Mapping[str, tuple[RunConfig, int]], batches: Sequence[Batch], rounds: int,

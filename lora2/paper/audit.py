@@ -14,7 +14,7 @@ from lora2.markup import grid
 from lora2.paper import findings, sizes
 from lora2.paper.findings import Finding, accuracies, agrees, correct_counts
 from lora2.paper.numbers import exact, table, texts
-from lora2.records.store import write_atomically
+from lora2.records.store import write_pages
 
 FOLDER = Path(__file__).resolve().parents[2] / "results" / "paper"
 COMMAND = "python -m lora2.paper.audit"
@@ -92,15 +92,8 @@ def size_agrees(printed: str, rows: int) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Write both files, or with --check exit 1 if that would change one."""
-    for name, text in (("audit.md", audit()), ("table5.md", table5())):
-        path = FOLDER / name
-        if "--check" not in argv:
-            write_atomically(path, text)
-            print(f"wrote {path}")
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            print(f"{path} is stale: run `{COMMAND}` and commit it", file=sys.stderr)
-            return 1
-    return 0
+    pages = {FOLDER / "audit.md": audit(), FOLDER / "table5.md": table5()}
+    return write_pages(pages, "--check" in argv, COMMAND)
 
 
 if __name__ == "__main__":

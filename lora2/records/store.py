@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,18 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` in one step: a reader sees the old file or the new one, never a part."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_pages(pages: Mapping[Path, str], check: bool, command: str) -> int:
+    """Write each page that changed; with ``check`` only name them, and return 1 if any did."""
+    old = {path: path.read_text(encoding="utf-8") if path.is_file() else "" for path in pages}
+    stale = [path for path, text in pages.items() if old[path] != text]
+    for path in stale:
+        if check:
+            print(f"{path.name} is stale: run {command}", file=sys.stderr)
+        else:
+            write_atomically(path, pages[path])
+    return int(check and bool(stale))
 
 
 def collect(profile_dir: Path | str) -> pd.DataFrame:

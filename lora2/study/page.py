@@ -16,11 +16,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lora2.markup import grid, markdown
-from lora2.records.store import StoreError, read_csv
+from lora2.records.store import StoreError, read_csv, write_pages
 from lora2.study.answers import answer, sentence
 from lora2.study.select import read
 from lora2.study.spec import Question, Study, load_study
-from lora2.tables.pages import write_pages
 from lora2.tables.stats import summary
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from lora2.records import store
 from lora2.records.files import replacing
 from lora2.study.spec import Part, Study
 from lora2.sweep.table import Job
-from lora2.tables.make import matching
+from lora2.tables.build import matching
 
 FACTOR = 2.0  # between two neighbouring rates
 MOST = 9  # rates tried for one row at one budget

@@ -86,9 +86,10 @@ def measure(
             tell("stopped measuring: the other costs are scaled from those measured")
             break
         memory, held = result.peak_memory_mb, result.held_memory_mb
-        costs[key] = Cost(result.median, result.trainable, memory, True, held)
+        seconds = statistics.median(result.seconds)
+        costs[key] = Cost(seconds, result.trainable, memory, True, held)
         size = f"{resolved.config.train.batch_size} x {result.tokens:.0f} tokens"
-        tell(f"  {key[0]}, {key[1]}, {size}: {result.median:.3f} s/step")
+        tell(f"  {key[0]}, {key[1]}, {size}: {seconds:.3f} s/step")
     missing, sizes = wanted.keys() - costs.keys(), dict[Key, float]()
     for key, job in wanted.items() if missing else ():
         drawn = step.batches(job.resolved.config, BATCHES)

@@ -1,17 +1,22 @@
-"""Sort runs into a table's cells, average them, and compare them with the paper's numbers."""
+"""Find the runs of a table's cells, average them, and compare them with the paper's numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
+from lora2.config.schema import as_tree
 from lora2.paper.numbers import AVERAGE, exact, glue_average, printed_values, rounded
-from lora2.sweep.table import Row, Table
+from lora2.records import store
+from lora2.sweep.table import PLACES, Job, Profile, Row, Table, jobs
 from lora2.tables import stats
 
+# Words that make another whole table, with files of its own: table1-equal.md.
+VARIANTS = ("protocol", "ranks")
 LOST = ("failed", "diverged", "ambiguous", "missing")
 SIZES = ["params_adapter", "params_kept", "params_head", "params_encoder"]
 
@@ -45,6 +50,63 @@ class TableResults(NamedTuple):
         )
 
 
+def find_results(
+    table: Table, profile: Profile, folder: Path,
+    seeds: Sequence[int] | None, extra: Sequence[str], runs: pd.DataFrame,
+) -> TableResults:  # fmt: skip
+    """Return the table with the runs that have its settings and ``extra`` words, on any machine.
+
+    ``seeds`` None takes the profile's seeds and any others that were run. A StoreError if there are
+    no runs.
+    """
+    cells = jobs(table, profile, None, extra)
+    run_settings = [comparable(settings) for settings in store.settings(runs)]
+    runs_of = {}
+    for row in table.rows:
+        wanted = [_comparable_job(job) for job in cells if job.row == row.id]
+        runs_of[row.id] = runs.loc[[settings in wanted for settings in run_settings]]
+    run_seeds = {int(seed) for row in runs_of.values() for seed in row["seed"]}
+    if not run_seeds:
+        raise store.StoreError(f"{folder} has no runs of table {table.name}")
+    if seeds is None and profile.seeds is not None:
+        seeds = sorted(run_seeds | set(profile.seeds))
+    config = cells[0].resolved.config
+    conditions = {"protocol": config.protocol, "ranks": config.ranks}
+    typed = [word.partition("=") for word in extra]
+    suffix = "".join(f"-{value}" for key, _, value in typed if key in VARIANTS)
+    return fill(table, runs_of, seeds, conditions, suffix)
+
+
+def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
+    """Return, by the name of each job in ``cells`` that was run, its run.
+
+    That is the run of the same name, otherwise the last with the same settings and seed, whose data
+    or encoder were in another folder.
+    """
+    names = set(runs["run"])
+    settings = [comparable(flat) for flat in store.settings(runs)]
+    recorded = list(zip(runs["run"], runs["seed"].astype(int), settings, strict=True))
+    matched = {}
+    for job in cells:
+        wanted = (job.resolved.config.seed, _comparable_job(job))
+        same = [name for name, *values in recorded if tuple(values) == wanted]
+        if job.name in names or same:
+            matched[job.name] = job.name if job.name in names else same[-1]
+    return matched
+
+
+def comparable(settings: dict[str, object]) -> dict[str, object]:
+    """Return the settings that decide a run's result, without its seed and without folders."""
+    kept = {k: v for k, v in settings.items() if k not in PLACES and v is not None}
+    if store.WARM_START in kept:
+        kept[store.WARM_START] = Path(str(kept[store.WARM_START])).name
+    return kept
+
+
+def _comparable_job(job: Job) -> dict[str, object]:
+    return comparable(store.flatten(as_tree(job.resolved.config)))
+
+
 def fill(
     table: Table, runs_of: Mapping[str, pd.DataFrame], seeds: Sequence[int] | None = None,
     conditions: Mapping[str, str] | None = None, suffix: str = "",
@@ -62,7 +124,7 @@ def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | No
         runs = runs.loc[runs["seed"].isin(list(seeds))]
     ambiguous = runs["seed"].duplicated(keep=False)
     repeated, single = runs.loc[ambiguous], runs.loc[~ambiguous]
-    columns = [f"best_{metric}" for metric in table.metrics_of(task)]
+    columns = [f"{which}_{m}" for which in ("best", "last") for m in table.metrics_of(task)]
     scored = single.reindex(columns=columns).notna().all(axis=1)
     finished = single.loc[(single["status"] == "finished") & scored]
     diverged = int((single["status"] == "diverged").sum())
@@ -97,7 +159,7 @@ def _task_records(table: Table, row: Row, cell: Cell, task: str) -> list[dict]:
     paper, seeds = printed(table, row), " ".join(str(seed) for seed in best.index)
     return [
         {"task": task, "metric": metric, "seeds": seeds,
-         **_record(best[metric].tolist(), last[metric].dropna().tolist(),
+         **_record(best[metric].tolist(), last[metric].tolist(),
                    paper.get((task, metric), math.nan)),
          **cell.counts()}
         for metric in table.metrics_of(task)
@@ -112,13 +174,12 @@ def _scores(table: Table, cell: Cell, task: str, which: str) -> pd.DataFrame:
 
 
 def _record(best: list[float], last: list[float], paper: float) -> dict[str, float]:
-    """Return the numbers of a cell; ``last`` may have fewer values than ``best``, none is NaN."""
+    """Return the numbers of a cell, none of whose scores is NaN."""
     shown, final = stats.summary(best), stats.summary(last)
-    whole = final.n == shown.n
     return {
         **{("ci_" + k if k in ("low", "high") else k): v for k, v in shown._asdict().items()},
-        "last_mean": final.mean if whole else math.nan,
-        "last_std": final.std if whole else math.nan,
+        "last_mean": final.mean,
+        "last_std": final.std,
         "paper": paper,
         "difference": shown.mean - paper,
     }
@@ -143,10 +204,8 @@ def _averages(table: Table, cells: Mapping[str, Cell], which: str) -> list[float
     scores = {task: _scores(table, cell, task, which) for task, cell in cells.items()}
     # seeds x tasks, NaN where a task lacks a seed
     means = pd.DataFrame({t: frame.mean(axis=1, skipna=False) for t, frame in scores.items()})
-    if means.notna().all(axis=None):
-        return means.mean(axis=1).tolist()
-    complete = all(frame.notna().all(axis=None) for frame in scores.values())
-    return [means.mean().mean()] if complete else []
+    same_seeds = means.notna().all(axis=None)
+    return means.mean(axis=1).tolist() if same_seeds else [means.mean().mean()]
 
 
 def printed(table: Table, row: Row) -> Mapping[tuple[str, str], float]:

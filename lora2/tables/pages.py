@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora2.records.store import write_atomically
+from lora2.records.store import write_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -35,17 +35,6 @@ def first_table(markdown: str) -> str:
             break
         lines.append(f"##{line}" if line.startswith("#") else line)
     return "\n".join(lines).strip()
-
-
-def write_pages(pages: dict[Path, str], check: bool, command: str) -> int:
-    """Write each page that changed; with ``check`` only name them, and return 1 if any did."""
-    stale = [path for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
-    for path in stale:
-        if check:
-            print(f"{path.name} is stale: run {command}", file=sys.stderr)
-        else:
-            write_atomically(path, pages[path])
-    return int(check and bool(stale))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,9 +1,9 @@
-"""Write tables as files: CSV in long form, Markdown and LaTeX for readers."""
+"""Make the tables and Figure 3: CSV in long form, Markdown and LaTeX for readers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,18 @@ import pandas as pd
 from lora2.markup import grid, markdown, tex_float
 from lora2.paper.numbers import AVERAGE, printed_size
 from lora2.records import store
-from lora2.sweep.table import Profile, Table
-from lora2.tables.build import LOST, TableResults, as_printed, build, paper_average, printed
+from lora2.sweep.table import PLACES, Profile, Table, load_table
+from lora2.tables import figure3
+from lora2.tables.build import (
+    LOST,
+    VARIANTS,
+    TableResults,
+    as_printed,
+    build,
+    find_results,
+    paper_average,
+    printed,
+)
 from lora2.tables.compare import compare
 
 TASK_NAMES = {
@@ -40,6 +50,43 @@ HOW_COMPARED = (
 Grid = list[list[str]]  # unescaped cells, the head first
 
 
+def report_table(
+    table: Table, profile: Profile, folder: Path, seeds: Sequence[int] | None,
+    extra: Sequence[str], runs: pd.DataFrame,
+) -> str:  # fmt: skip
+    """Write a table or Figure 3 from ``runs``, see ``find_results``; return what to print.
+
+    Of a part of a table, or of another than its own settings, that is its Markdown, and nothing is
+    written. A FileNotFoundError if the folders of the figure's runs are not here.
+    """
+    results = find_results(table, profile, folder, seeds, extra, runs)
+    if table.kind != "figure":
+        whole = is_official(table, extra)
+        return publish(folder, table.stem + results.suffix, texts(results, folder, profile), whole)
+    finished = results.used().groupby("task")["run"].unique()
+    panels = {TASK_NAMES[task]: figure3.read_ranks(folder, finished[task])
+              for task in table.tasks if task in finished}  # fmt: skip
+    if not panels:
+        raise store.StoreError(f"no finished runs for {table.title} in {folder}")
+    written = figure3.write(panels, folder / table.stem, profile.note)
+    return "\n".join(f"wrote {path}" for path in written)
+
+
+def is_official(table: Table, extra: Sequence[str]) -> bool:
+    """Tell whether this is a whole table with its own settings, which alone is written to files."""
+    keys = {word.partition("=")[0] for word in extra}
+    return table == load_table(table.name) and keys <= {*PLACES, *VARIANTS}
+
+
+def publish(folder: Path, stem: str, texts: Mapping[str, str], whole: bool) -> str:
+    """Write a whole table, one file per ending; return what to print, of a part its Markdown."""
+    if not whole:
+        return f"{texts['.md']}\na part or a variant of a table: shown, not written to {folder}"
+    for ending, text in texts.items():
+        store.write_atomically(folder / f"{stem}{ending}", text)
+    return "\n".join(f"wrote {folder / stem}{ending}" for ending in texts)
+
+
 def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, str]:
     """Return a table's files by the ending of their names; ``folder`` has the predictions."""
     cells, notes, tests = build(results), notes_of(results), compare(results, folder)
@@ -60,14 +107,6 @@ def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, st
         ".tex": tex_float(f"{title} {about}", best, notes),
         "_tests.csv": tests.to_csv(index=False, lineterminator="\n"),
     }
-
-
-def write_files(folder: Path, stem: str, texts: Mapping[str, str]) -> list[Path]:
-    """Write one file per ending, each replaced in one step; return their paths."""
-    paths = [folder / f"{stem}{ending}" for ending in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        store.write_atomically(path, text)
-    return paths
 
 
 def heading(table: Table, profile: Profile, conditions: Mapping[str, str]) -> tuple[str, list[str]]:

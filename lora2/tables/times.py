@@ -19,7 +19,7 @@ from lora2.run.device import provenance
 from lora2.sweep.pool import plan_workers
 from lora2.sweep.table import Job, Profile, Table
 from lora2.tables.build import printed
-from lora2.tables.render import TASK_NAMES, Grid, heading, write_files
+from lora2.tables.render import TASK_NAMES, Grid, heading, publish
 
 # Steps of each method on each task, measured and to warm up; fewer on a CPU, which is slow.
 ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
@@ -138,12 +138,8 @@ def _ratio(value: float, otherwise: str) -> str:
     return f"{value:.2f}" if math.isfinite(value) else otherwise
 
 
-def write(table: Table, times: pd.DataFrame, profile: Profile, folder: Path) -> list[Path]:
-    return write_files(folder, table.stem, texts(table, times, profile))
-
-
-def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
-    """Write the table's files again from the times in ``folder``'s CSV; return their paths."""
+def rewrite(table: Table, profile: Profile, folder: Path) -> str:
+    """Write the table's files again from the times in ``folder``'s CSV; return what to print."""
     path = folder / f"{table.stem}.csv"
     try:
         times = pd.read_csv(path, dtype={"label": "object", "device": "object"})
@@ -155,4 +151,5 @@ def rewrite(table: Table, profile: Profile, folder: Path) -> list[Path]:
     if missing or not cells <= set(zip(times["row"], times["task"], strict=True)):
         raise StoreError(f"{path} lacks {', '.join(missing) or 'rows'}: measure again")
     check_schema(times["schema"], path)
-    return write(table, times.fillna({"against": ""}), profile, folder)
+    written = texts(table, times.fillna({"against": ""}), profile)
+    return publish(folder, table.stem, written, whole=True)

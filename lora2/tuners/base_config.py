@@ -49,16 +49,9 @@ def extend_peft_type(name: str) -> PeftType:
 
 def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
     """Register ``name`` (lower case) with PEFT; a KeyError if another package has it already."""
-    registered = PEFT_TYPE_TO_CONFIG_MAPPING.get(extend_peft_type(name.upper()))
-    if registered is None:
+    if PEFT_TYPE_TO_CONFIG_MAPPING.get(extend_peft_type(name.upper())) is not config_cls:
         prefix = model_cls.prefix
         register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls, prefix=prefix)
-    elif registered is not config_cls:
-        raise KeyError(
-            f"PEFT already has a method {name!r} ({registered.__module__}."
-            f"{registered.__qualname__}); uninstall the package that registers it, or do not "
-            f"import lora2 beside it"
-        )
 
 
 def is_int(value: Any, low: int) -> bool:

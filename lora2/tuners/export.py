@@ -12,9 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lora2.tuners.base import AdapterModel
-from lora2.tuners.base_config import AdapterConfig
 
 _PREFIX = "base_model.model."
+# Settings that a plain LoRA has in common with the adapter.
+_SAME = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+         "lora_dropout", "fan_in_fan_out", "modules_to_save", "task_type",
+         "base_model_name_or_path", "revision")  # fmt: skip
 
 
 @torch.no_grad()
@@ -25,8 +28,7 @@ def to_lora(
 
     The update is the same up to one rounding to the adapter's dtype; the scale is folded into B and
     lora_alpha is the rank, so that it is 1 in every program. Modules in ``modules_to_save`` come
-    along. All matrices get the largest rank (k for LoRA2), filled up with zeros. A module whose
-    SoRA gates are all zero is no target any more, except the first if no other is left.
+    along. All matrices get the largest rank (k for LoRA2; SoRA: gates left), filled up with zeros.
 
     Raises:
         TypeError: the model has no adapters of this package.
@@ -49,17 +51,14 @@ def to_lora(
         dtype = getattr(layer, layer.adapter_layer_names[0])[name].dtype
         first, second = layer.thin_factors(name)
         pairs[key] = first.T.to(dtype), second.T.to(dtype)
-    kept = {key: pair for key, pair in pairs.items() if len(pair[0]) > 0}
-    if not kept:  # PEFT loads no adapter without a target
-        key, (a, b) = next(iter(pairs.items()))
-        kept = {key: (a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1))}
-    rank = max(len(a) for a, _ in kept.values())
+    rank = max(1, *(len(a) for a, _ in pairs.values()))  # PEFT has no LoRA of rank 0
     saved = get_peft_model_state_dict(peft_model, adapter_name=name)
     state = {key: value for key, value in saved.items() if f".{tuner.prefix}" not in key}
-    for key, (a, b) in kept.items():
+    for key, (a, b) in pairs.items():
         state[f"{_PREFIX}{key}.lora_A.weight"] = pad(a, (0, 0, 0, rank - len(a)))
         state[f"{_PREFIX}{key}.lora_B.weight"] = pad(b, (0, rank - len(a)))
-    return _lora_config(config, rank, sorted(kept) if len(kept) < len(pairs) else None), state
+    settings = {key: getattr(config, key) for key in _SAME}
+    return LoraConfig(**settings, r=rank, lora_alpha=rank, inference_mode=True), state
 
 
 def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | None = None) -> Path:
@@ -69,13 +68,3 @@ def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | N
     state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     save_file(state, Path(folder) / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     return Path(folder)
-
-
-def _lora_config(config: AdapterConfig, rank: int, modules: list[str] | None) -> LoraConfig:
-    """Return a LoRA adapter's settings with scale 1 on ``modules``, or on the config's."""
-    targets = ["target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"]
-    same = ["lora_dropout", "fan_in_fan_out", "modules_to_save", "task_type",
-            "base_model_name_or_path", "revision"]  # fmt: skip
-    kept = {key: getattr(config, key) for key in (same if modules else same + targets)}
-    kept |= {"target_modules": modules} if modules else {}
-    return LoraConfig(**kept, r=rank, lora_alpha=rank, inference_mode=True)

@@ -123,7 +123,7 @@ def test_forward_passes_run_in_the_precision_that_their_rows_say(precision, monk
 
     monkeypatch.setattr(torch.nn.Linear, "forward", forward)
     monkeypatch.setitem(shapes.SHAPES["minilm"], "vocab_size", 200)
-    found = cases.steps(Case("minilm", 1, 64, 2, 4, precision, "cpu"), ["lora-r8"], 1, 0)
+    found = cases.training(Case("minilm", 1, 64, 2, 4, precision, "cpu"), ["lora-r8"], 1, 0)
     assert {row["precision"] for row in found} == {precision}
     assert set(seen) == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
 

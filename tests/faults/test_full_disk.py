@@ -19,7 +19,7 @@ from tests.faults.disks import fill, free, small_disk
 from tests.faults.test_resume import METHODS, assert_equal
 from tests.run.test_run import assert_same_run
 from tests.sweep.test_request import script
-from tests.tables.test_make import made
+from tests.tables.test_report import made
 
 ROOT = Path(__file__).resolve().parents[2]
 

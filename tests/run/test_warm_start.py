@@ -22,7 +22,7 @@ from lora2.records.store import read_run
 from lora2.run.model import load_run, load_start
 from lora2.run.run import load_data, run
 from lora2.run.trainer import training_arguments
-from lora2.tables.make import comparable
+from lora2.tables.build import comparable
 from tests.conftest import TINY
 from tests.run.test_run import assert_same_run
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora2.config.parse import parse_yaml
-from lora2.tables.pages import BLOCK, PAGES, first_table, main, refresh, write_pages
+from lora2.records.store import write_pages
+from lora2.tables.pages import BLOCK, PAGES, first_table, main, refresh
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -28,7 +28,8 @@ def written(folder: Path, profile: str, seeds: tuple[int, ...] | None = (0, 1)) 
     runs = store.read(folder)
     results = make_results(runs, ROWS, ["rte", "qqp"], seeds=seeds, title="GLUE")
     texts = render.texts(results, folder, load_profile(profile))
-    paths = render.write_files(folder, "table1", texts)
+    written = render.publish(folder, "table1", texts, whole=True)
+    paths = [Path(line.removeprefix("wrote ")) for line in written.splitlines()]
     return {path.name: path.read_text(encoding="utf-8") for path in paths}
 
 

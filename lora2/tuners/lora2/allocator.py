@@ -38,10 +38,11 @@ class Allocator:
         size = sum(weight.numel() for weight in self._scored(factors))
         dtype = torch.promote_types(lam.dtype, torch.float32)
         flat = torch.empty(0, dtype=dtype, device=lam.device)  # lam may be sharded
-        # |w dL/dw| smoothed, and its smoothed deviation: lambda (n, r), v (n, k, r), U (n, r, k),
-        # then for "full" u and V, group by group of equal shape; all flattened one after another.
-        self._averages = flat.new_zeros(2, size)
-        self._moved = torch.empty_like(self._averages)
+        # Sensitivity (|w dL/dw| smoothed) and uncertainty (its smoothed deviation), (2, size):
+        # lambda (n, r), v (n, k, r), U (n, r, k), then for "full" u and V, group by group of equal
+        # shape; all flattened one after another.
+        self.averages = flat.new_zeros(2, size)
+        self._moved = torch.empty_like(self.averages)
         self.mask = flat.new_ones(self.n, config.r, dtype=torch.bool)
         self._none_kept = flat.new_zeros(self.mask.numel(), dtype=torch.bool)
         self._zero, self._mean = flat.new_zeros(()), flat.new_full((config.k,), 1 / config.k)
@@ -49,49 +50,32 @@ class Allocator:
             torch.tensor([at % self.n for at in group], device=lam.device) for group in self._outer
         ]
 
-    @property
-    def sensitivity(self) -> Tensor:
-        """The smoothed |w dL/dw|, flat."""
-        return self._averages[0]
-
-    @property
-    def uncertainty(self) -> Tensor:
-        """The smoothed deviation of the sensitivity, flat."""
-        return self._averages[1]
-
-    def budget(self, step: int) -> int:
-        """Singular values kept over all matrices after ``step``."""
-        whole, config = self.n * self.config.r, self.config
-        return budget(
-            step, init_total=whole, target_total=self.target_total,
-            total_step=self.total_step, tinit=config.tinit, tfinal=config.tfinal,
-        )  # fmt: skip
-
     @torch.no_grad()
     def step(self, step: int, factors: Factors, masks: list[Tensor]) -> None:
         """Take in optimiser step ``step``; zero pruned lambdas and fill ``masks`` in place."""
         self._check_step(step)
         frozen_from = self.total_step - self.config.tfinal
         weights = self._scored(factors) if step < frozen_from else factors.lam
-        flat = _flat(weights, self._averages)
+        flat = _flat(weights, self.averages)
         if step < frozen_from:
             self._observe(flat, weights)
         self.last_step = step
         if step <= self.config.tinit or (step <= frozen_from and step % self.config.deltaT):
             return
         if step <= frozen_from + 1:  # later the averages, and so the mask, stay as they are
-            self.mask = top_mask(self.scores(), self.budget(step), self._none_kept)
+            total = budget(
+                step, init_total=self.mask.numel(), target_total=self.target_total,
+                total_step=self.total_step, tinit=self.config.tinit, tfinal=self.config.tfinal,
+            )  # fmt: skip
+            self.mask = top_mask(self.scores(), total, self._none_kept)
             torch._foreach_copy_(masks, list(self.mask.unbind()))
         lam = flat[: self.mask.numel()].view_as(self.mask)  # the flat state begins with lambda
-        kept = list(torch.where(self.mask, lam, self._zero).unbind())
-        if any(isinstance(lam, DTensor) for lam in factors.lam):
-            for lam, values in zip(factors.lam, kept, strict=True):
-                if isinstance(lam, DTensor):
-                    values = values.to(lam.dtype)
-                    values = distribute_tensor(values, lam.device_mesh, lam.placements)
-                lam.copy_(values)
-        else:
-            torch._foreach_copy_(factors.lam, kept)
+        kept, lambdas = list(torch.where(self.mask, lam, self._zero).unbind()), list(factors.lam)
+        for at, lam in enumerate(factors.lam):
+            if isinstance(lam, DTensor):  # each process writes its part
+                part = distribute_tensor(kept[at].to(lam.dtype), lam.device_mesh, lam.placements)
+                lambdas[at], kept[at] = lam.to_local(), part.to_local()
+        torch._foreach_copy_(lambdas, kept)
 
     def scores(self) -> Tensor:
         """Importance of every singular value (n, r): S(lambda_i) + mean_j S(v_ji) + mean_j S(U_ij).
@@ -100,7 +84,7 @@ class Allocator:
         means of S over all of u and of V are added, the same for every i of one matrix (Eq. 8).
         """
         n, r, k = self.n, self.config.r, self.config.k
-        score = self.sensitivity * self.uncertainty
+        score = self.averages[0] * self.averages[1]
         inner = [n * r, n * k * r, n * r * k]
         lam, v, U, rest = score.split([*inner, score.numel() - sum(inner)])
         # The product with self._mean is a mean and a sum in one operation.
@@ -116,8 +100,8 @@ class Allocator:
         return {
             "step": torch.tensor(self.last_step),
             "total_step": torch.tensor(self.total_step),
-            "sensitivity": self.sensitivity.clone(),
-            "uncertainty": self.uncertainty.clone(),
+            "sensitivity": self.averages[0].clone(),
+            "uncertainty": self.averages[1].clone(),
             "mask": self.mask.clone(),
         }
 
@@ -129,8 +113,8 @@ class Allocator:
                 "with the same target_modules, r, k, importance and number of steps, or start again"
             )
         self.last_step = int(state["step"])
-        self._averages[0] = state["sensitivity"]
-        self._averages[1] = state["uncertainty"]
+        self.averages[0] = state["sensitivity"]
+        self.averages[1] = state["uncertainty"]
         self.mask = state["mask"].to(self.mask.device, copy=True)
 
     def check_finished(self, factors: Factors, masks: list[Tensor]) -> None:
@@ -145,7 +129,7 @@ class Allocator:
                 f"{kept} singular values where the target is {self.target_total}: call "
                 f"update_and_allocate after every optimiser step"
             )
-        if not self.sensitivity.any():
+        if not self.averages[0].any():
             raise RuntimeError(
                 "the allocator saw only zero gradients, so the surviving ranks mean nothing: call "
                 "update_and_allocate before optimizer.zero_grad()"
@@ -167,12 +151,12 @@ class Allocator:
         """Take this step's gradients into both averages; ``flat``: the weights."""
         now = (flat * _flat([_gradient(weight) for weight in weights], flat)).abs_()
         beta1, beta2 = self.config.beta1, self.config.beta2
-        torch.lerp(self.sensitivity, now, 1 - beta1, out=self._moved[0])
+        torch.lerp(self.averages[0], now, 1 - beta1, out=self._moved[0])
         # A step that the loss scaler of fp16 skipped has infinite gradients: it teaches nothing.
         finite = now.amax() < torch.inf
         deviation = now.sub_(self._moved[0]).abs_()
-        torch.lerp(self.uncertainty, deviation, 1 - beta2, out=self._moved[1])
-        self._averages = torch.where(finite, self._moved, self._averages)
+        torch.lerp(self.averages[1], deviation, 1 - beta2, out=self._moved[1])
+        self.averages = torch.where(finite, self._moved, self.averages)
 
     def _scored(self, factors: Factors) -> list[Tensor]:
         both = factors.u + factors.V

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lora2.tuners.base import AdapterLayer, AdapterModel, wide
-from lora2.tuners.base_config import AdapterConfig, Rules, non_negative, one_of, register
+from lora2.tuners.base_config import AdapterConfig, Rules, non_negative, register
 
 
 @dataclass
@@ -26,22 +25,17 @@ class LoraXsConfig(AdapterConfig):
             dropout 0, and for RoBERTa the targets query, value, attention.output.dense,
             output.dense). All other arguments of ``AdapterConfig`` as there.
         init_std: standard deviation of R at the start.
-        save_basis: True saves A and B with the adapter, the same update on every machine. False
-            saves R alone (r^2 numbers a module); A and B are computed again from the weights of
-            the model it is loaded on, which must be those it was trained on.
+
+    A and B are saved with the adapter: the same update on every machine.
     """
 
     r: int = 16
     init_std: float = 1e-5
-    save_basis: bool = True
 
     method = "LORA_XS"
 
     def _rules(self) -> Rules:
-        return super()._rules() | {
-            "init_std": non_negative(self.init_std),
-            "save_basis": one_of(self.save_basis, True, False),
-        }
+        return super()._rules() | {"init_std": non_negative(self.init_std)}
 
 
 class LoraXsLinear(AdapterLayer):
@@ -55,8 +49,7 @@ class LoraXsLinear(AdapterLayer):
     loraxs_B: Any
 
     def _create_containers(self, config: LoraXsConfig) -> None:
-        self.loraxs_A = BufferDict(persistent=config.save_basis)
-        self.loraxs_B = BufferDict(persistent=config.save_basis)
+        self.loraxs_A, self.loraxs_B = BufferDict(persistent=True), BufferDict(persistent=True)
 
     def _create(self, adapter_name: str, config: LoraXsConfig) -> None:
         """Take A and B from the frozen weight, R from N(0, init_std^2)."""
@@ -68,13 +61,13 @@ class LoraXsLinear(AdapterLayer):
             )
         self.loraxs_R[adapter_name] = nn.Parameter(torch.empty(r, r))
         nn.init.normal_(self.loraxs_R[adapter_name], std=config.init_std)
-        if config.save_basis and self.loraxs_R[adapter_name].is_meta:
+        if self.loraxs_R[adapter_name].is_meta:
             # low_cpu_mem_usage loading: R is a placeholder, and the file brings A and B too
             base: Any = self.get_base_layer()
             nan = base.weight.new_full((), torch.nan)
             a, b = nan.repeat(self.in_features, r), nan.repeat(r, self.out_features)
         else:
-            weight = frozen_weight(self)
+            weight = self.get_base_weight().detach().float()
             a, b = truncated_svd(weight if self.fan_in_fan_out else weight.T, r)
         self.loraxs_A[adapter_name], self.loraxs_B[adapter_name] = a, b
 
@@ -94,27 +87,6 @@ class LoraXsModel(AdapterModel):
 
     prefix = "loraxs_"
     tuner_layer_cls = LoraXsLinear
-
-    def _check_new_adapter_config(self, config: Any) -> None:
-        """Refuse adapters that differ in save_basis: a layer keeps its bases in one container."""
-        super()._check_new_adapter_config(config)
-        if len({other.save_basis for other in self.peft_config.values()}) > 1:
-            raise ValueError(
-                f"the adapters of one model must agree on save_basis, and the new one has "
-                f"{config.save_basis}; set it to {not config.save_basis}"
-            )
-
-
-@torch.no_grad()
-def frozen_weight(layer: BaseTunerLayer) -> Tensor:
-    """The base weight without the adapters merged into it, by this or another tuner, in float32."""
-    weight = layer.get_base_weight().float()
-    node: Any = layer
-    while hasattr(node, "merged_adapters"):
-        for name in node.merged_adapters:
-            weight = weight - node.get_delta_weight(name).float()
-        node = node.base_layer
-    return weight
 
 
 def truncated_svd(weight: Tensor, r: int) -> tuple[Tensor, Tensor]:

@@ -308,16 +308,16 @@ def test_between_renewals_pruned_values_may_grow_and_in_the_end_they_stay_zero()
 def test_importance_is_frozen_in_the_final_phase():
     config = Lora2Config(r=4, k=1, target_r=1, tfinal=5)
     allocator, factors, _ = run(config, 12, 6)  # the last of the steps t < T - tfinal
-    frozen = allocator.sensitivity.clone(), allocator.uncertainty.clone()
+    frozen = allocator.averages[0].clone(), allocator.averages[1].clone()
     run(config, 12, 12, allocator, factors, first=7)
-    assert torch.equal(allocator.sensitivity, frozen[0])
-    assert torch.equal(allocator.uncertainty, frozen[1])
+    assert torch.equal(allocator.averages[0], frozen[0])
+    assert torch.equal(allocator.averages[1], frozen[1])
 
 
 def test_warm_up_averages_but_does_not_mask():
     config = Lora2Config(r=4, k=1, target_r=1, tinit=3)
     allocator, factors, _ = run(config, 9, 3)
-    assert allocator.mask.all() and (allocator.sensitivity > 0).all()
+    assert allocator.mask.all() and (allocator.averages[0] > 0).all()
     assert all((lam != 0).all() for lam in factors.lam)
 
 
@@ -341,13 +341,13 @@ def test_with_a_final_phase_any_deltaT_reaches_the_target(deltaT):
 def test_a_step_with_infinite_gradients_teaches_nothing():
     config = Lora2Config(r=4, k=1, target_r=1)
     allocator, factors, masks = run(config, 9, 3)
-    before = allocator.sensitivity.clone(), allocator.uncertainty.clone()
+    before = allocator.averages[0].clone(), allocator.averages[1].clone()
     for bad in (float("inf"), float("nan")):
         give_gradients(factors, seed=4)
         factors.v[1].grad[0, 0] = bad
         allocator.step(allocator.last_step + 1, factors, masks)
-        assert torch.equal(allocator.sensitivity, before[0])
-        assert torch.equal(allocator.uncertainty, before[1])
+        assert torch.equal(allocator.averages[0], before[0])
+        assert torch.equal(allocator.averages[1], before[1])
 
 
 @pytest.mark.parametrize("stop", [9, 16, 17])  # before, at and after T - tfinal

@@ -59,15 +59,11 @@ def test_roberta_large_trains_96_r_squared(r):
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 96 * r**2
 
 
-@pytest.mark.parametrize("save_basis", [True, False])
-def test_what_is_saved(save_basis, tmp_path):
-    model = adapted(save_basis=save_basis, init_std=0.5)
+def test_what_is_saved(tmp_path):
+    model = adapted(init_std=0.5)
     model.save_pretrained(tmp_path)
     kinds = {key.rpartition(".")[2] for key in load_file(tmp_path / "adapter_model.safetensors")}
-    assert kinds == ({"loraxs_R", "loraxs_A", "loraxs_B"} if save_basis else {"loraxs_R"})
-    if not save_basis:
-        size = (tmp_path / "adapter_model.safetensors").stat().st_size
-        assert size < 8 * 4 * 4**2 + 2048  # 8 cores of 4 x 4 floats, and the header
+    assert kinds == {"loraxs_R", "loraxs_A", "loraxs_B"}
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
@@ -84,12 +80,6 @@ def test_a_saved_basis_does_not_depend_on_the_new_base(low_cpu_mem_usage, tmp_pa
     assert torch.equal(ours.get_delta_weight("default"), wanted.get_delta_weight("default"))
 
 
-def test_adapters_agree_on_save_basis():
-    model = adapted(save_basis=True)
-    with pytest.raises(ValueError, match="agree on save_basis"):
-        model.add_adapter("second", LoraXsConfig(r=4, target_modules=PUBLISHED, save_basis=False))
-
-
 def test_becomes_lora_by_peft_s_own_conversion(tmp_path):
     model = adapted(init_std=0.5)
     save_as_lora(tmp_path, model, rank=4)
@@ -98,5 +88,5 @@ def test_becomes_lora_by_peft_s_own_conversion(tmp_path):
 
 
 def test_settings():
-    with pytest.raises(ValueError, match=r"init_std=-1.0 .*save_basis='yes' .*True"):
-        LoraXsConfig(init_std=-1.0, save_basis="yes")
+    with pytest.raises(ValueError, match=r"r=0 .*init_std=-1.0 "):
+        LoraXsConfig(r=0, init_std=-1.0)

@@ -64,7 +64,7 @@ def test_exported_equals_gated(heads, tmp_path):
     folder = export_lora(model, tmp_path / "lora")
     state = load_file(folder / "adapter_model.safetensors")
     ranks = [len(t) for key, t in state.items() if key.endswith("lora_A.weight")]
-    assert ranks == [4] * 5
+    assert ranks == [4] * 6
     assert not any("sora_" in key for key in state)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # PEFT's for patterns that match nothing
@@ -90,14 +90,14 @@ def test_loads_where_lora2_was_never_imported(tmp_path):
     arguments = [sys.executable, "-c", code, str(tmp_path / "base"), str(tmp_path / "lora")]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split()[-1] == "5"
+    assert done.stdout.split()[-1] == "6"
 
 
 def test_no_gate_left_anywhere(tmp_path):
     model = pruned(kept=(0,) * 6)
     loaded = PeftModel.from_pretrained(classifier(), export_lora(model, tmp_path)).eval()
     torch.testing.assert_close(logits(loaded), logits(model), atol=1e-6, rtol=1e-6)
-    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 1
+    assert sum("lora_A" in name for name, _ in loaded.named_parameters()) == 6
 
 
 def test_a_program_that_scales_by_alpha_over_a_tensors_rank_computes_the_same():

@@ -164,12 +164,9 @@ def test_safe_merge_refuses_a_broken_adapter(method):
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("method", "changes"),
-    [("sora", {}), ("lora_xs", {"save_basis": True}), ("lora_xs", {"save_basis": False})],
-)
-def test_save_and_load(method, changes, low_cpu_mem_usage, dtype, tmp_path):
-    model = adapted(method, dtype=dtype, modules_to_save=["classifier"], **changes)
+@pytest.mark.parametrize("method", ["sora", "lora_xs"])
+def test_save_and_load(method, low_cpu_mem_usage, dtype, tmp_path):
+    model = adapted(method, dtype=dtype, modules_to_save=["classifier"])
     with torch.no_grad():
         model.base_model.model.classifier.modules_to_save["default"].dense.weight.add_(1.0)
     model.save_pretrained(tmp_path)

@@ -11,7 +11,9 @@ from lora2.records import store
 from lora2.sweep.pool import Pool
 from lora2.sweep.table import jobs, load_profile, load_table, narrow
 from lora2.tables import figure3 as figures
-from lora2.tables import make as reporting
+from lora2.tables import render
+from lora2.tables.build import find_results, matching
+from lora2.tables.render import is_official, report_table
 from tests.sweep import sweep_fakes as fakes
 from tests.sweep.test_request import script
 from tests.tables.synthetic import make_run
@@ -28,24 +30,27 @@ def made(folder, table="3", rows=("uv", "all"), tasks=("rte",), seeds=(1, 2), ex
     return plan
 
 
-def test_a_table_is_made_of_the_runs_with_its_settings(tmp_path):
+def test_a_table_is_made_of_the_runs_with_its_settings(tmp_path, monkeypatch):
     plan = made(tmp_path)
     made(tmp_path, rows=("uv",), seeds=(1, 2, 3), extra=["train.max_steps=7"])
-    paths = reporting.report_table(plan, PROFILE, tmp_path, [1, 2])
-    assert tmp_path / "table3.md" in paths
+    monkeypatch.setattr(render, "is_official", lambda *_: True)
+    shown = report_table(plan, PROFILE, tmp_path, [1, 2], (), store.collect(tmp_path))
+    assert f"wrote {tmp_path / 'table3.md'}" in shown.splitlines()
     cells = pd.read_csv(tmp_path / "table3.csv").set_index(["label", "task"])
     cell = cells.loc[("R(u,v)", "rte")]
     assert cell["n"] == 2 and cell["mean"] == pytest.approx(50.15)  # seeds 1 and 2
     assert cell["paper"] == 89.17
-    other = reporting.report_table(plan, PROFILE, tmp_path, [3], ["train.max_steps=7"])
-    cells = pd.read_csv(other[0]).set_index(["label", "task"])
+    extra = ["train.max_steps=7"]
+    report_table(plan, PROFILE, tmp_path, [3], extra, store.collect(tmp_path))
+    cells = pd.read_csv(tmp_path / "table3.csv").set_index(["label", "task"])
     assert cells.loc[("R(u,v)", "rte"), "mean"] == pytest.approx(50.3)
     assert len(pd.read_csv(tmp_path / "runs.csv")) == 7
 
 
-def test_seeds_left_open_are_the_profiles_and_those_found(tmp_path):
+def test_seeds_left_open_are_the_profiles_and_those_found(tmp_path, monkeypatch):
     plan = made(tmp_path, seeds=(2, 3))
-    reporting.report_table(plan, PROFILE, tmp_path)
+    monkeypatch.setattr(render, "is_official", lambda *_: True)
+    report_table(plan, PROFILE, tmp_path, None, (), store.collect(tmp_path))
     cells = pd.read_csv(tmp_path / "table3.csv").set_index(["label", "task"])
     assert cells.loc[("R(u,v)", "rte"), "planned"] == 3  # the profile's seed 1 is missing
     assert cells.loc[("R(u,v)", "rte"), "missing"] == 1
@@ -54,17 +59,17 @@ def test_seeds_left_open_are_the_profiles_and_those_found(tmp_path):
 def test_where_data_lay_and_how_a_batch_was_split_is_no_other_run(tmp_path):
     plan = made(tmp_path, extra=["train.micro_batch_size=4", "train.eval_batch_size=7"])
     runs = store.read(tmp_path)
-    results = reporting.find_results(plan, PROFILE, tmp_path, None, (), runs)
+    results = find_results(plan, PROFILE, tmp_path, None, (), runs)
     assert [len(results.cells[row.id]["rte"].finished) for row in plan.rows] == [2, 2]
     assert len(runs) == 4
     (job, _) = jobs(narrow(plan, None, ["uv"]), PROFILE, [1, 2])
-    assert reporting.matching([job], runs)[job.name] != job.name
+    assert matching([job], runs)[job.name] != job.name
 
 
 def test_no_runs_of_a_table_is_said(tmp_path):
     made(tmp_path, rows=("uv", "PQ"))  # Table 4 has the full regulariser in common
     with pytest.raises(store.StoreError, match="no runs of table 4"):
-        reporting.report_table(load_table("4"), PROFILE, tmp_path)
+        report_table(load_table("4"), PROFILE, tmp_path, None, (), store.collect(tmp_path))
 
 
 def test_the_figure_is_drawn_from_the_ranks_of_its_runs(tmp_path):
@@ -78,8 +83,9 @@ def test_the_figure_is_drawn_from_the_ranks_of_its_runs(tmp_path):
     ranks = pd.DataFrame(lines, columns=["module", "layer", "matrix", "index", "kept"])
     for folder in (tmp_path / "runs").iterdir():
         ranks.to_csv(folder / "ranks.csv", index=False)
-    paths = reporting.report_table(plan, PROFILE, tmp_path)
-    assert [path.name for path in paths] == ["figure3.png", "figure3.svg"]
+    shown = report_table(plan, PROFILE, tmp_path, None, (), store.collect(tmp_path))
+    paths = [tmp_path / "figure3.png", tmp_path / "figure3.svg"]
+    assert shown.splitlines() == [f"wrote {path}" for path in paths]
     assert all(path.stat().st_size > 1000 for path in paths)
 
 
@@ -122,11 +128,12 @@ def test_a_part_or_a_variant_of_a_table_replaces_no_whole_one(tmp_path, capsys, 
         assert reproduce.main(words) == 0
     shown = capsys.readouterr().out
     assert "2 runs, 2 finished already" in shown and "| R(u,v) |" in shown
+    assert f"a part or a variant of a table: shown, not written to {tmp_path}" in shown
     assert whole.read_text() == "the whole table"
     plan = load_table("3")
-    assert reporting.is_official(plan, ["results.dir=x", "data.dir=y"])
-    assert not reporting.is_official(plan, ["train.max_steps=9"])
-    assert not reporting.is_official(narrow(plan, ["rte"], None), [])
+    assert is_official(plan, ["results.dir=x", "data.dir=y"])
+    assert not is_official(plan, ["train.max_steps=9"])
+    assert not is_official(narrow(plan, ["rte"], None), [])
 
 
 def test_failures_are_named_with_their_logs_at_the_end_and_the_exit_is_1(
