@@ -74,14 +74,10 @@ def tokenize_once(
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, train: Train) -> DataCollatorWithPadding:
-    """Pad each batch to its longest row; with tensor cores, to the next multiple of 8 tokens.
-
-    A length that the tokenizer would call too long for the model is never made.
-    """
+    """Pad each batch to its longest row; with tensor cores, to the next multiple of 8 tokens."""
     tensor_cores = torch.cuda.is_available() and (train.precision != "fp32" or bool(train.tf32))
-    longest = -(-train.max_seq_length // TENSOR_CORE_TOKENS) * TENSOR_CORE_TOKENS
-    multiple = TENSOR_CORE_TOKENS if longest <= tokenizer.model_max_length else None
-    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple if tensor_cores else None)
+    multiple = TENSOR_CORE_TOKENS if tensor_cores else None
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
 
 
 def lengths(rows: Dataset) -> np.ndarray:
