@@ -47,17 +47,14 @@ def use_matmul_precision(config: RunConfig) -> None:
 
 def check_device(config: RunConfig) -> None:
     """Refuse precisions that this machine's device lacks, and trackers that are not installed."""
-    problems = ProblemList(_precision_problems(config.train))
-    installed = get_available_reporting_integrations()
-    for name in config.train.report_to or ():
-        if name not in installed:
-            allowed = ", ".join(installed) or "null"
-            problems.append(Problem("train.report_to", name, allowed, "is not installed"))
-    problems.raise_if_any()
+    ProblemList(_device_problems(config.train)).raise_if_any()
 
 
-def _precision_problems(train: Train) -> Iterator[Problem]:
-    device = device_name()
+def _device_problems(train: Train) -> Iterator[Problem]:
+    device, installed = device_name(), get_available_reporting_integrations()
+    for name in set(train.report_to or ()).difference(installed):
+        allowed = ", ".join(installed) or "null"
+        yield Problem("train.report_to", name, allowed, "is not installed")
     if train.precision == "bf16" and not _has_bf16():
         wrong = (
             f"bf16 needs a GPU with bfloat16 (NVIDIA: Ampere or newer) or a processor with "

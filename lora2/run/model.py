@@ -25,7 +25,7 @@ from transformers import (
 import lora2
 from lora2.config.parse import parse_yaml
 from lora2.config.problems import ConfigError, Problem
-from lora2.config.schema import Backbone, Method, Peft, RunConfig, build
+from lora2.config.schema import Backbone, Peft, RunConfig, build
 from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
 from lora2.hub import offline_reason, ways_out
@@ -199,7 +199,11 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     try:
         saved = load_file(path)
         if is_peft:
-            model: nn.Module = _load_adapter(base, adapter, config.method)
+            kind = PeftConfig.from_pretrained(str(adapter)).peft_type
+            method = config.method  # of another type, an adapter may name more folders to load
+            if kind != (method.type if isinstance(method, Peft) else method.name).upper():
+                raise ValueError(f"an adapter of type {kind} in a run of {method.name}")
+            model: nn.Module = PeftModel.from_pretrained(base, str(adapter))
             odd = saved.keys() ^ get_peft_model_state_dict(model).keys()
         else:
             model, odd = base, {*base.load_state_dict(saved, strict=False).unexpected_keys}
@@ -211,15 +215,6 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
         wrong = "or its adapter_config.json is damaged, or was saved from another encoder or method"
         raise ValueError(f"{path} {wrong}: {why}") from error
     return tokenizer, model.eval()
-
-
-def _load_adapter(base: PreTrainedModel, adapter: Path, method: Method) -> PeftModel:
-    """Load an adapter of the run's own type: some types name more folders to load."""
-    config = PeftConfig.from_pretrained(str(adapter))
-    expected = (method.type if isinstance(method, Peft) else method.name).upper()
-    if config.peft_type != expected:
-        raise ValueError(f"an adapter of type {config.peft_type} in a run of {expected}")
-    return PeftModel.from_pretrained(base, str(adapter), config=config)
 
 
 def shaped(name: str, layers: int | None = None, width: int | None = None) -> PreTrainedConfig:

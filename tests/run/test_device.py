@@ -63,7 +63,7 @@ def test_tf32_is_on_the_row(tmp_path):
 def test_bf16_on_a_processor_needs_its_instructions(no_gpu, monkeypatch, has, refused):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
     config = resolve([*TINY, *WORDS, "train.precision=bf16"]).config
-    assert len(list(device._precision_problems(config.train))) == refused
+    assert len(list(device._device_problems(config.train))) == refused
 
 
 def test_bf16_by_emulation_does_not_count(monkeypatch):
