@@ -101,13 +101,14 @@ audit: $(READY)
 	$(PY) -m lora2.paper.audit
 
 # torch first: whatever depends on it must find the pinned build and not fetch another.
-# Byte-compiling everything takes as long as installing it. Every run imports torch, so torch is
-# compiled, beside pip; of the rest Python compiles what it imports.
+# Byte-compiling everything takes as long as installing it. Every run imports what stands in
+# COMPILED, so that is compiled, beside pip; of the rest Python compiles what it imports.
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILED := torch sympy numpy pandas scipy
 $(READY): requirements.txt pyproject.toml
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PIP) $$(grep '^torch==' requirements.txt)
-	$(PY) -m compileall -q $(VENV)/lib/python*/site-packages/torch & \
+	$(PIP) $$(grep -E '^(torch|pandas|scipy)==' requirements.txt)
+	$(PY) -m compileall -q $(COMPILED:%=$(VENV)/lib/python*/site-packages/%) & \
 	$(PIP) $$(sed '/^# tests/,/^# CLUSTER/d' requirements.txt | grep ==) setuptools && wait
 	$(PIP) --no-deps --no-build-isolation -e .
 	touch $(READY)

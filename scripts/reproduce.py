@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
+from threading import Timer
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
@@ -99,10 +99,13 @@ def command_line(job: Job) -> str:
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; return None if a cluster does them and wait=false."""
     if request.options.cluster == "local":
-        loading = Thread(target=import_module, args=("lora2.tables.times",), daemon=True)
-        if any(plan.kind == "times" for plan in request.plans):  # torch loads while workers train
+        # Torch, for Table 2, loads while the workers train, after they have loaded it themselves.
+        loading = Timer(60, import_module, ["lora2.tables.times"])
+        loading.daemon = True
+        if any(plan.kind == "times" for plan in request.plans):
             loading.start()
         outcomes = pool.sweep_here(jobs, request.options.workers)
+        loading.cancel()
         if loading.ident:
             loading.join()
         return outcomes

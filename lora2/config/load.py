@@ -34,7 +34,6 @@ CONDITIONS = {
 # Step counts of the published recipe, fitted to a run's length; evaluations never become rarer.
 FITTED = ("method.tinit", "method.tfinal", "method.deltaT", "train.warmup_steps")
 SHORTENED = ("train.eval_steps",)
-USUAL = {"protocol": "equal", "ranks": "paper"}
 Tree = dict[str, Any]
 
 
@@ -153,12 +152,10 @@ def overlay(files: Tree, facts: Tree, groups: Sequence[str]) -> Tree:
     Later wins: config.yaml and the method's own keys, the task's ``train`` block, then the
     ``settings`` of ``groups`` in their order, as far as their conditions hold.
     """
-    wrong = {key: usual for key, usual in USUAL.items() if facts[key] not in CONDITIONS[key]}
-    held = facts | wrong  # check_types refuses the wrong ones
     tree = copy.deepcopy({key: value for key, value in files.items() if key != "task"})
     tree["train"].update(files["task"].get("train") or {})
     for patch in (patch for group in groups for patch in files[group].get("settings") or []):
-        if all(held[key] in _as_list(value) for key, value in patch["for"].items()):
+        if all(facts[key] in _as_list(value) for key, value in patch["for"].items()):
             tree["seed"] = patch.get("seed", tree.get("seed"))
             for section in ("method", "train"):
                 for key, value in copy.deepcopy(patch.get(section, {})).items():

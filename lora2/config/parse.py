@@ -24,8 +24,10 @@ CONSTANTS = {"null": None, "true": True, "false": False}
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class Loader(_Base):
-    """Load plain values; refuse duplicate keys, and keys that are not text."""
+class _Loader(_Base):
+    """Read plain scalars as words are; YAML itself reads 1e-3 as text and 1:30 as 90."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen = set[str]()
@@ -38,8 +40,14 @@ class Loader(_Base):
         return super().construct_mapping(node, deep)
 
 
-def parse_yaml(text: str, loader: type[Loader] = Loader) -> Any:
-    """Return the plain values (dict, list, str, int, float, bool, None, date) of a YAML text.
+_Loader.add_constructor(
+    "tag:yaml.org,2002:str",
+    lambda _, node: node.value if node.style else scalar(node.value or "null"),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the plain values (dict, list, str, int, float, bool, None) of a YAML text.
 
     ValueError, with line and column, refuses tags of Python objects, anchors and aliases (a few
     lines of them can stand for gigabytes), a key given twice, and texts nested too deeply.
@@ -53,8 +61,8 @@ def parse_yaml(text: str, loader: type[Loader] = Loader) -> Any:
             if anchored or depth > MAX_DEPTH:
                 why = "anchors and aliases are refused" if anchored else f"over {MAX_DEPTH} levels"
                 raise yaml.MarkedYAMLError(problem=why, problem_mark=event.start_mark)
-        return yaml.load(text, loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-99-99
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
         why = " ".join(str(error).split()).replace('in "<unicode string>", ', "in ")
         raise ValueError(why) from error
 
@@ -76,7 +84,7 @@ def word_value(text: str) -> Any:
     ValueError: brackets or quotes are left open.
     """
     text = text.strip()
-    return parse_yaml(text, _WordLoader) if text.startswith(tuple("[{'\"")) else scalar(text)
+    return parse_yaml(text) if text.startswith(tuple("[{'\"")) else scalar(text)
 
 
 def word_list(text: str) -> list[str]:
@@ -93,17 +101,6 @@ def scalar(text: str) -> Any:
         with suppress(ValueError):
             return kind(text)
     return text
-
-
-class _WordLoader(Loader):
-    """Read scalars in brackets as outside them; YAML itself reads 1e-3 as text and 1:30 as 90."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
-
-_WordLoader.add_constructor(
-    "tag:yaml.org,2002:str", lambda _, node: node.value if node.style else scalar(node.value)
-)
 
 
 def options(group: str, configs: Path = CONFIGS) -> list[str]:

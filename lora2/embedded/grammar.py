@@ -174,11 +174,8 @@ _MAKERS = {
 
 def _on_side(write: Callable[[], str], side: str) -> str | None:
     """Return a wording that belongs to split ``side``; None if 12 tries give none."""
-    for _ in range(12):
-        text = write()
-        if side_of(text) == side:
-            return text
-    return None
+    texts = (write() for _ in range(12))
+    return next((text for text in texts if side_of(text) == side), None)
 
 
 def make_split(task: str, split: str) -> pandas.DataFrame:

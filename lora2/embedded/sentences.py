@@ -209,6 +209,12 @@ def value(frame: Frame, slot: str) -> object:
     return getattr(getattr(frame, part), field) if field else getattr(frame, part)
 
 
+def _put(frame: Frame, slot: str, what: object) -> Frame:
+    part, field = INSIDE.get(slot, (slot, ""))
+    what = replace(getattr(frame, part), **{field: what}) if field else what
+    return replace(frame, **{part: what})
+
+
 def _filled(frame: Frame, slots: Sequence[str]) -> list[str]:
     return [slot for slot in slots if value(frame, slot) is not None]
 
@@ -223,14 +229,9 @@ def with_changed(rng: Generator, frame: Frame, slot: str, genre: int | None = No
     """Change the meaning of ``slot``, one of ``SLOTS`` that ``frame`` fills."""
     if slot == "denied":
         return replace(frame, denied=not frame.denied)
-    if slot == "verb":
-        return replace(frame, verb=_instead(rng, frame.verb))
-    if slot == "adjunct":
-        return replace(frame, adjunct=other(rng, frame.adjunct))
-    part, field = INSIDE[slot]
-    before, draw = value(frame, slot), _instead if field == "adjective" else other
-    drawn = draw(rng, before, genre if field == "noun" else None)
-    return replace(frame, **{part: replace(getattr(frame, part), **{field: drawn})})
+    draw = _instead if slot in ("verb", "adjective", "owner") else other
+    genre = genre if slot in ("subject", "target") else None
+    return _put(frame, slot, draw(rng, value(frame, slot), genre))
 
 
 def changed(rng: Generator, frame: Frame, slots: Sequence[str] = SLOTS) -> Frame:
@@ -266,11 +267,7 @@ def unsupported(rng: Generator, frame: Frame) -> tuple[Frame, Frame]:
             return frame, with_changed(rng, second, slot, noun.genre)
     if not details:
         return frame, with_changed(rng, second, "verb")
-    slot = pick(rng, details)
-    if slot == "adjunct":
-        return replace(frame, adjunct=None), second
-    part, field = INSIDE[slot]
-    return replace(frame, **{part: replace(getattr(frame, part), **{field: None})}), second
+    return _put(frame, pick(rng, details), None), second
 
 
 def contradicted(rng: Generator, frame: Frame) -> Frame:
@@ -281,10 +278,8 @@ def contradicted(rng: Generator, frame: Frame) -> Frame:
     number = target.amount and target.amount.kind == "number"
     ways = {"denied": True, "verb": verb, "adjective": adjective, "amount": number}
     way = pick(rng, [way for way, possible in ways.items() if possible])
-    if way == "verb":
-        return replace(frame, verb=verb)
-    if way == "adjective":
-        return replace(frame, target=replace(target, adjective=adjective))
+    if way in ("verb", "adjective"):
+        return _put(frame, way, ways[way])
     return with_changed(rng, frame, way)
 
 

@@ -10,9 +10,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from json import JSONDecodeError
 from pathlib import Path
-from pickle import UnpicklingError
 
 from lora2.config.schema import RunConfig, run_name
 from lora2.records.files import flush_to_disk, hold
@@ -116,20 +114,3 @@ def remove_checkpoints(work: Path) -> None:
     """Remove the work folder of a run that has ended."""
     keep_checkpoint(work, None)
     shutil.rmtree(work, ignore_errors=True)
-
-
-@contextmanager
-def explain_bad_checkpoint(checkpoint: Path | None) -> Iterator[None]:
-    """Name the damaged checkpoint that raised an error, and what to do, in a ValueError."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (UnpicklingError, SafetensorError, EOFError, RuntimeError, ValueError) as error:
-        general = isinstance(error, RuntimeError | ValueError)
-        torn = isinstance(error, JSONDecodeError) or str(error).startswith("PytorchStream")
-        if checkpoint is None or (general and not torn):
-            raise
-        why = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        message = f"{checkpoint} cannot be read ({why}): remove that folder to start the run again"
-        raise ValueError(message) from error

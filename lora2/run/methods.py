@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import lora2
 from lora2.config.problems import ConfigError, Problem, ProblemList, unknown
-from lora2.config.schema import Adalora, Backbone, Lora2, Peft, Plain, RunConfig, Sora
+from lora2.config.schema import Adalora, Backbone, Head, Lora2, Peft, Plain, RunConfig, Sora
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
 
@@ -94,11 +94,8 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
         problems.append(Problem("train.max_seq_length", length, allowed))
     problems += _targets(dict(model.named_modules()), config)
     inner = getattr(model, model.base_model_prefix, model)  # BERT's pooler is bert.pooler
-    heads = [
-        name
-        for name, child in {**dict(inner.named_children()), **dict(model.named_children())}.items()
-        if child is not inner and name not in ("embeddings", "encoder") and [*child.parameters()]
-    ]
+    parts = {**dict(inner.named_children()), **dict(model.named_children())}
+    heads = [name for name in typing.get_args(Head) if name in parts]
     for name in config.backbone.head_modules:
         if name not in heads:
             wrong = "no module of the encoder's head"
@@ -160,7 +157,9 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
         adapter = config_class(**{**values, **args})
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem("method.args", args, str(error))]) from error
-    ProblemList(_wrong_schedule(adapter, steps)).raise_if_any()
+    if isinstance(adapter, AdaLoraConfig) and adapter.target_r > adapter.init_r:
+        allowed = f"at most init_r, which is {adapter.init_r}"
+        raise ConfigError([Problem("method.args.target_r", adapter.target_r, allowed)])
     return adapter
 
 
@@ -178,19 +177,6 @@ def _own_arguments(config: RunConfig, steps: int | None) -> dict[str, Any]:
         share = min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
         values |= {"gate_lr": method.gate_lr or train.learning_rate, "gate_warmup_ratio": share}
     return values
-
-
-def _wrong_schedule(adapter: PeftConfig, steps: int | None) -> Iterator[Problem]:
-    """Yield what keeps an allocator from reaching its target in a run of ``steps`` steps."""
-    if isinstance(adapter, AdaLoraConfig) and adapter.target_r > adapter.init_r:
-        allowed = f"at most init_r, which is {adapter.init_r}"
-        yield Problem("method.args.target_r", adapter.target_r, allowed)
-    if getattr(adapter, "use_asa", False):
-        last, interval = adapter.final_warmup, adapter.mask_interval
-        if last % interval or last > (steps or LONGEST):
-            allowed = f"a multiple of mask_interval ({interval})"
-            allowed += f" of at most the run's {steps} steps" if steps else ""
-            yield Problem("method.args.final_warmup", last, allowed)
 
 
 def _wrong_arguments(kind: str, method: Peft) -> Iterator[Problem]:

@@ -60,6 +60,8 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
             if is_main_process():
                 kept = None if diverged else run_folder.newest_checkpoint(work)
                 run_folder.keep_checkpoint(work, kept)
+                if kept is not None:
+                    logger.warning("the next try resumes from %s: remove it to start again", kept)
             raise
         if is_main_process():
             run_folder.remove_checkpoints(work)
@@ -98,8 +100,7 @@ def _train_and_record(requested: RunConfig, progress: bool, config: RunConfig, n
         model, tokenizer, train_set, eval_set, config, steps, recorder, driver, work, progress
     )
     checkpoint = run_folder.newest_checkpoint(work)
-    with run_folder.explain_bad_checkpoint(checkpoint):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     if trainer.is_world_process_zero():
         ranks = driver.kept_ranks() if hasattr(driver, "kept_ranks") else {}

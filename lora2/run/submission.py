@@ -27,10 +27,6 @@ WNLI_ROWS, WNLI_MAJORITY = 146, 0  # not one of the eight tasks; 0 is "not_entai
 HEADER = "index\tprediction"
 
 
-class SubmissionError(ValueError):
-    """Runs or data do not make a submission; the message says what is missing."""
-
-
 def write_predictions(config: RunConfig) -> list[Path]:
     """Write the files of a finished run's task, by its model of the last step; return their paths.
 
@@ -44,7 +40,7 @@ def write_predictions(config: RunConfig) -> list[Path]:
     folder, paths = Path(config.results.dir) / "predictions" / run_name(config), list[Path]()
     for split, frame in frames.items():
         if sorted(frame["idx"]) != list(range(len(frame))):
-            raise SubmissionError(f"{task.name} {split}: idx does not number the rows from 0")
+            raise ValueError(f"{task.name} {split}: idx does not number the rows from 0")
         rows = tokenize(frame, task, tokenizer, config.train.max_seq_length)
         answers = predict(model, tokenizer, rows.remove_columns("labels"), task, config.train)
         lines = [f"{i}\t{a}" for i, a in sorted(zip(frame["idx"], answers, strict=True))]
@@ -76,7 +72,7 @@ def write_zip(configs: Iterable[RunConfig], path: Path) -> Path:
     """Zip the predictions of one finished run of each task, with WNLI by its majority class."""
     runs = {config.task: config for config in configs}
     if missing := sorted(TASKS.keys() - runs.keys()):
-        raise SubmissionError(f"a submission needs all eight tasks; missing: {', '.join(missing)}")
+        raise ValueError(f"a submission needs all eight tasks; missing: {', '.join(missing)}")
     wnli = [f"{i}\t{WNLI_MAJORITY}" for i in range(WNLI_ROWS)]
     texts = {"WNLI.tsv": "\n".join([HEADER, *wnli, ""])}
     for config in runs.values():

@@ -31,7 +31,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lora2.callbacks import Lora2Callback
 from lora2.config.schema import Lora2, RunConfig, Train, run_name
-from lora2.glue.data import MAX_CHARS, tokenize
+from lora2.glue.data import tokenize
 from lora2.glue.tasks import Task
 from lora2.records.files import hold
 from lora2.run.device import world_size
@@ -59,7 +59,7 @@ def tokenize_once(
     core.no_padding()
     decides = [
         rows_hash, core.to_str(), tokenizer.model_input_names,
-        tokenizer.truncation_side, tokenizer.model_max_length, max_length, MAX_CHARS,
+        tokenizer.truncation_side, tokenizer.model_max_length, max_length,
         version("tokenizers"), version("transformers"),
     ]  # fmt: skip
     path = folder / hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
@@ -74,14 +74,10 @@ def tokenize_once(
 
 
 def collator(tokenizer: PreTrainedTokenizerBase, train: Train) -> DataCollatorWithPadding:
-    """Pad each batch to its longest row; with tensor cores, to the next multiple of 8 tokens.
-
-    A length that the tokenizer would call too long for the model is never made.
-    """
+    """Pad each batch to its longest row; with tensor cores, to the next multiple of 8 tokens."""
     tensor_cores = torch.cuda.is_available() and (train.precision != "fp32" or bool(train.tf32))
-    longest = -(-train.max_seq_length // TENSOR_CORE_TOKENS) * TENSOR_CORE_TOKENS
-    multiple = TENSOR_CORE_TOKENS if longest <= tokenizer.model_max_length else None
-    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple if tensor_cores else None)
+    multiple = TENSOR_CORE_TOKENS if tensor_cores else None
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
 
 
 def lengths(rows: Dataset) -> np.ndarray:

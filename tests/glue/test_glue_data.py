@@ -139,11 +139,6 @@ DAMAGE = [
     ("stsb", lambda f: f.assign(label=f["label"] / 5), "from .* to .*0 to 5; .* another scale"),
     ("stsb", lambda f: f.assign(label=1 + f["label"] * 0.8), "from 1.* to .*; .* another scale"),
     ("stsb", lambda f: f.assign(label=f["label"] * 0.8), "to 3.*; .* another scale"),
-    *(
-        (name, lambda f: f.assign(label=f["label"] * 0), r"none of [\d,]+ rows has label 1 \(")
-        for name in ("cola", "sst2", "mrpc", "rte")
-    ),
-    ("rte", lambda f: f.assign(label=1), r"rows has label 0 \(entailment\)"),
     ("rte", lambda f: f.assign(sentence1=f["sentence1"].where(f.index != 3)), "has 1 null values"),
     ("stsb", lambda f: f.assign(label=f["label"].where(f.index != 3)), "has 1 null values"),
     ("rte", lambda f: f[:0], "holds no rows"),
@@ -166,22 +161,20 @@ def test_damaged_content_is_named(made, name, damage, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_labels_fill_the_range_in_a_partial_file_of_enough_rows(made, name):
-    task = TASKS[name]
-    folder = made(name, train_subset=150)
-    path = folder / name / "train_subset.parquet"
+def test_similarities_fill_the_range_in_a_partial_file_of_enough_rows(made):
+    folder = made("stsb", train_subset=150)
+    path = folder / "stsb" / "train_subset.parquet"
     frame = pd.read_parquet(path)
 
     def load(damaged):
         damaged.to_parquet(path)
-        return load_task(name, "folder", dir=folder, train="train_subset", holdout=30)
+        return load_task("stsb", "folder", dir=folder, train="train_subset", holdout=30)
 
     assert len(load(frame).train) == 120
-    lacking = frame["label"] / 5 if task.is_regression else frame["label"].replace(1, 0)
-    with pytest.raises(GlueDataError, match="another scale" if name == "stsb" else "has label 1"):
-        load(frame.assign(label=lacking))
-    assert len(load(frame.assign(label=lacking).head(99)).train) == 69  # too few rows to tell
+    scaled = frame.assign(label=frame["label"] / 5)
+    with pytest.raises(GlueDataError, match="another scale"):
+        load(scaled)
+    assert len(load(scaled.head(99)).train) == 69  # too few rows to tell
 
 
 def test_nan_label_of_stsb_is_named(made):
@@ -202,7 +195,7 @@ def test_broken_utf8_is_named(made):
     raw = pa.array([b"\xff\xfe"] * len(table))
     bad = pa.StringArray.from_buffers(len(raw), raw.buffers()[1], raw.buffers()[2])
     pq.write_table(table.set_column(0, "sentence1", bad), path)
-    with pytest.raises(GlueDataError, match=r"is damaged.*UTF"):
+    with pytest.raises(GlueDataError, match=r"cannot be read as parquet.*UTF"):
         load_task("rte", "folder", dir=folder)
 
 

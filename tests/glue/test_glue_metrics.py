@@ -63,7 +63,7 @@ def test_no_positive_prediction_gives_zero_f1():
 def test_constant_similarities_give_zero_and_say_so(constant):
     varied, flat = np.array([0.0, 1.0, 4.0]), np.full(3, 2.5)
     guesses, labels = (flat, varied) if constant == "predictions" else (varied, flat)
-    with pytest.warns(RuntimeWarning, match=f"all 3 {constant} are equal"):
+    with pytest.warns(RuntimeWarning, match="constant"):
         assert compute("stsb", guesses, labels) == {"pearson": 0.0, "spearman": 0.0}
 
 

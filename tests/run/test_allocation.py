@@ -81,7 +81,6 @@ def test_a_tuner_without_a_state_is_driven_and_writes_no_checkpoint(do_run, monk
         (("type=ADALORA", "args.r=6"), "use init_r and target_r"),
         (("type=ADALORA", "args.init_r=4"), "at most init_r, which is 4"),
         (("type=ADALORA", "args.tfinal=7"), "budgeting phase"),
-        (("type=ADAMSS", "args.use_asa=true"), "of at most the run's 6 steps"),
     ],
     ids=lambda value: str(value[1]) if isinstance(value, tuple) else "",
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -166,12 +165,3 @@ def test_tensor_cores_get_multiples_of_8_tokens_and_the_same_outputs(monkeypatch
     padded, plain = half(list(rows)), full(list(rows))
     assert plain["input_ids"].shape[1] % 8 and padded["input_ids"].shape[1] % 8 == 0
     torch.testing.assert_close(outputs(model, padded), outputs(model, plain), rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize(("length", "limit", "multiple"), [(60, 62, None), (60, 64, 8)])
-def test_padding_stays_within_what_the_model_can_read(monkeypatch, length, limit, multiple):
-    config = resolve(["task=cola", "method=full", "backbone=embedded"]).config
-    monkeypatch.setattr(batching.torch.cuda, "is_available", lambda: True)
-    train = replace(config.train, precision="bf16", max_seq_length=length)
-    made = collator(SimpleNamespace(model_max_length=limit), train)
-    assert made.pad_to_multiple_of == multiple
