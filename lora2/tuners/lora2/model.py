@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora2.regularizer import stacked_penalty
-from lora2.tuners.lora2.stacks import Adapted, whole
+from lora2.tuners.lora2.stacks import Adapted, stacked_penalty, whole
 from lora2.tuners.loss_term import OTHER_WEIGHTS, LossTerm, TermModel, add_gradient
 
 _CALL = (
