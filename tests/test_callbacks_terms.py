@@ -6,11 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import get_peft_model
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from lora2 import Lora2Callback, Lora2Config, SoraConfig, kept_ranks
+from lora2 import Lora2Callback, kept_ranks
 from tests.test_callbacks import STEPS, build, examples, make_trainer, survivors, weights_of
 
 
@@ -112,43 +110,3 @@ def test_a_finished_run_goes_on_with_its_final_ranks(tmp_path):
     assert trainer.state.global_step == 2 * STEPS
     assert more.base_model.kept_ranks() == first.base_model.kept_ranks()
     assert survivors(more) == 6 and not torch.equal(weights_of(more), weights_of(first))
-
-
-class Recomputing(nn.Module):
-    """Runs its middle again in the backward pass."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, x, labels=None):
-        y = checkpoint(lambda x: self.second(self.first(x).tanh()), x, use_reentrant=True)
-        return {"loss": y.square().mean(), "logits": y}
-
-
-@pytest.mark.parametrize("method", ["lora2", "sora"])
-def test_reentrant_checkpointing_under_data_parallelism(tmp_path, method):
-    """Each parameter is made ready once, and the term acts all the same."""
-    names = {"target_modules": ["first", "second"]}
-    config = Lora2Config(k=2, **names) if method == "lora2" else SoraConfig(xi=0.0, **names)
-    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    found = []
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
-    )
-    try:
-        for wrap in (nn.parallel.DistributedDataParallel, nn.Identity):
-            torch.manual_seed(0)
-            model = get_peft_model(Recomputing(), config).train()
-            model.base_model.prepare_training(1)
-            wrapped = model if wrap is nn.Identity else wrap(model)
-            if wrap is nn.Identity:  # as in one process: the term is in the loss
-                torch.distributed.destroy_process_group()
-            wrapped(x=x, labels=x)["loss"].backward()
-            model.base_model.before_optimizer_step(1)
-            trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-            found.append({n: p.detach() if p.grad is None else p.grad for n, p in trained.items()})
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    torch.testing.assert_close(*found)

@@ -19,7 +19,6 @@ from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
 BUDGET = 120.0  # seconds of measuring; after it, costs are scaled from those measured so far
-PATIENCE = 3.0  # budgets after which even rows without any measurement are scaled
 BATCHES = 8  # averaged for a run's padded length
 FORWARD_SHARE = 1 / 3  # of a training step's time: evaluation needs no backward pass
 BYTES = 4  # per float32 parameter
@@ -56,9 +55,9 @@ def measure(
     """Measure the cost of a step for each row, task and length, with a worker's number of threads.
 
     Takes a few steps of each, the shortest batch of every row first. After ``budget`` seconds it
-    measures only rows without any measurement, after three times as long none: the remaining costs
-    are scaled by tokens, from the same row where possible. Returns the costs, and whether Ctrl-C
-    ended the measuring once there was something to scale from.
+    measures only rows without any measurement: the remaining costs are scaled by tokens, from the
+    same row where possible. Returns the costs, and whether Ctrl-C ended the measuring after the
+    first cost.
     """
     import torch
 
@@ -71,8 +70,7 @@ def measure(
     wanted, costs = {key_of(job): job for job in jobs}, Costs()
     started, interrupted = time.monotonic(), False
     for key in _order(wanted):
-        patience = budget if any(row == key[0] for row, *_ in costs) else PATIENCE * budget
-        if costs and time.monotonic() - started > patience:
+        if time.monotonic() - started > budget and any(row == key[0] for row, *_ in costs):
             continue
         resolved = wanted[key].resolved
         try:

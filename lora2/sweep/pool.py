@@ -114,7 +114,7 @@ class Pool:
         raised again.
         """
         self.queue, self.progress = deque(map(_Task, jobs)), Progress(jobs, already)
-        self.outcomes, self.workers = list[Outcome](), list[_Worker]()
+        self.began, self.outcomes, self.workers = time.time(), list[Outcome](), list[_Worker]()
         try:
             for environment in self.environments[: len(jobs)]:
                 self.workers.append(_Worker(environment, self.run, self.record))
@@ -133,7 +133,7 @@ class Pool:
         for worker in self.workers:
             if worker.task is None and self.queue:
                 worker.task = task = self.queue.popleft()
-                worker.send(Order(task.job.resolved.config, task.wait, task.died))
+                worker.send(Order(task.job.resolved.config, task.wait, task.died, self.began))
 
     def receive(self, worker: _Worker) -> None:
         """Handle a worker's answer, or the death of its process."""

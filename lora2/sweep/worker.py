@@ -24,6 +24,7 @@ from lora2.records.run_folder import (
     hold_run,
     log_file,
     newest_checkpoint,
+    run_dir,
     status_of,
     work_dir,
 )
@@ -41,6 +42,7 @@ class Order:
     config: RunConfig
     wait: bool = False  # while another process does it
     died: str | None = None  # the run is not repeated but recorded as failed for this reason
+    since: float = 0.0  # epoch seconds: a run that failed later was just tried by another process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +91,11 @@ def carry_out(order: Order, run: Run, record: Record) -> Outcome:
         with explain_full_disk(results), hold_run(config, wait=order.wait) as held:
             if not held:
                 return Outcome(name, "busy")
-            if status_of(config) == "finished":
-                return Outcome(name, "finished")
+            state = status_of(config)
+            if state == "finished":
+                return Outcome(name, state)
+            if state is not None and (run_dir(config) / "status").stat().st_mtime > order.since > 0:
+                return Outcome(name, _failure(config), f"see {log}")
             log.parent.mkdir(parents=True, exist_ok=True)
             with _output_to(log):
                 return _attempt(order, run, record)

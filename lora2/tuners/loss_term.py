@@ -8,7 +8,7 @@ returns, and a hook notes whether a backward pass reached it. If none did (TRL, 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -32,8 +32,6 @@ class LossTerm:
     def __init__(self) -> None:
         self.reached = False
         self.acted = False  # ever
-        self.recomputed = False
-        self._hooks: list[Any] = []
 
     def watch(self, term: Tensor) -> Tensor:
         """Return ``term``; a backward pass through it is noted."""
@@ -45,24 +43,6 @@ class LossTerm:
 
     def _note(self, _: Tensor | None = None) -> None:
         self.reached = self.acted = True
-
-    def begin(self, layers: Iterable[nn.Module]) -> None:
-        """Start a training pass; among several processes, watch whether layers are recomputed.
-
-        Under reentrant checkpointing a second backward pass reaches a layer's parameters, and DDP
-        accepts one gradient per parameter: the term must then not be in the loss.
-        """
-        self.end()
-        self.recomputed = False
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            self._hooks = [layer.register_forward_pre_hook(self._check) for layer in layers]
-
-    def end(self) -> None:
-        while self._hooks:
-            self._hooks.pop().remove()
-
-    def _check(self, *_: Any) -> None:
-        self.recomputed = self.recomputed or not torch.is_grad_enabled()
 
     def missing(self) -> bool:
         """Tell whether this step's gradient lacks the term, and start the next step."""
@@ -126,7 +106,6 @@ class TermModel(AdapterModel):
             warnings.warn(message, stacklevel=2)
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self._after_forward()  # an interrupt of the last forward runs no hook
         self._refuse_offloaded()
         compiling = torch.compiler.is_compiling()
         if module is self.model and module.training and torch.is_grad_enabled() and not compiling:
@@ -148,11 +127,9 @@ class TermModel(AdapterModel):
         for name in self._trainable():
             if self._is_on(name):
                 self._watch(name, saving)
-                if not saving:
-                    self._term.begin(self.adapted_layers(name).values())
 
     def _after_forward(self, *_: Any) -> None:
-        self._term.end()
+        """Called when a forward pass of the wrapped model ends."""
 
     def _add_term(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
@@ -160,7 +137,7 @@ class TermModel(AdapterModel):
         """Return ``output`` with the term in its loss; as it is where it has no loss."""
         # The module's own flag: a new PeftModel around a model in eval mode has training=True.
         training = module.training and any(self._is_on(name) for name in self._trainable())
-        if not training or self._term.recomputed:
+        if not training:
             return output
 
         def added(loss: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import pytest
 from scipy import stats
 
 from lora2.study import page
-from lora2.study.answers import answer, equivalence
-from lora2.study.page import budget_curve
+from lora2.study.page import answer, budget_curve, equivalence
 from lora2.study.select import Choice, collect, read
 from lora2.study.spec import Question
 from tests.study.synthetic_study import record, small_study

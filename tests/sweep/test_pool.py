@@ -15,7 +15,7 @@ import pytest
 
 from lora2.records import store
 from lora2.records.files import hold
-from lora2.records.run_folder import lock_file, log_file
+from lora2.records.run_folder import lock_file, log_file, run_dir
 from lora2.sweep import pool as sweep
 from lora2.sweep import worker
 from lora2.sweep.pool import Pool, Progress, plan_workers, unfinished
@@ -123,6 +123,18 @@ def test_a_run_held_elsewhere_is_left_alone_or_waited_for(tmp_path):
     waiting.join(timeout=10)
     assert found[0].state == "finished" and fakes.ran(tmp_path) == []
     assert not lock.exists()
+
+
+def test_what_failed_elsewhere_meanwhile_is_not_tried_at_once_again(tmp_path):
+    config = job(tmp_path).resolved.config
+    fakes.publish(config, "failed")
+    age = (run_dir(config) / "status").stat().st_mtime
+    just_now = Order(config, wait=True, since=age - 5)
+    assert carry_out(just_now, fakes.run, fakes.record).state == "failed"
+    assert fakes.ran(tmp_path) == []
+    long_ago = Order(config, wait=True, since=age + 5)
+    assert carry_out(long_ago, fakes.run, fakes.record).state == "finished"
+    assert fakes.ran(tmp_path) == [1]
 
 
 def test_who_waited_locks_the_file_that_others_will_find(tmp_path):

@@ -109,11 +109,6 @@ class Lora2Linear(AdapterLayer):
         pairs[adapter_name] = pair
         self._cache[this_thread()] = pairs, with_grad
 
-    @property
-    def cached_pairs(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The pairs of this thread's forward pass, by adapter."""
-        return self._cache.get(this_thread(), _NO_PAIRS)[0]
-
     def clear_cache(self) -> None:
         """Forget the pairs of this thread's forward pass."""
         self._cache.pop(this_thread(), None)

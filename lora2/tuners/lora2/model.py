@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from lora2.tuners.lora2.allocator import Allocator
 from lora2.tuners.lora2.config import Lora2Config
 from lora2.tuners.lora2.layer import Lora2Linear
-from lora2.tuners.lora2.regularizer import stacked_penalty
-from lora2.tuners.lora2.stacks import Adapted, whole
+from lora2.tuners.lora2.stacks import Adapted, stacked_penalty, whole
 from lora2.tuners.loss_term import OTHER_WEIGHTS, LossTerm, TermModel, add_gradient
 
 _CALL = (
@@ -40,14 +39,10 @@ class Lora2Model(TermModel):
     _total_step: int | None = None
     _final: tuple[Any, ...] = ()  # hooks that keep the ranks of an adapter that is final
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """As PEFT's; afterwards the state of its training is dropped."""
-        super().delete_adapter(adapter_name)
-        if adapter_name == self._in_training:
-            self._forget()
-
     def _look_up_layers(self) -> None:
         super()._look_up_layers()
+        if self._in_training and self._in_training not in self._layers:  # deleted
+            self._forget()
         self._adapters = {name: Adapted(name, layers) for name, layers in self._layers.items()}
 
     def regularization_loss(self) -> Tensor:
@@ -70,6 +65,7 @@ class Lora2Model(TermModel):
 
     def _before_forward(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Have the active adapters' parameters stacked once for all layers."""
+        self._after_forward()  # an interrupt of the last forward runs no hook
         super()._before_forward(module, args)
         tracing = torch.jit.is_tracing()  # type: ignore[attr-defined]
         if module is self.model and not tracing:  # a trace is checked node by node
@@ -77,8 +73,7 @@ class Lora2Model(TermModel):
                 if name in self._adapters:
                     self._adapters[name].cache_pairs(self._is_on(name))
 
-    def _after_forward(self, *args: Any) -> None:
-        super()._after_forward(*args)
+    def _after_forward(self, *_: Any) -> None:
         for adapted in self._adapters.values():
             adapted.clear_pairs()
 

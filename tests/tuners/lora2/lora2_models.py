@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from lora2 import Lora2Config
+from lora2.tuners.lora2.stacks import this_thread
 
 ENCODER = {
     "vocab_size": 60,
@@ -131,3 +132,8 @@ def logits(model: nn.Module) -> Tensor:
     inputs = {key: value for key, value in batch(99).items() if key != "labels"}
     with torch.no_grad():
         return model(**inputs).logits
+
+
+def cached_pairs(layer) -> dict[str, tuple[Tensor, Tensor]]:
+    """The pairs of this thread's forward pass, by adapter."""
+    return layer._cache.get(this_thread(), ({}, False))[0]

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from lora2.tuners.lora2.config import ORTHOGONALITY
-from lora2.tuners.lora2.regularizer import _Gram, stacked_penalty
-from lora2.tuners.lora2.stacks import by_shape, stack_groups
+from lora2.tuners.lora2.stacks import _Gram, by_shape, stack_groups, stacked_penalty
 
 SETTINGS = [pairs for pairs in ORTHOGONALITY if pairs != "none"]
 

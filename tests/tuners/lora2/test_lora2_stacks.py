@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from lora2 import Lora2Config, create_lora2_optimizer
 from lora2.bench.counters import counting
 from lora2.tuners.lora2 import Lora2Linear
-from tests.tuners.lora2.lora2_models import TARGETS, adapt, batch, randomize
+from tests.tuners.lora2.lora2_models import TARGETS, adapt, batch, cached_pairs, randomize
 
 
 def narrow(layers, **settings):
@@ -121,7 +121,7 @@ def test_under_autocast_the_pairs_are_rounded_once_and_gradients_stay_float32():
 
     def keep(index, layer):
         def hook(module, args):
-            seen[index] = layer.cached_pairs["default"]
+            seen[index] = cached_pairs(layer)["default"]
 
         layer.base_layer.register_forward_pre_hook(hook)
 
@@ -151,13 +151,13 @@ def test_parts_are_taken_back_after_the_forward_and_a_failed_one_leaves_no_stale
     layers = [m for m in model.modules() if isinstance(m, Lora2Linear)]
     seen = []
     layers[0].base_layer.register_forward_pre_hook(
-        lambda *_: seen.append(len(layers[0].cached_pairs))
+        lambda *_: seen.append(len(cached_pairs(layers[0])))
     )
     model(**batch())
-    assert seen == [1] and not any(layer.cached_pairs for layer in layers)
+    assert seen == [1] and not any(cached_pairs(layer) for layer in layers)
     with pytest.raises(IndexError):
         model(**{**batch(), "input_ids": torch.full((6, 7), 1000)})
-    assert not any(layer.cached_pairs for layer in layers)
+    assert not any(cached_pairs(layer) for layer in layers)
     before, penalty = model(**batch()).logits, model.base_model.regularization_loss()
     with torch.no_grad():
         layers[0].lora2_u["default"].mul_(2)
@@ -183,7 +183,7 @@ def test_without_gradients_the_outputs_are_the_same_and_u_is_not_copied(mixed):
     layer = next(m for m in model.modules() if isinstance(m, Lora2Linear))
     seen = []
     layer.base_layer.register_forward_pre_hook(
-        lambda *_: seen.append(layer.cached_pairs["default"])
+        lambda *_: seen.append(cached_pairs(layer)["default"])
     )
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         tracked = model(**batch()).logits.detach()
@@ -210,7 +210,7 @@ def test_two_active_adapters_add_up_and_each_is_stacked():
     both = layer.get_delta_weight("default") + layer.get_delta_weight("other")
     torch.testing.assert_close(layer(x), layer.base_layer(x) + x @ both.T)
     seen = []
-    layer.base_layer.register_forward_pre_hook(lambda *_: seen.append(sorted(layer.cached_pairs)))
+    layer.base_layer.register_forward_pre_hook(lambda *_: seen.append(sorted(cached_pairs(layer))))
     stacked = model.eval()(**batch()).logits
     assert seen == [["default", "other"]]
     model.base_model.merge_adapter()
@@ -243,7 +243,7 @@ def test_what_changes_in_mid_pass_without_gradients_counts(event):
     seen = []
 
     def act(layer, args):
-        seen.append(bool(layer.cached_pairs))
+        seen.append(bool(cached_pairs(layer)))
         handle.remove()
         x = args[0]
         base = x @ layer.base_layer.weight.T + layer.base_layer.bias
@@ -296,7 +296,7 @@ def test_what_a_pass_of_another_object_left_is_taken_back():
         model.base_model._adapters["default"].cache_pairs(on=True)  # of a pass that was interrupted
         model.delete_adapter("other")
         model(**batch())
-    assert not any(layer.cached_pairs for layer in layers)
+    assert not any(cached_pairs(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("mixed", [False, True])

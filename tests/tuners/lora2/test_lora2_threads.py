@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from lora2.tuners.lora2 import Lora2Linear
-from tests.tuners.lora2.lora2_models import adapt, batch, randomize
+from tests.tuners.lora2.lora2_models import adapt, batch, cached_pairs, randomize
 
 
 def meet(layer, together):
@@ -34,7 +34,7 @@ def test_two_threads_take_gradients_of_one_model_at_once():
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(gradients_of, (1, 2)))
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    assert not any(layer.cached_pairs for layer in layers)
+    assert not any(cached_pairs(layer) for layer in layers)
 
 
 def test_a_thread_may_serve_while_another_trains():
