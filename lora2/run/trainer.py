@@ -70,6 +70,7 @@ def tokenize_once(
             shutil.rmtree(path, ignore_errors=True)
             datasets.disable_progress_bars()
             tokenize(frame, task, tokenizer, max_length).save_to_disk(path)
+            core.no_truncation()  # a checkpoint saves the tokenizer: the same with kept tokens
             return datasets.load_from_disk(path)
 
 
