@@ -145,13 +145,9 @@ def check_schema(column: pd.Series[Any], path: Path) -> None:
     if schemas.isna().any():
         raise StoreError(f"{path} has rows without a schema: remove it and collect again")
     for other in schemas[schemas != SCHEMA]:
-        age, action = "an older", "read it with that version, or move it away and repeat its runs"
-        if other > SCHEMA:
-            age, action = "a newer", "update your checkout, then repeat the command"
-        raise SchemaError(
-            f"{path} was written by {age} version of this project (schema {other:g}, this code "
-            f"reads {SCHEMA}): {action}"
-        )
+        action = "update your checkout" if other > SCHEMA else "move it away and repeat its runs"
+        wrong = f"has rows of schema {other:g}, and this version reads schema {SCHEMA}"
+        raise SchemaError(f"{path} {wrong}: {action}")
 
 
 def read(profile_dir: Path | str) -> pd.DataFrame:

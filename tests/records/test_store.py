@@ -117,7 +117,7 @@ def test_newer_schema_is_refused_and_nothing_overwritten(tmp_path: Path, place: 
     else:
         before = pd.read_csv(tmp_path / "runs.csv").assign(schema=2).to_csv(index=False)
         (tmp_path / "runs.csv").write_text(before)
-    with pytest.raises(store.StoreError, match=r"newer version.*update your checkout"):
+    with pytest.raises(store.StoreError, match=r"schema 2, .* schema 1: update your checkout"):
         store.collect(tmp_path)
     assert (tmp_path / "runs.csv").read_text() == before
 

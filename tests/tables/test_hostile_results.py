@@ -190,14 +190,14 @@ def test_the_scripts_answer_with_a_message(tmp_path: Path, capsys: pytest.Captur
     frame = pd.read_csv(tmp_path / "runs.csv").assign(schema=2)
     frame.to_csv(tmp_path / "runs.csv", index=False)
     assert module.main([str(tmp_path), "profile=embedded", "table=3", "rows=uv"]) == 2
-    assert "newer version" in capsys.readouterr().err
+    assert "update your checkout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("schema", "words"),
-    [(2, "newer version"), (99, "newer version"), (0, "older version"), (-1, "older version"),
-     (0.5, "older version"), (1.5, "newer version"), ("one", "is not a table|without a schema"),
-     ("", "without a schema")],
+    [(2, "update your checkout"), (99, "update your checkout"), (0, "repeat its runs"),
+     (-1, "repeat its runs"), (0.5, "repeat its runs"), (1.5, "update your checkout"),
+     ("one", "is not a table|without a schema"), ("", "without a schema")],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["folder", "csv"])
 def test_another_schema_is_never_misread(
