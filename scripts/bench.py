@@ -1,7 +1,7 @@
-"""Measure the methods on this device: operations, training steps, inference, the driver.
+"""Measure the methods on this device: training steps, inference, the driver.
 
 The methods take their steps in turn in one process, on random weights of the encoder's shape.
-Writes results/bench/<device>/{micro,step,driver}.csv. Sizes default to the paper's on a GPU, and to
+Writes results/bench/<device>/{step,driver}.csv. Sizes default to the paper's on a GPU, and to
 smaller encoders on a CPU (to measure it on a machine with a GPU, set CUDA_VISIBLE_DEVICES=).
 
 python scripts/bench.py --only step --rounds 20
@@ -32,10 +32,9 @@ from lora2.run.device import AUTOCAST, device_name, provenance
 from lora2.run.model import SHAPES
 
 RESULTS = Path("results/bench")
-PARTS = ("micro", "step", "driver")
+PARTS = ("step", "driver")
 ENCODERS = ("deberta-v3-base", "roberta-large")
 DRIVEN = "minilm"  # the encoder of the driver's row: small, so that overhead shows
-DEPTHS = (12, 24)  # layers of six matrices: DeBERTaV3-base's, and twice as many
 WARM_UP = 2  # steps of each method that are not counted
 # Layers (None: the published number), sequences of a batch, tokens of each, rounds.
 SIZES = {"cuda": (None, 32, 128, 50), "cpu": (3, 4, 48, 15)}
@@ -48,10 +47,6 @@ TARGETS = [  # text, part, row, column, at most on a CPU, at most on a GPU
     ("Memory of LoRA² k=8 vs LoRA r=8", "step", "lora2-k8", "memory_ratio_to_lora", 1.02, 1.02),
     ("Unmerged inference: time vs unmerged LoRA r=8", "step", "unmerged", "ratio_to_lora", 1, 1),
     ("Merged inference: additional kernels", "step", "merged", "more", 0, 0),
-    ("Kernels of the regulariser", "micro", "regulariser", "kernels", 150, 150),
-    ("Synchronisations of the regulariser", "micro", "regulariser", "syncs", 0, 0),
-    ("Kernels of the allocator", "micro", "allocator", "kernels", 20, 20),
-    ("Synchronisations of the allocator", "micro", "allocator", "syncs", 0, 0),
     ("Step of the driver: time vs a bare loop", "driver", "driver", "ratio_to_bare", 1.03, 1.03),
 ]
 Parts = dict[str, pd.DataFrame]
@@ -97,8 +92,6 @@ def measure(part: str, args: argparse.Namespace, device: str) -> list[Row]:
     def case(encoder: str) -> Case:
         return Case(encoder, layers, None, batch, tokens, precision, device)
 
-    if part == "micro":
-        return [row for depth in DEPTHS for row in cases.part_counts(depth)]
     if part == "driver":
         return cases.driver(case(DRIVEN), rounds, WARM_UP)
     rows: list[Row] = []
@@ -157,8 +150,6 @@ def reached(parts: Parts, part: str, row: str, column: str) -> float:
         frame = frame.loc[frame["encoder"] == JUDGED]
         plain = frame.loc[frame["row"] == "base", "kernels"].max()
         frame = frame.assign(more=frame["kernels"] - plain)
-    if part == "micro":
-        frame, row = frame.loc[frame["part"] == row], "lora2-k8"
     return float(frame.loc[frame["row"] == row, column].max())
 
 

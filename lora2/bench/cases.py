@@ -1,4 +1,4 @@
-"""Measure what the bench reports: training steps, inference, kernel counts, the driver."""
+"""Measure what the bench reports: training steps, inference, the driver."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ METHODS = {  # row id, as in the tables -> label, words
     "lora2-k8": ("LoRA² k=8", f"method=lora2 method.r=8 method.k=8 {MASKING}"),
     "lora-xs": ("LoRA-XS r=16", "method=lora_xs method.r=16"),
 }  # fmt: skip
-REGULARIZED = ("adalora-r8", "lora2-k1", "lora2-k8")
 DRIVEN = "lora2-k8"  # the method of the driver's row
 INFERENCE_ROUNDS = 4  # per round of training: a forward pass is short
 
@@ -102,13 +101,6 @@ def times(seconds: Sequence[float], **bases: Sequence[float] | None) -> Row:
     return columns
 
 
-def counted(action: Callable[[], object], device: str) -> dict[str, int]:
-    """Return how many operations and synchronisations ``action`` causes."""
-    with counting(device) as counts:
-        action()
-    return {"kernels": len(counts.kernels), "syncs": len(counts.syncs)}
-
-
 def training(case: Case, methods: Sequence[str], rounds: int, warm_up: int) -> list[Row]:
     """Return a row for each method; the methods take their steps in turn."""
     runs = {row: (case.run(row), step.STEPS) for row in methods}
@@ -149,40 +141,14 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
     }
     actions = {row: partial(forward, model) for row, (_, model) in models.items()}
     seconds = step.interleave(actions, case.device, INFERENCE_ROUNDS * rounds, warm_up)
-    bases = {"base": seconds["base"], "lora": seconds["lora"]}
-    return [
-        {"phase": "inference", **case.columns(), "row": row, "label": label,
-         **times(seconds[row], **bases), **counted(actions[row], case.device)}
-        for row, (label, _) in models.items()
-    ]  # fmt: skip
-
-
-def part_counts(layers: int) -> list[Row]:
-    """Count the operations of regulariser and allocator over ``layers`` x 6 matrices.
-
-    The regulariser is the difference of a forward and backward pass with it and one without: a
-    model in training adds it to the loss that it returns, never to its logits.
-    """
-    case = Case("roberta-large", layers, 64, 2, 4, "fp32", "cpu")
-    base, batch, rows = case.base(), case.full_batch(), []
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-
-    def without(model: nn.Module) -> None:
-        logits = model(**inputs).logits
-        nn.functional.cross_entropy(logits.view(-1, 2), batch["labels"].view(-1)).backward()
-
-    for row in REGULARIZED:
-        stepper = step.build(base, case.run(row))
-        less = counted(partial(without, stepper.model), "cpu")
-        stepper.optimizer.zero_grad()
-        more = counted(lambda s=stepper: s.model(**batch).loss.backward(), "cpu")
-        stepper.driver.after_optimizer_step(1)  # the first also creates the averages
-        allocator = counted(lambda s=stepper: s.driver.after_optimizer_step(2), "cpu")
-        columns = {"matrices": 6 * layers, "row": row, "label": METHODS[row][0]}
-        difference = {key: more[key] - less[key] for key in more}
-        rows.append({"part": "regulariser", **columns, **difference})
-        rows.append({"part": "allocator", **columns, **allocator})
-    return sorted(rows, key=lambda row: row["part"], reverse=True)
+    bases, rows = {"base": seconds["base"], "lora": seconds["lora"]}, list[Row]()
+    for row, (label, _) in models.items():
+        with counting(case.device) as counts:
+            actions[row]()
+        rows.append({"phase": "inference", **case.columns(), "row": row, "label": label,
+                     **times(seconds[row], **bases),
+                     "kernels": len(counts.kernels), "syncs": len(counts.syncs)})  # fmt: skip
+    return rows
 
 
 class BareBeside(TrainerCallback):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -172,12 +171,6 @@ _MAKERS = {
 }  # fmt: skip
 
 
-def _on_side(write: Callable[[], str], side: str) -> str | None:
-    """Return a wording that belongs to split ``side``; None if 12 tries give none."""
-    texts = (write() for _ in range(12))
-    return next((text for text in texts if side_of(text) == side), None)
-
-
 def make_split(task: str, split: str) -> pandas.DataFrame:
     """Make one split of an embedded GLUE task, always the same rows; ValueError for no such split.
 
@@ -203,7 +196,10 @@ def _split(task: str, split: str) -> pandas.DataFrame:
     labels: dict[tuple[str, ...], float] = {}
     while len(labels) < rows:
         label, *writers = _MAKERS[task](rng, genre)
-        texts = tuple(_on_side(write, side) for write in writers)
+        texts = tuple(  # a wording that belongs to the side, in at most 12 tries
+            next((text for text in (write() for _ in range(12)) if side_of(text) == side), None)
+            for write in writers
+        )
         if None not in texts and texts not in labels:
             labels[texts] = label
     frame = pandas.DataFrame(list(labels), columns=list(COLUMNS[task]))

@@ -61,7 +61,11 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         kwargs["model"].register_forward_hook(self._watch)
         if state.global_step > 0:
-            self._load(Path(args.output_dir) / f"checkpoint-{state.global_step}" / LAST_FILE)
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / LAST_FILE
+            with np.load(path, allow_pickle=False) as saved:
+                self.best, self.last, plain = saved["best"], saved["last"], str(saved["plain"])
+            for name, value in json.loads(plain).items():
+                setattr(self, name, value)
 
     def on_step_begin(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self._step_started = time.perf_counter()
@@ -108,17 +112,8 @@ class Recorder(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             flush_to_disk(folder)
-            self._save(folder / LAST_FILE)
+            plain = np.array(json.dumps({name: getattr(self, name) for name in PLAIN}))
+            temporary = folder / "recorder.tmp.npz"
+            np.savez(temporary, plain=plain, best=self.best, last=self.last)
+            os.replace(temporary, folder / LAST_FILE)
             keep_checkpoint(folder.parent, folder)
-
-    def _save(self, path: Path) -> None:
-        plain = {name: getattr(self, name) for name in PLAIN}
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, plain=np.array(json.dumps(plain)), best=self.best, last=self.last)
-        os.replace(temporary, path)
-
-    def _load(self, path: Path) -> None:
-        with np.load(path, allow_pickle=False) as saved:
-            self.best, self.last, plain = saved["best"], saved["last"], str(saved["plain"])
-        for name, value in json.loads(plain).items():
-            setattr(self, name, value)

@@ -182,7 +182,12 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
         study = load_study(given.study, configs)
         problems += _unknown_names(study, given)
     problems.raise_if_any()
-    parts = list(_narrowed(study, given))
+    parts = list[Part]()
+    for part in study.parts:
+        rows = [row for row in part.rows if given.rows is None or row in given.rows]
+        seeds = [seed for seed in part.seeds if given.seeds is None or seed in given.seeds]
+        if (given.parts is None or part.name in given.parts) and rows and seeds:
+            parts.append(dataclasses.replace(part, rows=rows, seeds=seeds))
     if not parts:
         raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
     rates = study.rates
@@ -213,11 +218,3 @@ def _unknown_names(study: Study, given: Options) -> Iterator[Problem]:
         typed = getattr(given, key)
         wrong = [""] if typed == [] else [name for name in typed or [] if name not in names]
         yield from (unknown(key, name, map(str, names)) for name in wrong)
-
-
-def _narrowed(study: Study, given: Options) -> Iterator[Part]:
-    for part in study.parts:
-        rows = [row for row in part.rows if given.rows is None or row in given.rows]
-        seeds = [seed for seed in part.seeds if given.seeds is None or seed in given.seeds]
-        if (given.parts is None or part.name in given.parts) and rows and seeds:
-            yield dataclasses.replace(part, rows=rows, seeds=seeds)

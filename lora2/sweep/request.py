@@ -9,14 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from lora2.config.parse import (
-    CONFIGS,
-    options,
-    parse_yaml,
-    read_yaml,
-    scalar,
-    word_list,
-)
+from lora2.config.parse import CONFIGS, options, parse_yaml, read_yaml, scalar, word_list
 from lora2.config.problems import Problem, ProblemList, check_section, field_names, unknown
 from lora2.config.schema import Count, Seed, checked
 from lora2.glue.tasks import REPOSITORY

@@ -141,7 +141,12 @@ def score_grid(
     """
     table = results.table
     mean, std = ("mean", "std") if which == "best" else ("last_mean", "last_std")
-    lines, most = [_head(table)], int(cells["n"].max())
+    heads = [
+        f"{TASK_NAMES[task]} ({'/'.join(METRIC_NAMES.get(m, m) for m in table.metrics_of(task))})"
+        for task in table.tasks
+    ]
+    lines = [["Method", "Parameters", "Kept", *heads, TASK_NAMES[AVERAGE]]]
+    most = int(cells["n"].max())
     for row in table.rows:
         line = cells.loc[cells["label"] == row.label]
         groups = [line.loc[line["task"] == task] for task in (*table.tasks, AVERAGE)]
@@ -156,13 +161,6 @@ def score_grid(
                 gaps = [_plain(group, "difference", "+.2f") for group in groups]
                 lines.append(["(difference)", "", "", *gaps])
     return lines
-
-
-def _head(table: Table) -> list[str]:
-    metrics = {task: "/".join(METRIC_NAMES.get(metric, metric) for metric in table.metrics_of(task))
-               for task in table.tasks}  # fmt: skip
-    names = [f"{TASK_NAMES[task]} ({shown})" for task, shown in metrics.items()]
-    return ["Method", "Parameters", "Kept", *names, TASK_NAMES[AVERAGE]]
 
 
 def _cell(group: pd.DataFrame, mean: str, std: str, most: int) -> str:

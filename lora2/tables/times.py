@@ -80,7 +80,12 @@ def _lines(
 def texts(table: Table, times: pd.DataFrame, profile: Profile) -> dict[str, str]:
     """Return the table's files by the ending of their names."""
     title, opening = heading(table, profile, {})
-    about, cells, notes = _about(table, times), _grid(table, times), _notes(times)
+    about, cells = _about(table, times), _grid(table, times)
+    lengths = [f"{TASK_NAMES[line.task]} {line.tokens:.0f}"
+               for line in times.drop_duplicates("task").itertuples()]  # fmt: skip
+    notes = [f"Tokens per example, padding included: {', '.join(lengths)}."]
+    if (times["dirty"].astype(str) == "True").any():
+        notes.append("Measured with uncommitted changes in the tree.")
     page = [*opening, markdown(about), "", *grid(cells), "",
             *(f"- {markdown(note)}" for note in notes), ""]  # fmt: skip
     return {
@@ -101,14 +106,6 @@ def _about(table: Table, times: pd.DataFrame) -> str:
         "of each task's length and random weights of the encoder's shape "
         f"({first['backbone']}), {first['precision']}, on {first['device']}."
     )
-
-
-def _notes(times: pd.DataFrame) -> list[str]:
-    lengths = [f"{TASK_NAMES[line.task]} {line.tokens:.0f}"
-               for line in times.drop_duplicates("task").itertuples()]  # fmt: skip
-    dirty = (times["dirty"].astype(str) == "True").any()
-    return [f"Tokens per example, padding included: {', '.join(lengths)}.",
-            *["Measured with uncommitted changes in the tree."] * bool(dirty)]  # fmt: skip
 
 
 def _grid(table: Table, times: pd.DataFrame) -> Grid:
@@ -145,8 +142,7 @@ def rewrite(table: Table, profile: Profile, folder: Path) -> str:
         times = pd.read_csv(path, dtype={"label": "object", "device": "object"})
     except ValueError as error:  # pandas' errors of parsing are ValueErrors
         raise StoreError(f"{path} is not a table ({error}): measure again") from error
-    times = times if "schema" in times else times.assign(schema=1)  # an older file
-    missing = [name for name in COLUMNS if name not in times]
+    missing = [name for name in ("schema", *COLUMNS) if name not in times]
     cells = {(row.id, task) for row in table.rows for task in table.tasks}
     if missing or not cells <= set(zip(times["row"], times["task"], strict=True)):
         raise StoreError(f"{path} lacks {', '.join(missing) or 'rows'}: measure again")

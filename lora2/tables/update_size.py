@@ -53,7 +53,11 @@ class Update(NamedTuple):
 
 def show(words: Sequence[str]) -> int:
     """Print a line for each row of Table 1, or for each weight of the method in ``words``."""
-    runs = _runs(words)
+    runs = {"in all": resolve(list(words))}
+    if not any(word.startswith("method=") for word in words):
+        rows = {row.id: [f"method={row.method}", *row.overrides] for row in load_table("1").rows}
+        ours = {f"{name}, orthogonal": [*r, *START] for name, r in rows.items() if "lora2" in name}
+        runs = {name: resolve([*row, *words]) for name, row in {**rows, **ours}.items()}
     logging.set_verbosity_error()  # or transformers warns that the head is untrained
     logging.disable_progress_bar()
     base, data = _encoder(next(iter(runs.values())).config)
@@ -66,14 +70,6 @@ def show(words: Sequence[str]) -> int:
             print(_line(update.name[-32:], lr, update, inside))
         print(_line(row, lr, _total(updates), near), flush=True)
     return 0
-
-
-def _runs(words: Sequence[str]) -> dict[str, Resolved]:
-    if any(word.startswith("method=") for word in words):
-        return {"in all": resolve(list(words))}
-    rows = {row.id: [f"method={row.method}", *row.overrides] for row in load_table("1").rows}
-    ours = {f"{name}, orthogonal": [*r, *START] for name, r in rows.items() if "lora2" in name}
-    return {name: resolve([*row, *words]) for name, row in {**rows, **ours}.items()}
 
 
 def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,21 +11,15 @@ from tests.sweep.test_request import script
 cli = script("bench")
 RESULTS, read, targets = cli.RESULTS, cli.read, cli.targets
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = sorted(path.parent for path in (ROOT / RESULTS).glob("*/micro.csv"))
+FOLDERS = sorted(path.parent for path in (ROOT / RESULTS).glob("*/step.csv"))
 ORIGIN = {"device": "Some GPU", "threads": 1, "torch": "2", "transformers": "5", "peft": "0.21",
           "commit": "abc", "dirty": False}  # fmt: skip
 SIZE = {"layers": 2, "width": 64, "precision": "bf16", "batch": 4, "tokens": 8.0}
 
 
-def bench(folder: Path, device: str, kernels: int = 72, ratio: float = 1.04) -> Path:
+def bench(folder: Path, device: str, ratio: float = 1.04) -> Path:
     """Write the CSVs that a bench would."""
     parts = {
-        "micro": [
-            {"part": part, "row": row, "label": row, "matrices": matrices, "kernels": n, "syncs": 0}
-            for part, n in (("regulariser", kernels), ("allocator", 20))
-            for row in ("lora2-k1", "lora2-k8")
-            for matrices in (72, 144)
-        ],
         "step": [
             {"phase": phase, "encoder": encoder, "row": row, "label": row, **SIZE, "kernels": n,
              "seconds": 0.01125, "ratio_to_lora": r, "ratio_to_adalora": 0.85,
@@ -51,11 +44,10 @@ def bench(folder: Path, device: str, kernels: int = 72, ratio: float = 1.04) -> 
 
 def test_each_device_has_its_limits_and_only_the_base_encoder_is_judged(tmp_path):
     cpu = read(bench(tmp_path / "cpu", "cpu x86_64 2 threads"))
-    text = targets([cpu, read(bench(tmp_path / "gpu", "GPU", kernels=151, ratio=1.06))])
+    text = targets([cpu, read(bench(tmp_path / "gpu", "GPU", ratio=1.06))])
     assert "| Target | At most | GPU | cpu x86\\_64 2 threads |" in text
     assert "time vs LoRA r=8 | 1.05 | 1.060 (missed) | 1.040 |" in text
     assert "0.93 (GPU 0.8) | 0.850 (missed) | 0.850 |" in text
-    assert "| Kernels of the regulariser | 150 | 151 (missed) | 72 |" in text
     assert "additional kernels | 0 | 0 | 0 |" in text
     assert "time vs a bare loop | 1.03 | 1.025 | 1.025 |" in text
     assert "Not measured on a GPU" not in text
@@ -84,18 +76,6 @@ def test_all_folders_are_read_and_none_is_an_error(tmp_path, monkeypatch, capsys
         bench(Path("results/bench") / device, device)
     assert cli.main(["--targets"]) == 0
     assert "| Target | At most | a | b |" in Path("results/bench/targets.md").read_text()
-
-
-def test_the_architecture_page_has_the_benchs_numbers_of_operations():
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    own = pd.concat([read(folder)["micro"] for folder in FOLDERS])
-    own = own.loc[own["row"] == "lora2-k8"]
-    for part, words in (
-        ("regulariser", r"before they are split: (\d+)\s+operations"),
-        ("allocator", r"for all matrices: (\d+)\s+operations a step"),
-    ):
-        counted = own.loc[own["part"] == part, "kernels"]
-        assert set(counted) == {int(re.search(words, page)[1])}
 
 
 def test_the_committed_page_is_that_of_the_committed_benches():
