@@ -86,9 +86,8 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     problems += _set_by_rows(plans, extra)
     profile, notes = _profile(given.profile, plans, extra, problems)
     if isinstance(given, Options) and given.cluster == "local":
-        unused = {f"slurm.{key}": slurm[key] for key in slurm} | (
-            {} if given.wait else {"wait": False}
-        )
+        unused: dict[str, Any] = {f"slurm.{key}": value for key, value in slurm.items()}
+        unused |= {} if given.wait else {"wait": False}
         for key, value in unused.items():
             problems.append(Problem(key, value, wrong="has no effect without cluster=slurm"))
     if problems and profile is not None:

@@ -53,8 +53,9 @@ class Update(NamedTuple):
 
 def show(words: Sequence[str]) -> int:
     """Print a line for each row of Table 1, or for each weight of the method in ``words``."""
-    runs = {"in all": resolve(list(words))}
-    if not any(word.startswith("method=") for word in words):
+    if any(word.startswith("method=") for word in words):
+        runs = {"in all": resolve(list(words))}
+    else:
         rows = {row.id: [f"method={row.method}", *row.overrides] for row in load_table("1").rows}
         ours = {f"{name}, orthogonal": [*r, *START] for name, r in rows.items() if "lora2" in name}
         runs = {name: resolve([*row, *words]) for name, row in {**rows, **ours}.items()}
