@@ -17,7 +17,6 @@ from lora2.paper import numbers
 from lora2.paper.numbers import PAPER_COLUMNS, TASK_METRICS, Line, exact, rounded, table, texts
 
 Verdict = Literal["agrees", "differs", "not one run", "note"]
-ARXIV = "arXiv v1"
 
 
 class Finding(NamedTuple):
@@ -54,7 +53,7 @@ def finding(
         right = agrees(exact(line["value"]), right)
     verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
     where, quote, how = (line[name].format(**figures) for name in ("where", "quote", "how"))
-    version = ARXIV + (f"; the journal's abstract {line['journal']}" if line["journal"] else "")
+    version = "arXiv v1" + (line["journal"] and f"; the journal's abstract {line['journal']}")
     printed = f"{quote} {line['value']}".strip()
     return Finding(id, version, where, printed, recomputed, verdict, how)
 

@@ -40,7 +40,6 @@ from lora2.tuners.base import in_head
 from lora2.tuners.lora2.optimizer import lambda_groups
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
-TENSOR_CORE_TOKENS = 8  # half-precision matrix products want rows of 16 bytes
 
 
 def tokenize_once(
@@ -77,8 +76,7 @@ def tokenize_once(
 def collator(tokenizer: PreTrainedTokenizerBase, train: Train) -> DataCollatorWithPadding:
     """Pad each batch to its longest row; with tensor cores, to the next multiple of 8 tokens."""
     tensor_cores = torch.cuda.is_available() and (train.precision != "fp32" or bool(train.tf32))
-    multiple = TENSOR_CORE_TOKENS if tensor_cores else None
-    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple)
+    return DataCollatorWithPadding(tokenizer, pad_to_multiple_of=8 if tensor_cores else None)
 
 
 def lengths(rows: Dataset) -> np.ndarray:

@@ -21,7 +21,6 @@ from lora2.sweep.table import Job
 BUDGET = 120.0  # seconds of measuring; after it, costs are scaled from those measured so far
 BATCHES = 8  # averaged for a run's padded length
 FORWARD_SHARE = 1 / 3  # of a training step's time: evaluation needs no backward pass
-BYTES = 4  # per float32 parameter
 SMALL_FILES = 0.3e6  # bytes in a run folder besides weights: predictions, history, ranks
 
 
@@ -139,7 +138,7 @@ def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFr
         run |= {"steps": steps, "seconds": seconds, "step_seconds": seconds,
                 "memory_mb": cost.peak_memory_mb, "measured": cost.measured}  # fmt: skip
         if not timed_steps:
-            weights = cost.trainable * BYTES
+            weights = 4 * cost.trainable  # bytes of float32
             run["seconds"] += cost.seconds * evaluation_steps(config, steps)
             run["disk_mb"] = (weights + SMALL_FILES) / 2**20
             if config.train.save_steps is not None:  # weights and AdamW's two moments

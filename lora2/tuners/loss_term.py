@@ -23,7 +23,6 @@ OTHER_WEIGHTS = (
     "this state was not saved with the weights that are loaded: it is of another run or step. "
     "Resume with the state in the same checkpoint (Lora2Callback(resume_from_checkpoint=FOLDER))"
 )
-_STEPS_BEFORE_WARNING = 3
 
 
 class LossTerm:
@@ -101,7 +100,7 @@ class TermModel(AdapterModel):
             return
         if parameter._version not in self._versions:
             self._versions.append(parameter._version)
-        if len(self._versions) > (1 if saving else _STEPS_BEFORE_WARNING):
+        if len(self._versions) > (1 if saving else 3):
             self._warned = True
             warnings.warn(message, stacklevel=2)
 
@@ -182,6 +181,11 @@ class TermModel(AdapterModel):
 
 def add_gradient(term: Tensor, parameters: Sequence[Tensor]) -> None:
     """Add the gradient of ``term`` to that of each of its parameters, in few operations."""
+    if all(parameter.grad is None for parameter in parameters):
+        raise RuntimeError(
+            "the adapter has no gradients before the optimiser's step (DeepSpeed keeps them to "
+            "itself), so its regulariser would be lost: add regularization_loss() to your loss"
+        )
     old, added = list[Tensor](), list[Tensor]()
     gradients = torch.autograd.grad(term, parameters, allow_unused=True)
     for parameter, new in zip(parameters, gradients, strict=True):

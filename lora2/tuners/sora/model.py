@@ -167,7 +167,8 @@ class GateOptimizer:
         if all(gate.grad is None for gate in gates):
             raise RuntimeError(
                 f"SoRA: no gate has a gradient at step {step}; call before_optimizer_step(step) "
-                f"after loss.backward() and before optimizer.step() and optimizer.zero_grad()"
+                f"after loss.backward() and before optimizer.step() and optimizer.zero_grad(); "
+                f"DeepSpeed keeps gradients to itself: train under DDP"
             )
         gate = self._stacked()
         unused = torch.zeros_like(gates[0])
