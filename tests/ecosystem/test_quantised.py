@@ -64,14 +64,23 @@ def hqq() -> Net:
     return net
 
 
-def quanto_int8() -> Net:
+def quanto_net(bits: int) -> Net:
     from optimum import quanto
 
     torch.manual_seed(0)
     net = Net()
-    quanto.quantize(net, weights=quanto.qint8)
+    quanto.quantize(net, weights=getattr(quanto, f"qint{bits}"))
     quanto.freeze(net)
     return net
+
+
+def quanto_int8() -> Net:
+    return quanto_net(8)
+
+
+def quanto_int4() -> Net:
+    """quanto compiles its kernels with g++ on first use, which takes minutes."""
+    return quanto_net(4)
 
 
 def bnb_net(make) -> Net:
@@ -108,7 +117,7 @@ def eight_bit() -> Net:
 @pytest.mark.parametrize(
     ("build", "merges"),
     [(int8, False), (int4, False), (nf4, True), (nf4_in_bfloat16, True), (eight_bit, True),
-     (hqq, True), (quanto_int8, False)],
+     (hqq, True), (quanto_int8, False), (quanto_int4, False)],
 )  # fmt: skip
 def test_a_quantised_base(build, merges, config, settings, tmp_path):
     x = torch.randn(8, 64, dtype=build().second.bias.dtype)
