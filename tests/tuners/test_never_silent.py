@@ -116,6 +116,13 @@ def test_zero_3_is_refused_by_name():
         model.base_model.prepare_training(10)
 
 
+def test_a_penalty_after_the_optimizers_step_is_refused():
+    model = adapt("roberta", orth_reg_weight=0.5)
+    model.base_model.prepare_training(10)
+    with pytest.raises(RuntimeError, match=r"DeepSpeed .*regularization_loss"):
+        model.base_model.before_optimizer_step(1)  # DeepSpeed has taken the gradients
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_no_name_of_ours_hides_the_models_own_layers(config):
     class Stack(nn.Module):
