@@ -38,6 +38,7 @@ from lora2.tuners.base import in_head
 
 STEPS = 10  # before the second column of sizes is measured
 LAYERS = 2  # of an encoder with random weights: all layers are alike
+PUBLISHED = ("method.init_weights=null", "method.lambda_lr_ratio=null")
 START = ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")
 NEAR_EPS = 100  # Adam's first step is lr g / (|g| + eps): below 100 eps it is 1 % shorter or more
 
@@ -57,8 +58,10 @@ def show(words: Sequence[str]) -> int:
         runs = {"in all": resolve(list(words))}
     else:
         rows = {row.id: [f"method={row.method}", *row.overrides] for row in load_table("1").rows}
-        ours = {f"{name}, orthogonal": [*r, *START] for name, r in rows.items() if "lora2" in name}
-        runs = {name: resolve([*row, *words]) for name, row in {**rows, **ours}.items()}
+        lora2 = {name: row for name, row in rows.items() if "lora2" in name}
+        rows |= {name: [*row, *PUBLISHED] for name, row in lora2.items()}
+        rows |= {f"{name}, orthogonal": [*row, *START] for name, row in lora2.items()}
+        runs = {name: resolve([*row, *words]) for name, row in rows.items()}
     logging.set_verbosity_error()  # or transformers warns that the head is untrained
     logging.disable_progress_bar()
     base, data = _encoder(next(iter(runs.values())).config)
@@ -166,14 +169,10 @@ def _line(label: str, lr: float, update: Update, near: Sequence[str]) -> str:
         factor = update.lora / update.first
         rate = f"{lr * factor:.2g} (x{factor:.3g})"
     columns = (f"{lr:g}", *(f"{norm:.2e}" for norm in update[1:]), rate)
-    tail = ", ".join(f"{count} {kind}" for kind, count in Counter(map(_kind, near)).items())
+    parts = ([s for s in name.split(".") if s not in ("default", "weight")] for name in near)
+    kinds = Counter(".".join(p[-2:] if p[-1] == "bias" else p[-1:]) for p in parts)  # key.bias
+    tail = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return f"{label:<32}" + "".join(f"{column:>18}" for column in columns) + f"  {tail}"
-
-
-def _kind(parameter: str) -> str:
-    """Return the last part of a parameter's name: lora2_lambda, key.bias."""
-    parts = [part for part in parameter.split(".") if part not in ("default", "weight")]
-    return ".".join(parts[-2:] if parts[-1] == "bias" else parts[-1:])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ _NOT_SUPPORTED = {
     "use_rslora": "set lora_alpha to alpha * sqrt(r), which gives the same scale alpha / sqrt(r)",
     "use_dora": "leave it out; only PEFT's LoRA has it",
     "rank_pattern": "one r and k hold for all modules; LoRA2's target_r lets training divide ranks",
-    "alpha_pattern": "one lora_alpha holds for all modules",
+    "alpha_pattern": "one lora_alpha holds for all modules; PEFT's LoraConfig has it",
     "target_parameters": "only modules can be adapted; for the 3D weights of a mixture of experts "
     "use PEFT's LoraConfig(target_parameters=...)",
     "trainable_token_indices": "name the embedding in modules_to_save",

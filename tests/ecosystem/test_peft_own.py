@@ -74,7 +74,7 @@ def test_pefts_own_tests_of_custom_models(tmp_path):
         return kwargs | {"init_std": 0.5}
 """
     insert(tests / "testing_utils.py", "    if config_cls in (LNTuningConfig, VBLoRAConfig):", own)
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-W", "ignore", str(custom), "-k", OURS]
+    command = [sys.executable, "-m", "pytest", "-rs", "-W", "ignore", str(custom), "-k", OURS]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

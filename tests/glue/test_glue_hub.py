@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import pandas as pd
 import pytest
 
 from lora2.glue.checks import GlueDataError
@@ -16,6 +17,8 @@ from lora2.glue.tasks import TASKS
 from tests.glue.conftest import ROOT
 from tests.glue.fake_hub import COMMIT
 
+# Rows of the official test splits, without labels.
+HIDDEN = {("mnli", "test_matched"): 9796, ("mnli", "test_mismatched"): 9847, ("ax", "test"): 1104}
 LOAD = """
 import json, os, sys
 from pathlib import Path
@@ -24,11 +27,13 @@ folder = Path(sys.argv[1])
 files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
 with serving(files) as server:
     os.environ["HF_ENDPOINT"] = server.address  # before datasets is imported
-    from lora2.glue.data import load_task
+    from lora2.glue.data import load_task, load_test
     online = load_task("rte", "hub")
+    hidden = load_test("mnli", "hub", None)
 cached = load_task("rte", "hub")
 for data in (online, cached):
     print(json.dumps([data.revision, data.fingerprint, data.marks]))
+print(json.dumps({split: [len(rows), *set(rows["label"])] for split, rows in hidden.items()}))
 """
 
 CARD = b"""---
@@ -39,6 +44,16 @@ configs:
     path: rte/train-*
   - split: validation
     path: rte/validation-*
+- config_name: mnli
+  data_files:
+  - split: test_matched
+    path: mnli/test_matched-*
+  - split: test_mismatched
+    path: mnli/test_mismatched-*
+- config_name: ax
+  data_files:
+  - split: test
+    path: ax/test-*
 ---
 """
 
@@ -56,6 +71,12 @@ def test_hub_then_cache_without_network(made, tmp_path):
     for split in ("train", "validation"):
         shard = tmp_path / "hub" / "rte" / f"{split}-00000-of-00001.parquet"
         shard.write_bytes((folder / "rte" / f"{split}.parquet").read_bytes())
+    for (config, split), rows in HIDDEN.items():
+        (tmp_path / "hub" / config).mkdir(exist_ok=True)
+        texts = [f"Sentence {number}." for number in range(rows)]
+        frame = pd.DataFrame({"premise": texts, "hypothesis": texts, "label": -1})
+        shard = tmp_path / "hub" / config / f"{split}-00000-of-00001.parquet"
+        frame.assign(idx=range(rows)).to_parquet(shard)
     dropped = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_DATASETS_CACHE", "HF_HUB_CACHE")
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     environment |= {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
@@ -65,7 +86,9 @@ def test_hub_then_cache_without_network(made, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     wanted = [COMMIT, expected.fingerprint, []]
-    assert [json.loads(line) for line in done.stdout.splitlines()[-2:]] == [wanted, wanted]
+    hidden = {split if split != "test" else "ax": [rows, -1] for (_, split), rows in HIDDEN.items()}
+    printed = [json.loads(line) for line in done.stdout.splitlines()[-3:]]
+    assert printed == [wanted, wanted, hidden]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -51,6 +52,9 @@ def test_every_row_of_table_1_is_clearly_above_the_majority_on_every_task():
     for _, row in rows.iterrows():
         own = runs.loc[(runs["method"] == row["method"])
                        & (runs["params_adapter"] == row["params_adapter"])]  # fmt: skip
+        if row["method"] == "lora2":  # Table 3's runs have as many parameters
+            kept = own["config"].map(lambda text: json.loads(text)["method.orthogonality"])
+            own = own.loc[kept == "uv+UV+PQ"]
         last = own.loc[own["backbone"] == "embedded"].groupby("task")["score_last"].max()
         for task in TASKS:
             clear = 15 if task in ("cola", "stsb") else 8

@@ -108,8 +108,15 @@ def test_a_bias_has_no_lora_and_a_weight_that_does_not_move_no_rate(encoder):
 
 def test_the_table_has_every_row(capsys, monkeypatch):
     update = update_size.Update("in all", 0.5, 1.0, 2.0)
-    monkeypatch.setattr(update_size, "measure", lambda *_: (0.1, [update], ["a.query.bias"]))
-    assert update_size.show(WORDS) == 0
+    starts = []
+
+    def measure(resolved, *_):
+        starts.append(getattr(resolved.config.method, "init_weights", "no LoRA2"))
+        return 0.1, [update], ["a.query.bias"]
+
+    monkeypatch.setattr(update_size, "measure", measure)
+    assert update_size.show([*WORDS, "protocol=equal"]) == 0
+    assert [start for start in starts if start != "no LoRA2"] == [None, None, *["orthogonal"] * 2]
     lines = capsys.readouterr().out.splitlines()
     rows = [line[:32].strip() for line in lines[1:]]
     assert len(rows) == 13 and rows[0] == "full" and rows[-1] == "lora2-k8, orthogonal"

@@ -78,7 +78,8 @@ def test_names_that_match_are_not(recwarn):
     ("name", "value", "instead"),
     [("use_rslora", True, "lora_alpha to alpha"), ("rank_pattern", {"q": 2}, "one r"),
      ("alpha_pattern", {"q": 2}, "one lora_alpha"), ("target_parameters", ["w"], "3D weights"),
-     ("trainable_token_indices", [1], "modules_to_save")],
+     ("trainable_token_indices", [1], "modules_to_save"), ("use_dora", True, "PEFT's LoRA"),
+     ("ensure_weight_tying", True, ""), ("init_lora_weights", True, "")],
 )  # fmt: skip
 def test_arguments_of_loraconfig_are_explained(config, name, value, instead):
     with pytest.raises(TypeError, match=rf"{config.__name__} does not take {name}: .*{instead}"):

@@ -19,6 +19,11 @@ _CALL = (
     "train with callbacks=[Lora2Callback()], or call "
     "peft_model.base_model.update_and_allocate(step) after each optimizer.step()"
 )
+_NO_LOSS = (
+    "the orthogonality regulariser was part of no loss: train with callbacks=[Lora2Callback()], or "
+    "with the loss that the model returns, or add peft_model.base_model.regularization_loss() to "
+    "your own, or call before_optimizer_step(step), or set orth_reg_weight=0"
+)
 
 
 class Lora2Model(TermModel):
@@ -116,12 +121,7 @@ class Lora2Model(TermModel):
         adapted, config = self._training()
         if config.regularizes and not self._term.acted:
             self._term.acted = True
-            warnings.warn(
-                "the orthogonality regulariser was part of no loss: train with the loss that the "
-                "model returns, or add peft_model.base_model.regularization_loss() to your own, or "
-                "call before_optimizer_step(step), or set orth_reg_weight=0",
-                stacklevel=2,
-            )
+            warnings.warn(_NO_LOSS, stacklevel=2)
         if not config.prunes:
             return
         factors, masks = adapted.factors(), adapted.masks()
@@ -224,17 +224,18 @@ class Lora2Model(TermModel):
             )
 
     def _watch(self, adapter: str, saving: bool) -> None:
-        """Keep final ranks, and warn once if the allocator is not called."""
+        """Keep final ranks; warn once if nobody calls the allocator or reads the regulariser."""
         adapted, config = self._adapters[adapter], self.peft_config[adapter]
+        if config.regularizes and not (config.prunes or self._term.acted):
+            self._warn_undriven(adapted.factors().lam[0], saving, _NO_LOSS)
         if not config.prunes or self._final or (self.allocator and self.allocator.last_step):
             return
         if not (saving or self._versions or self.allocator) and _is_final(adapted, config):
             self._in_training = adapter
             self._keep(adapted)
             return
-        message = f"target_r={config.target_r} is set, but the allocator is not called, so every "
-        message += f"rank is still {config.r}: {_CALL}"
-        self._warn_undriven(adapted.factors().lam[0], saving, message)
+        text = f"the allocator is not called, so target_r={config.target_r} cuts no rank: {_CALL}"
+        self._warn_undriven(adapted.factors().lam[0], saving, text)
 
     def _keep(self, adapted: Adapted) -> None:
         """Let no gradient reach a pruned singular value."""

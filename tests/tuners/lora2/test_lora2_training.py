@@ -279,6 +279,24 @@ def test_a_regulariser_in_no_loss_is_reported_once():
     assert len([w for w in caught if "regulariser" in str(w.message)]) == 1
 
 
+@pytest.mark.parametrize("saving", [False, True])
+def test_without_an_allocator_a_regulariser_in_no_loss_is_reported_once(tmp_path, saving, recwarn):
+    """The loss is ours, and neither a callback nor the loop calls the tuner."""
+    model = adapt("roberta", orth_reg_weight=0.1).train()
+    optimizer = optimizer_of(model)
+    inputs = {key: value for key, value in batch().items() if key != "labels"}
+
+    def reports() -> int:
+        return len([w for w in recwarn if "regulariser was part of no loss" in str(w.message)])
+
+    for _ in range(2 if saving else 6):
+        model(**inputs).logits.square().sum().backward()
+        optimizer.step()
+    assert reports() == (0 if saving else 1)
+    model.save_pretrained(tmp_path)
+    assert reports() == 1
+
+
 class OwnModel(nn.Module):
     """No transformers model, and a loss that is computed outside."""
 
