@@ -23,11 +23,13 @@ pytestmark = pytest.mark.ecosystem
 STEPS, BATCH = 4, 4
 
 
-CASES = {"plain": {}, "pruned": {"target_r": 1, "tfinal": 1}, "own loss": {}, "sora": None}
-
-
-def own_loss(outputs, labels, **_):
-    return torch.nn.functional.cross_entropy(outputs.logits, labels)
+CASES = {
+    "plain": {},
+    "pruned": {"target_r": 1, "tfinal": 1},
+    "own loss": {},
+    "own loss with the penalty": {},
+    "sora": None,
+}
 
 
 def train(out: Path, stage: int, case: str) -> None:
@@ -59,12 +61,18 @@ def train(out: Path, stage: int, case: str) -> None:
         deepspeed=zero if stage else None,
     )
     rows = [{k: v[0] for k, v in batch(i, rows=1).items()} for i in range(STEPS * BATCH)]
+
+    def own_loss(outputs, labels, **_):
+        loss = torch.nn.functional.cross_entropy(outputs.logits, labels)
+        penalised = case == "own loss with the penalty"
+        return loss + model.base_model.regularization_loss() if penalised else loss
+
     trainer = Trainer(
         model,
         arguments,
         train_dataset=rows,
         callbacks=[Lora2Callback()],
-        compute_loss_func=own_loss if case == "own loss" else None,
+        compute_loss_func=own_loss if case.startswith("own loss") else None,
     )
     trainer.model_accepts_loss_kwargs = False  # else the loss is multiplied by the processes
     trainer.train()
@@ -89,8 +97,11 @@ def test_zero_2_trains_in_two_processes_as_one_process_does(tmp_path):
     printed, sharded = launch(tmp_path, 2, 2)
     assert sharded is not None, printed[-3000:]
     assert alone.keys() == sharded.keys()
+    printed, own = launch(tmp_path, 1, 2, "own loss with the penalty")
+    assert own is not None, printed[-3000:]
     for name in alone:
         torch.testing.assert_close(sharded[name], alone[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(own[name], alone[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -63,14 +63,14 @@ def test_sft_as_on_the_page(folder):
 def test_the_penalty_acts_though_trl_drops_the_models_loss(folder):
     weights = []
     for weight in ("0.0", "100.0"):
-        changes = {'init_weights="orthogonal"': f"orth_reg_weight={weight}", "2e-4": "1e-2"}
+        changes = {'init_weights="orthogonal"': f"orth_reg_weight={weight}", "1e-3": "1e-2"}
         model = sft(folder, **changes).model
         weights.append(next(p for n, p in model.named_parameters() if "lora2_u" in n).detach())
     assert not torch.allclose(*weights, atol=1e-3)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_dpo_with_the_base_or_a_copy_of_the_adapter_as_reference(folder, wrapped):
+def test_dpo_with_the_base_or_a_fresh_adapter_as_reference(folder, wrapped):
     from trl import DPOConfig, DPOTrainer
 
     def train(weight):

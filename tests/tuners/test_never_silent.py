@@ -9,7 +9,14 @@ import torch
 from accelerate import cpu_offload
 from peft import PeftModel, get_peft_model
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, MambaConfig, MambaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    WavLMConfig,
+    WavLMModel,
+)
 
 from lora2 import Lora2Config, LoraXsConfig, SoraConfig
 from tests.tuners.lora2.lora2_models import ENCODER, adapt, build, logits
@@ -33,11 +40,19 @@ def mamba() -> MambaForCausalLM:
     return MambaForCausalLM(config)
 
 
+def wavlm() -> WavLMModel:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    conv = {"conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,)}
+    more = {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+    return WavLMModel(WavLMConfig(intermediate_size=8, **sizes, **conv, **more))
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(
     ("model", "name"),
     [(Attention, "out_proj"), (Attention, "linear1"), (Attention, "linear2"),
-     (mamba, "dt_proj"), (mamba, "out_proj"), (mamba, "x_proj")],
+     (mamba, "dt_proj"), (mamba, "out_proj"), (mamba, "x_proj"), (wavlm, "q_proj"),
+     (wavlm, "out_proj")],
 )  # fmt: skip
 def test_a_module_whose_weight_is_read_is_refused_by_name(model, name, config):
     with pytest.raises(ValueError, match=rf"{name} cannot be adapted: \w+ reads its weight"):
