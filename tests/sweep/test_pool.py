@@ -198,6 +198,21 @@ def test_a_worker_ends_when_its_parent_is_gone(tmp_path):
     assert fakes.ran(tmp_path) == [1]
 
 
+# Python runs this file at its start where PYTHONPATH names its folder, in the workers too.
+HOLD = """
+import sys, time
+from pathlib import Path
+
+def hold(event, arguments):
+    '''Stop at the second checkpoint of the run after the first.'''
+    second = event == "open" and "checkpoint-8" in str(arguments[0])
+    while second and any(Path({results!r}).glob("runs/*/status")):
+        time.sleep(0.1)
+
+sys.addaudithook(hold)
+"""
+
+
 def _reproduce(results: Path, **how: object) -> subprocess.Popen[str]:
     """Start a small Table 3 by one worker; its runs save a checkpoint every four steps."""
     script = Path(__file__).parents[2] / "scripts" / "reproduce.py"
@@ -232,7 +247,10 @@ def test_a_real_sweep_stopped_half_way_ends_with_the_same_runs_csv(tmp_path):
     straight = _reproduce(whole)
     said, _ = straight.communicate(timeout=400)
     assert straight.returncode == 0, said
-    process = _reproduce(halted, start_new_session=True)
+    (tmp_path / "sitecustomize.py").write_text(HOLD.format(results=str(halted)))
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    hooked = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    process = _reproduce(halted, start_new_session=True, env=hooked)
     _wait_for_second_run(halted)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
