@@ -28,6 +28,18 @@ def test_the_readme_stays_short_and_without_long_tables():
     assert all(len(table.splitlines()) <= 12 for table in rows)
 
 
+def test_every_test_that_a_page_names_exists():
+    files = list((ROOT / "tests").rglob("test_*.py"))
+    known = {path.name for path in files}
+    for path in files:
+        known |= set(re.findall(r"def (test_\w+)", path.read_text(encoding="utf-8")))
+    named = [name for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+             for name in re.findall(r"\btest_\w+(?:\.py)?", path.read_text(encoding="utf-8"))
+             ]  # fmt: skip
+    known |= {"test_matched", "test_mismatched", "test_custom_models.py"}  # splits, a file of PEFT
+    assert len(named) > 40 and [name for name in named if name not in known] == []
+
+
 def test_a_changed_table_is_noticed(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "t.md").write_text("# T\n\n| a |\n|---|\n| 1 |\n\n## U\n\nrest\n")
