@@ -18,10 +18,7 @@ from lora2.records.run_folder import status_of
 from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
-BUDGET = 120.0  # seconds of measuring; after it, costs are scaled from those measured so far
 BATCHES = 8  # averaged for a run's padded length
-FORWARD_SHARE = 1 / 3  # of a training step's time: evaluation needs no backward pass
-SMALL_FILES = 0.3e6  # bytes in a run folder besides weights: predictions, history, ranks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +46,7 @@ def key_of(job: Job) -> Key:
 
 def measure(
     jobs: Sequence[Job], workers: int | None = None,
-    budget: float = BUDGET, tell: Callable[[str], None] = print,
+    budget: float = 120.0, tell: Callable[[str], None] = print,
 ) -> tuple[Costs, bool]:  # fmt: skip
     """Measure the cost of a step for each row, task and length, with a worker's number of threads.
 
@@ -140,7 +137,7 @@ def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFr
         if not timed_steps:
             weights = 4 * cost.trainable  # bytes of float32
             run["seconds"] += cost.seconds * evaluation_steps(config, steps)
-            run["disk_mb"] = (weights + SMALL_FILES) / 2**20
+            run["disk_mb"] = (weights + 0.3e6) / 2**20  # predictions, history, ranks
             if config.train.save_steps is not None:  # weights and AdamW's two moments
                 run["checkpoint_mb"] = 3 * weights / 2**20
         runs.append(run)
@@ -158,7 +155,7 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
     elif rows is None:
         rows = sum(task.rows[split] for split in task.validation_splits)
     evaluations = math.ceil(steps / config.train.eval_steps)
-    return evaluations * rows / config.train.batch_size * FORWARD_SHARE
+    return evaluations * rows / config.train.batch_size / 3  # no backward pass
 
 
 def render(plan: pd.DataFrame, workers: int = 1) -> str:

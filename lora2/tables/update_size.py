@@ -14,7 +14,7 @@ import copy
 import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,10 +37,8 @@ from lora2.sweep.table import load_table
 from lora2.tuners.base import in_head
 
 STEPS = 10  # before the second column of sizes is measured
-LAYERS = 2  # of an encoder with random weights: all layers are alike
 PUBLISHED = ("method.init_weights=null", "method.lambda_lr_ratio=null")
 START = ("method.init_weights=orthogonal", "method.lambda_lr_ratio=auto")
-NEAR_EPS = 100  # Adam's first step is lr g / (|g| + eps): below 100 eps it is 1 % shorter or more
 
 
 class Update(NamedTuple):
@@ -81,7 +79,7 @@ def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
     task = TASKS[config.task]
     set_seed(config.seed)
     if config.backbone.random_init:
-        shape = shaped(config.backbone.name, layers=LAYERS)
+        shape = shaped(config.backbone.name, layers=2)  # all are alike
         return random_encoder(shape, task.num_labels), batches(config, STEPS)
     check_available(config.hub_needs())
     tokenizer, base = load_backbone(config.backbone, task, config.train.cls_dropout)
@@ -91,37 +89,45 @@ def _encoder(config: RunConfig) -> tuple[nn.Module, list[Batch]]:
 def measure(
     resolved: Resolved, base: nn.Module, data: Sequence[Batch]
 ) -> tuple[float, list[Update], list[str]]:
-    """Take ``STEPS`` training steps from a copy of ``base``, without warmup, head left out.
-
-    Returns the learning rate, the update of each weight, and the parameters near Adam's eps.
-    """
+    """Return the rate of a run, and ``updates`` of a copy of ``base`` in its first steps."""
     config, total = resolved.config, resolved.steps or STEPS
     set_seed(config.seed)
     model, driver = prepare(copy.deepcopy(base), config, total)
     optimizer = build_optimizer(model, config)
-    lr, eps = optimizer.defaults["lr"], optimizer.defaults["eps"]
-    head, near = ("modules_to_save", *config.backbone.head_modules), list[str]()
+    torch.manual_seed(0)
+    stepper = Stepper(model, driver, optimizer, config.train, total)  # without warmup
+    steps = (stepper.step(data[number % len(data)]) for number in range(STEPS))
+    head = ("modules_to_save", *config.backbone.head_modules)
+    return optimizer.defaults["lr"], *updates(model, optimizer, steps, head)
+
+
+def updates(
+    model: nn.Module, optimizer: torch.optim.Optimizer, steps: Iterator[None],
+    head: Sequence[str] = ("modules_to_save",),
+) -> tuple[list[Update], list[str]]:  # fmt: skip
+    """Measure how far ``steps``, each a training step, move any model with PEFT's layers.
+
+    Returns the update of each weight outside of ``head``, and the parameters near Adam's eps.
+    """
+    lr, eps, near = optimizer.defaults["lr"], optimizer.defaults["eps"], list[str]()
 
     def record(*_: Any) -> None:
         for name, p in model.named_parameters():
             rms = 0.0 if p.grad is None else float(p.grad.square().mean().sqrt())
-            if 0 < rms < NEAR_EPS * eps and not in_head(name, head):
+            # Adam's first step is lr g / (|g| + eps): below 100 eps it is 1 % shorter or more.
+            if 0 < rms < 100 * eps and not in_head(name, head):
                 near.append(name)
 
     start = _weights(model, head)
-    torch.manual_seed(0)
-    stepper = Stepper(model, driver, optimizer, config.train, total)
     with optimizer.register_step_pre_hook(record):
-        stepper.step(data[0])
+        next(steps)
     first = _weights(model, head)
-    for number in range(1, STEPS):
-        stepper.step(data[number % len(data)])
-    last = _weights(model, head)
-    updates = []
+    list(steps)
+    last, moved = _weights(model, head), list[Update]()
     for name, weight in start.items():
         norms = (float((after[name] - weight).norm()) for after in (first, last))
-        updates.append(Update(name, *norms, lr * _lora_step(model, name, weight)))
-    return lr, updates, near
+        moved.append(Update(name, *norms, lr * _lora_step(model, name, weight)))
+    return moved, near
 
 
 @torch.no_grad()

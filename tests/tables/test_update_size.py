@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
 
 from lora2.bench.step import Stepper
 from lora2.config.load import resolve
@@ -104,6 +106,27 @@ def test_a_bias_has_no_lora_and_a_weight_that_does_not_move_no_rate(encoder):
     assert math.isnan(total.lora) and update_size._line("b", lr, total, []).split()[-1] == "-"
     still = update_size.Update("in all", 0.0, 0.0, 1.0)
     assert "does not move" in update_size._line("lora", lr, still, [])
+
+
+def test_a_model_and_a_loop_of_ones_own_are_measured():
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 8), torch.randn(16, 6)
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["0"])
+    model = get_peft_model(nn.Sequential(nn.Linear(8, 6)), config)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def steps():
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(x) - y).square().mean().backward()
+            optimizer.step()
+            yield
+
+    (update,), near = update_size.updates(model, optimizer, steps())
+    layer = model.base_model.model[0]
+    assert update.name == "base_model.model.0" and near == []
+    assert update.last == pytest.approx(float(layer.get_delta_weight("default").norm()))
+    assert 0.5 < update.first / update.lora < 2 and update.first < update.last
 
 
 def test_the_table_has_every_row(capsys, monkeypatch):

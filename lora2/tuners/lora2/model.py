@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from functools import partial
 from typing import Any
 
 import torch
@@ -239,13 +238,11 @@ class Lora2Model(TermModel):
 
     def _keep(self, adapted: Adapted) -> None:
         """Let no gradient reach a pruned singular value."""
-
-        def masked(layer: Lora2Linear, gradient: Tensor) -> Tensor:
-            return gradient * layer.lora2_mask[adapted.adapter]
-
+        name = adapted.adapter
         for layer in adapted.layers.values():
-            if (lam := layer.lora2_lambda[adapted.adapter]).requires_grad:
-                self._final += (lam.register_hook(partial(masked, layer)),)
+            if (lam := layer.lora2_lambda[name]).requires_grad:
+                hook = lam.register_hook(lambda grad, layer=layer: grad * layer.lora2_mask[name])
+                self._final += (hook,)
 
     def _release(self) -> None:
         for hook in self._final:
