@@ -56,10 +56,12 @@ def test_seeds_left_open_are_the_profiles_and_those_found(tmp_path, monkeypatch)
     assert cells.loc[("R(u,v)", "rte"), "missing"] == 1
 
 
-def test_where_data_lay_and_how_a_batch_was_split_is_no_other_run(tmp_path):
-    plan = made(tmp_path, extra=["train.micro_batch_size=4", "train.eval_batch_size=7"])
-    runs = store.read(tmp_path)
-    results = find_results(plan, PROFILE, tmp_path, None, (), runs)
+def test_a_folder_filled_elsewhere_with_batches_split_otherwise_holds_the_same_runs(tmp_path):
+    there, here = tmp_path / "there", tmp_path / "here"
+    plan = made(there, extra=["train.micro_batch_size=4", "train.eval_batch_size=7"])
+    there.rename(here)
+    runs = store.read(here)
+    results = find_results(plan, PROFILE, here, None, (), runs)
     assert [len(results.cells[row.id]["rte"].finished) for row in plan.rows] == [2, 2]
     assert len(runs) == 4
     (job, _) = jobs(narrow(plan, None, ["uv"]), PROFILE, [1, 2])
