@@ -25,7 +25,6 @@ from lora2.config.problems import (
 from lora2.config.schema import METHODS, SECTIONS, Identity, Peft, RunConfig, Train, build
 from lora2.glue.tasks import TASKS
 
-PATCH_KEYS = ("for", "seed", "method", "train")
 # What a patch's ``for`` may ask for; the backbones are files.
 CONDITIONS = {
     "protocol": ["public", "equal"], "ranks": ["paper", "public"], "method": [*METHODS, "peft"],
@@ -133,7 +132,7 @@ def _check_patch(where: str, patch: Any, conditions: Mapping[str, list[str]]) ->
         allowed = "each entry needs for: {...}, and seed: N, method: {...} or train: {...}"
         yield Problem(where, patch, allowed)
         return
-    yield from unknown_keys(f"{where}.", patch, PATCH_KEYS)
+    yield from unknown_keys(f"{where}.", patch, ("for", "seed", "method", "train"))
     yield from unknown_keys(f"{where}.for.", patch["for"], conditions)
     for key in patch["for"].keys() & conditions.keys():
         for value in _as_list(patch["for"][key]):

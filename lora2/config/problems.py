@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import ValidationError
 
 MISSING = ("missing", "missing_argument", "missing_keyword_only_argument")  # pydantic's names
-UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _explain(section: str, kind: type, detail: Any) -> Problem:
     first, *rest = (str(part) for part in detail["loc"])
     parts = [section, first, *(part for part in rest if not re.search(r"[\[-]", part))]
     key = ".".join(filter(None, parts))
-    if detail["type"] in UNKNOWN:
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return unknown(key, detail["input"], field_names(kind), "unknown key", first)
     if detail["type"] in MISSING:
         return Problem(key, None, wrong="this key is required and no file sets it")

@@ -18,8 +18,6 @@ from lora2.records.run_folder import status_of
 from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
-BATCHES = 8  # averaged for a run's padded length
-
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
@@ -86,7 +84,7 @@ def measure(
         tell(f"  {key[0]}, {key[1]}, {size}: {seconds:.3f} s/step")
     missing, sizes = wanted.keys() - costs.keys(), dict[Key, float]()
     for key, job in wanted.items() if missing else ():
-        drawn = step.batches(job.resolved.config, BATCHES)
+        drawn = step.batches(job.resolved.config, 8)
         sizes[key] = statistics.mean(batch["input_ids"].numel() for batch in drawn)
     return costs | {key: _scaled(key, costs, sizes) for key in missing}, interrupted
 

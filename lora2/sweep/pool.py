@@ -23,7 +23,6 @@ from lora2.records.run_folder import log_file, status_of, tidy
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 
-ATTEMPTS = 2  # a run whose process died is retried: another program may have been the cause
 PER_GPU = 4  # workers with the tiny embedded encoder; a larger one gets a GPU to itself
 INTERRUPTED = 130
 FINISHED = ("finished",)
@@ -158,7 +157,7 @@ class Pool:
         if task.died is not None:
             return Outcome(task.job.name, "failed", f"{task.died}; recording it failed ({how})")
         task.deaths += 1
-        if task.deaths < ATTEMPTS:
+        if task.deaths < 2:  # another program may have been the cause
             line = f"{task.job.name}: its process died ({how}); trying once more"
             print(line, file=sys.stderr, flush=True)
         else:

@@ -20,7 +20,6 @@ from lora2.sweep.table import ALL, AUTO, Job, Profile, Table, jobs, load_profile
 # Words of run_glue.py -> the words to use here.
 INSTEAD = {"task": "tasks", "method": "rows", "seed": "seeds"}
 GROUPS = ("backbone", "protocol", "ranks")
-LISTS = ("table", "tasks", "rows", "parts", "seeds")
 HOW_TO_PAPER = ("the paper's: profile=paper on a machine with a CUDA GPU, and either a network or "
                 "backbone.path=DIR data.dir=DIR")  # fmt: skip
 Seeds = Annotated[list[Seed], Field(min_length=1)]
@@ -132,7 +131,7 @@ def split_words(
 
 
 def _option(key: str, text: str) -> Any:
-    if key not in LISTS:
+    if key not in ("table", "tasks", "rows", "parts", "seeds"):
         return text if key in ("profile", "cluster", "study", "only") else scalar(text)
     if key != "seeds":
         return word_list(text)

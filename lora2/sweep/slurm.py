@@ -18,7 +18,6 @@ from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome
 
 POLL_SECONDS = 10.0
-MAX_TIMEOUTS = 100  # after each of them a run continues from its checkpoint
 DEFAULTS: dict[str, Any] = {"name": "lora2", "timeout_min": 24 * 60, "cpus_per_task": 2}
 
 
@@ -57,8 +56,8 @@ def submit(
     if submitit.SlurmExecutor.affinity() < 0:
         wrong = "sbatch is not found on this machine"
         raise ConfigError([Problem("cluster", "slurm", "local", wrong)])
-    executor = submitit.AutoExecutor(
-        folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=MAX_TIMEOUTS
+    executor = submitit.AutoExecutor(  # after a time-out a run continues from its checkpoint
+        folder=folder / "logs" / "slurm", cluster="slurm", slurm_max_num_timeout=100
     )
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
     values = {**DEFAULTS, **({} if tiny else {"gpus_per_node": 1}), **options}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -165,7 +166,7 @@ class Lora2Model(TermModel):
     def finish_training(self) -> None:
         """Raise a RuntimeError unless the allocator saw every step and pruned to its target."""
         adapted, config = self._training()
-        if not config.prunes or self._final:
+        if not config.prunes or self._over():
             return
         if self.allocator is None or self.allocator.last_step == 0:
             raise RuntimeError(
@@ -183,7 +184,7 @@ class Lora2Model(TermModel):
         self._forget()
         self._in_training = adapted.adapter
         self._total_step = config.total_step if total_step is None else total_step
-        if _is_final(adapted, config):
+        if config.prunes and _kept(adapted) < config.r:
             self._keep(adapted)
             return
         if total_step is not None and config.total_step not in (None, total_step):
@@ -209,7 +210,7 @@ class Lora2Model(TermModel):
 
     def _allocator_of(self, adapted: Adapted, config: Lora2Config) -> Allocator | None:
         """Return the allocator, of a training that is prepared here if need be, or None (final)."""
-        if self.allocator is None and not self._final:
+        if self.allocator is None and not self._over():
             self._prepare(adapted, config, None)
         self._check_in_training(adapted)
         return self.allocator
@@ -223,16 +224,17 @@ class Lora2Model(TermModel):
             )
 
     def _watch(self, adapter: str, saving: bool) -> None:
-        """Keep final ranks; warn once if nobody calls the allocator or reads the regulariser."""
+        """Keep what is pruned; warn once if no one calls the allocator or reads the regulariser."""
         adapted, config = self._adapters[adapter], self.peft_config[adapter]
         if config.regularizes and not (config.prunes or self._term.acted):
             self._warn_undriven(adapted.factors().lam[0], saving, _NO_LOSS)
-        if not config.prunes or self._final or (self.allocator and self.allocator.last_step):
+        if not config.prunes or self._over() or (self.allocator and self.allocator.last_step):
             return
-        if not (saving or self._versions or self.allocator) and _is_final(adapted, config):
-            self._in_training = adapter
+        if not (saving or self._versions or self.allocator) and _kept(adapted) < config.r:
             self._keep(adapted)
-            return
+            if _kept(adapted) == config.target_r:
+                self._in_training = adapter
+                return
         text = f"the allocator is not called, so target_r={config.target_r} cuts no rank: {_CALL}"
         self._warn_undriven(adapted.factors().lam[0], saving, text)
 
@@ -243,6 +245,10 @@ class Lora2Model(TermModel):
             if (lam := layer.lora2_lambda[name]).requires_grad:
                 hook = lam.register_hook(lambda grad, layer=layer: grad * layer.lora2_mask[name])
                 self._final += (hook,)
+
+    def _over(self) -> bool:
+        """Whether the adapter in training came with its final ranks."""
+        return bool(self._final and self._in_training)
 
     def _release(self) -> None:
         for hook in self._final:
@@ -260,10 +266,10 @@ def _lambdas(adapted: Adapted) -> Tensor:
     return torch.cat([lam.detach().to(lambdas[0].device) for lam in lambdas])
 
 
-def _is_final(adapted: Adapted, config: Lora2Config) -> bool:
-    """Whether the ranks are those at the end of a training; moves one number to the host."""
+def _kept(adapted: Adapted) -> float:
+    """Return the mean rank that the masks leave, nan if they are elsewhere; one number moves."""
     masks = adapted.masks()
-    if not config.prunes or not masks or any(mask.is_meta for mask in masks):
-        return False
+    if not masks or any(mask.is_meta for mask in masks):
+        return math.nan
     kept = torch.stack([mask.to(masks[0].device) for mask in masks]).sum()
-    return int(kept) == len(masks) * (config.target_r or config.r)
+    return int(kept) / len(masks)

@@ -297,6 +297,31 @@ def test_without_an_allocator_a_regulariser_in_no_loss_is_reported_once(tmp_path
     assert reports() == 1
 
 
+@pytest.mark.parametrize("driven", [False, True])
+def test_an_adapter_saved_in_mid_schedule_keeps_its_masks_until_it_is_driven(tmp_path, driven):
+    model = adapt("roberta", **SCHEDULE)
+    train(model, optimizer_of(model), 1, 8)
+    model.save_pretrained(tmp_path)
+    kept = sum(map(sum, model.base_model.kept_ranks().values()))
+    loaded = PeftModel.from_pretrained(build("roberta"), tmp_path, is_trainable=True).train()
+    layers = loaded.base_model.adapted_layers("default").values()
+    assert 1 * len(layers) < kept < 4 * len(layers)  # cut, and not to the target
+    optimizer = optimizer_of(loaded)
+    if driven:
+        train(loaded, optimizer, 1, 14)  # a training of its own, from all ranks
+        assert sum(map(sum, loaded.base_model.kept_ranks().values())) == len(layers)
+        loaded.base_model.finish_training()
+        return
+    with pytest.warns(UserWarning, match="the allocator is not called"):
+        for _ in range(6):
+            loaded(**batch()).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert sum(int(layer.lora2_lambda["default"].count_nonzero()) for layer in layers) <= kept
+    with pytest.raises(RuntimeError, match="never called"):
+        loaded.base_model.finish_training()
+
+
 class OwnModel(nn.Module):
     """No transformers model, and a loss that is computed outside."""
 
