@@ -7,7 +7,6 @@ import pyarrow.compute as pc
 
 from lora2.glue.tasks import TASKS, Task
 
-ENOUGH_ROWS = 100  # of a split, for its labels to reach both ends of the range
 KINDS = {
     "text": (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view),
     "a float": (pa.types.is_floating,),
@@ -77,7 +76,7 @@ def _check_labels(labels: pa.ChunkedArray, task: Task, where: str) -> None:
         raise GlueDataError(f"{where}: column 'label' has NaN values; remove the rows")
     low, high = pc.min_max(labels).as_py().values()
     top = 5.0 if task.is_regression else task.num_labels - 1
-    outside, enough = low < 0 or high > top, len(labels) >= ENOUGH_ROWS
+    outside, enough = low < 0 or high > top, len(labels) >= 100  # to reach both ends
     if outside or (enough and task.is_regression and (low >= 1 or high <= top - 1)):
         hint = "" if outside else "; are they on another scale?"
         hint = "; -1 marks the test split, whose labels are not public" if low == -1 else hint

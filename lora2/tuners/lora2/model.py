@@ -184,7 +184,7 @@ class Lora2Model(TermModel):
         self._forget()
         self._in_training = adapted.adapter
         self._total_step = config.total_step if total_step is None else total_step
-        if config.prunes and _kept(adapted) < config.r:
+        if config.prunes and _kept(adapted) == config.target_r:
             self._keep(adapted)
             return
         if total_step is not None and config.total_step not in (None, total_step):
@@ -226,8 +226,9 @@ class Lora2Model(TermModel):
     def _watch(self, adapter: str, saving: bool) -> None:
         """Keep what is pruned; warn once if no one calls the allocator or reads the regulariser."""
         adapted, config = self._adapters[adapter], self.peft_config[adapter]
+        lam = adapted.factors().lam[0]
         if config.regularizes and not (config.prunes or self._term.acted):
-            self._warn_undriven(adapted.factors().lam[0], saving, _NO_LOSS)
+            self._warn_undriven(lam, saving, _NO_LOSS)
         if not config.prunes or self._over() or (self.allocator and self.allocator.last_step):
             return
         if not (saving or self._versions or self.allocator) and _kept(adapted) < config.r:
@@ -235,8 +236,10 @@ class Lora2Model(TermModel):
             if _kept(adapted) == config.target_r:
                 self._in_training = adapter
                 return
+        if saving and config.init_weights and _kept(adapted) == config.r and bool(lam.any()):
+            self._versions += [-1]  # trained, though compiled passes are not watched
         text = f"the allocator is not called, so target_r={config.target_r} cuts no rank: {_CALL}"
-        self._warn_undriven(adapted.factors().lam[0], saving, text)
+        self._warn_undriven(lam, saving, text)
 
     def _keep(self, adapted: Adapted) -> None:
         """Let no gradient reach a pruned singular value."""

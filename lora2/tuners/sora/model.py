@@ -171,8 +171,7 @@ class GateOptimizer:
                 f"DeepSpeed keeps gradients to itself: train under DDP"
             )
         gate = self._stacked()
-        unused = torch.zeros_like(gates[0])
-        grad = torch.stack([unused if g.grad is None else g.grad for g in gates])
+        grad = torch.stack([torch.zeros_like(g) if g.grad is None else g.grad for g in gates])
         if with_term:
             grad += gate.sign() * (self.config.sparse_lambda / gate.numel())
         self.driven += 1

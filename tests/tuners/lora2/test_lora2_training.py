@@ -279,6 +279,21 @@ def test_a_regulariser_in_no_loss_is_reported_once():
     assert len([w for w in caught if "regulariser" in str(w.message)]) == 1
 
 
+def test_saving_a_trained_adapter_warns_though_no_pass_was_watched(tmp_path, monkeypatch):
+    """A compiled forward pass is not watched."""
+    model = adapt("roberta", **SCHEDULE).train()
+    optimizer = optimizer_of(model)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for _ in range(2):
+        model(**batch()).loss.backward()
+        optimizer.step()
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="the allocator is not called") as caught:
+        model.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path)
+    assert len([w for w in caught if "allocator" in str(w.message)]) == 1
+
+
 @pytest.mark.parametrize("saving", [False, True])
 def test_without_an_allocator_a_regulariser_in_no_loss_is_reported_once(tmp_path, saving, recwarn):
     """The loss is ours, and neither a callback nor the loop calls the tuner."""
