@@ -226,11 +226,11 @@ class Lora2Model(TermModel):
     def _watch(self, adapter: str, saving: bool) -> None:
         """Keep what is pruned; warn once if no one calls the allocator or reads the regulariser."""
         adapted, config = self._adapters[adapter], self.peft_config[adapter]
-        lam = adapted.factors().lam[0]
         if config.regularizes and not (config.prunes or self._term.acted):
-            self._warn_undriven(lam, saving, _NO_LOSS)
+            self._warn_undriven(adapted.factors().lam[0], saving, _NO_LOSS)
         if not config.prunes or self._over() or (self.allocator and self.allocator.last_step):
             return
+        lam = adapted.factors().lam[0]
         if not (saving or self._versions or self.allocator) and _kept(adapted) < config.r:
             self._keep(adapted)
             if _kept(adapted) == config.target_r:
