@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lora2.tuners.base_config import AdapterConfig
+from lora2.tuners.parameters import StackedAdapters
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
@@ -80,9 +81,20 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
         raise NotImplementedError
 
+    def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """(k, d_in) and (k, d_out), whose product is the update: as computed, without dropout."""
+        raise NotImplementedError
+
     def thin_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """(d_in, k) and (k, d_out), whose product is the update, in float32 at least."""
         raise NotImplementedError
+
+    def set_base_weight(self, weight_data: Tensor) -> None:
+        """As PEFT's, in place: the weight may be a view."""
+        if self.quantization_backend is None:
+            self.get_base_weight().copy_(weight_data)
+        else:
+            super().set_base_weight(weight_data)
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
         """The dense update in float32 at least, (d_out, d_in), or (d_in, d_out) for ``Conv1D``."""
@@ -184,11 +196,12 @@ class AdapterModel(BaseTuner):
         super().inject_adapter(model, adapter_name, *args, **kw)
         self._look_up_layers()
         adapted = [f".{name}" for name in self.adapted_layers(adapter_name)]
-        listed = names if isinstance(names, set) else ()
+        adapted += [f".{name}" for name in self.targeted_parameter_names]
+        listed = {*(names if isinstance(names, set) else ()), *(config.target_parameters or ())}
         if missing := [n for n in listed if not any(a.endswith(f".{n}") for a in adapted)]:
             warnings.warn(
-                f"these target_modules match no module that can be adapted: {sorted(missing)}. The "
-                f"experts of a mixture may be one 3D parameter, which LoRA2 does not adapt",
+                f"these targets match nothing that can be adapted: {sorted(missing)}. The experts "
+                f"of a mixture may be one 3D parameter: name it in target_parameters",
                 stacklevel=2,
             )
 
@@ -210,6 +223,14 @@ class AdapterModel(BaseTuner):
         self, peft_config: Any, adapter_name: str, target: nn.Module, target_name: str,
         parent: nn.Module, current_key: str, parameter_name: str | None = None,
     ) -> None:  # fmt: skip
+        if parameter_name is not None:
+            stacked = parent if isinstance(parent, StackedAdapters) else target
+            if not isinstance(stacked, StackedAdapters):
+                stacked = StackedAdapters(target)
+                setattr(parent, target_name, stacked)
+            names = parameter_name, self.tuner_layer_cls, adapter_name
+            stacked.adapt(*names, peft_config, current_key)
+            return
         if isinstance(target, self.tuner_layer_cls):
             target.update_layer(adapter_name, peft_config)
             return

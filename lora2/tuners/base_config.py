@@ -25,8 +25,6 @@ _NOT_SUPPORTED = {
     "use_dora": "leave it out; only PEFT's LoRA has it",
     "rank_pattern": "one r and k hold for all modules; LoRA2's target_r lets training divide ranks",
     "alpha_pattern": "one lora_alpha holds for all modules; PEFT's LoraConfig has it",
-    "target_parameters": "only modules can be adapted; for the 3D weights of a mixture of experts "
-    "use PEFT's LoraConfig(target_parameters=...)",
     "trainable_token_indices": "name the embedding in modules_to_save",
     "ensure_weight_tying": "leave tied modules out of target_modules and modules_to_save",
     "init_lora_weights": "the argument is init_weights",
@@ -102,6 +100,8 @@ class AdapterConfig(PeftConfig):
         exclude_modules: names or a regular expression of modules to leave alone.
         layers_to_transform: indices of the layers to adapt; needs a list of target_modules.
         layers_pattern: name of the list of layers, when it is not a common one.
+        target_parameters: names of parameters to adapt as matrices (3D: a stack of them), such as
+            "experts.gate_up_proj", beside target_modules ([] for none); without dropout.
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
         fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
         requires: what loading takes, for readers of adapter_config.json.
@@ -118,6 +118,7 @@ class AdapterConfig(PeftConfig):
     exclude_modules: list[str] | set[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+    target_parameters: list[str] | None = None
     modules_to_save: list[str] | None = None
     fan_in_fan_out: bool = False
     requires: str = REQUIRES
@@ -155,10 +156,13 @@ class AdapterConfig(PeftConfig):
         whole = self.layers_to_transform is None
         named = not isinstance(self.target_modules, str)
         pattern = self.layers_pattern is None or (named and not whole)
+        dropout = fraction(self.lora_dropout)
+        if self.target_parameters:
+            dropout = self.lora_dropout == 0, "0 beside target_parameters"
         return {
             "r": integer(self.r, 1),
             "lora_alpha": positive(self.lora_alpha),
-            "lora_dropout": fraction(self.lora_dropout),
+            "lora_dropout": dropout,
             "layers_to_transform": (whole or named, "None while target_modules is a string"),
             "layers_pattern": (pattern, "only beside layers_to_transform and a list of targets"),
         }

@@ -12,11 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lora2.tuners.base import AdapterModel
+from lora2.tuners.parameters import StackedAdapters
 
 _PREFIX = "base_model.model."
 # Settings that a plain LoRA has in common with the adapter.
 _SAME = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-         "lora_dropout", "fan_in_fan_out", "modules_to_save", "task_type",
+         "target_parameters", "lora_dropout", "fan_in_fan_out", "modules_to_save", "task_type",
          "base_model_name_or_path", "revision")  # fmt: skip
 
 
@@ -52,13 +53,28 @@ def to_lora(
         first, second = layer.thin_factors(name)
         pairs[key] = first.T.to(dtype), second.T.to(dtype)
     rank = max(1, *(len(a) for a, _ in pairs.values()))  # PEFT has no LoRA of rank 0
+    for key, (a, b) in pairs.items():
+        pairs[key] = pad(a, (0, 0, 0, rank - len(a))), pad(b, (0, rank - len(a)))
+    for key, module in tuner.model.named_modules():
+        if isinstance(module, StackedAdapters):
+            _join(key, module, pairs)
     saved = get_peft_model_state_dict(peft_model, adapter_name=name)
     state = {key: value for key, value in saved.items() if f".{tuner.prefix}" not in key}
     for key, (a, b) in pairs.items():
-        state[f"{_PREFIX}{key}.lora_A.weight"] = pad(a, (0, 0, 0, rank - len(a)))
-        state[f"{_PREFIX}{key}.lora_B.weight"] = pad(b, (0, rank - len(a)))
+        state[f"{_PREFIX}{key}.lora_A.weight"] = a
+        state[f"{_PREFIX}{key}.lora_B.weight"] = b
     settings = {key: getattr(config, key) for key in _SAME}
     return LoraConfig(**settings, r=rank, lora_alpha=rank, inference_mode=True), state
+
+
+def _join(key: str, module: StackedAdapters, pairs: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Put a stack's E pairs together as PEFT's LoRA keeps them, one wrapper in the other."""
+    adapted = [name for name in module.stacks if f"{key}.stacks.{name}.0" in pairs]
+    for depth, name in enumerate(reversed(adapted)):
+        each = [pairs.pop(f"{key}.stacks.{name}.{at}") for at in range(len(module.layers(name)))]
+        a = torch.cat([a for a, _ in each])  # E times (k, d_in) -> (E k, d_in)
+        b = torch.stack([b for _, b in each], -1).flatten(1)  # (d_out, k, E) -> (d_out, k E)
+        pairs[key + ".base_layer" * depth] = a, b
 
 
 def export_lora(peft_model: PeftModel, folder: str | Path, adapter_name: str | None = None) -> Path:

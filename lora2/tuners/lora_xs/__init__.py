@@ -76,6 +76,10 @@ class LoraXsLinear(AdapterLayer):
         core = wide(self.loraxs_R[adapter_name]) * self.scaling[adapter_name]
         return wide(self.loraxs_A[adapter_name]) @ core, wide(self.loraxs_B[adapter_name])
 
+    def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        first, second = self.thin_factors(adapter_name)
+        return first.T, second
+
     def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
         a, b = self.loraxs_A[adapter_name], self.loraxs_B[adapter_name]
         core = self.loraxs_R[adapter_name].to(a.dtype) * self.scaling[adapter_name]

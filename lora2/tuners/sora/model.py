@@ -108,6 +108,10 @@ class SoraLinear(AdapterLayer):
         """d_in + d_out + 1 for each gate that is not zero."""
         return int(self.kept(adapter_name).sum()) * (self.in_features + self.out_features + 1)
 
+    def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        gate = self.sora_gate[adapter_name] * self.scaling[adapter_name]
+        return self.sora_A[adapter_name], gate.unsqueeze(1) * self.sora_B[adapter_name].T
+
     def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
         A, B = self.sora_A[adapter_name], self.sora_B[adapter_name]
         hidden = linear(self._dropped(x, adapter_name, A.dtype), A)  # (..., d_in) -> (..., r)

@@ -16,21 +16,31 @@ from torch.distributed.fsdp import fully_shard
 from lora2 import Lora2Config
 from lora2.tuners.lora2.stacks import whole
 
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(2, 4, 8) / 8)
+
+    def forward(self, x):
+        return torch.einsum("td, eod -> to", x, self.w)
+
+
 STEPS, ROWS, WORLD = 6, 8, 2
 
 
 def train(rank, world, importance, file):
     torch.manual_seed(0)
     config = Lora2Config(
-        r=4, k=2, target_modules=["0", "2"], init_weights=False, importance=importance,
-        target_r=2, tfinal=2, total_step=STEPS,
+        r=4, k=2, target_modules=["0", "2"], target_parameters=["4.w"], init_weights=False,
+        importance=importance, target_r=2, tfinal=2, total_step=STEPS,
     )  # fmt: skip
-    layers = (nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    layers = (nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), Experts())
     model = get_peft_model(nn.Sequential(*layers), config).double().train()
     tuner = model.base_model
     if world > 1:
-        for layer in tuner.adapted_layers("default").values():
-            fully_shard(layer)
+        for child in tuner.model.children():
+            fully_shard(child)
         fully_shard(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-2)
@@ -70,5 +80,5 @@ def test_two_processes_train_as_one(importance, tmp_path):
         port = free.getsockname()[1]
     mp.spawn(join, (importance, port, tmp_path / "two"), WORLD)
     (one, kept), (two, kept_by_two) = (torch.load(tmp_path / name) for name in ("one", "two"))
-    assert kept == kept_by_two and sum(map(sum, kept.values())) == 4
+    assert kept == kept_by_two and sum(map(sum, kept.values())) == 4 * 2
     torch.testing.assert_close(two, one, rtol=1e-12, atol=1e-12)
