@@ -120,8 +120,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             merged = (wide(weight) + self.get_delta_weight(name)).to(weight.dtype)
             if safe_merge and not torch.isfinite(merged).all():
                 raise ValueError(
-                    f"merging adapter {name!r} gives weights that are not finite: training "
-                    f"diverged, or its file is damaged; load another checkpoint of it"
+                    f"NaNs detected in the merged weights. The adapter {name} seems to be broken: "
+                    f"training diverged, or its file is damaged; load another checkpoint of it"
                 )
             self.set_base_weight(merged)
             self.merged_adapters.append(name)

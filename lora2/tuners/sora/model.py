@@ -265,10 +265,14 @@ class SoraModel(TermModel):
 
     def _watch(self, adapter: str, saving: bool) -> None:
         if self.gate_optimizer is None or self.gate_optimizer.driven == 0:
+            first, from_zero = self._first(adapter), self.peft_config[adapter].init_weights
+            B = first.sora_B[adapter]
+            if saving and from_zero and not B.is_meta and B.any() and first.kept(adapter).all():
+                self._versions += [-1]  # trained, though compiled passes are not watched
             message = "SoRA: the gates are not stepped, so none will be pruned: train with "
             message += "callbacks=[Lora2Callback()], or call prepare_training(total_step), and "
             message += "before_optimizer_step(step) before each optimizer.step()"
-            self._warn_undriven(self._first(adapter).sora_gate[adapter], saving, message)
+            self._warn_undriven(first.sora_gate[adapter], saving, message)
 
     def sparsity_loss(self) -> Tensor:
         """sparse_lambda mean |g| over all gates of the active adapter, a scalar."""

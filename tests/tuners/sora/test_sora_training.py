@@ -253,6 +253,23 @@ def test_gates_that_nobody_steps_are_reported_once(tmp_path, recwarn):
     assert not [one for one in recwarn if "the gates are not stepped" in str(one.message)]
 
 
+def test_saving_trained_gates_warns_though_no_pass_was_watched(tmp_path, monkeypatch, recwarn):
+    """A compiled forward pass is not watched."""
+    model = sora()
+    model.save_pretrained(tmp_path)  # untrained: nothing to say
+    assert not [one for one in recwarn if "the gates are not stepped" in str(one.message)]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for _ in range(2):
+        loss(model.train()).backward()
+        optimizer.step()
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="the gates are not stepped") as caught:
+        model.save_pretrained(tmp_path)
+        model.save_pretrained(tmp_path)
+    assert len([one for one in caught if "the gates are not stepped" in str(one.message)]) == 1
+
+
 def test_a_loss_of_ones_own_adds_the_term():
     model = sora(sparse_lambda=3.0)
     model.base_model.prepare_training(1)
