@@ -205,6 +205,12 @@ class AdapterModel(BaseTuner):
                 stacklevel=2,
             )
 
+    def _prepare_adapter_config(self, config: Any, model_config: dict[str, Any]) -> Any:
+        known = model_config.get("model_type") in self.target_module_mapping
+        if config.target_parameters and not known:
+            return config  # target_modules=None: the parameters alone
+        return super()._prepare_adapter_config(config, model_config)
+
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
         self._look_up_layers()
