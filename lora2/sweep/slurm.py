@@ -45,8 +45,7 @@ def submit(
 ) -> list[str]:
     """Submit one array and return its job ids; ``options`` go to submitit's update_parameters.
 
-    Raises:
-        ConfigError: submitit or Slurm is not installed, or submitit has no such option.
+    ConfigError if submitit or Slurm is not installed, or submitit has no such option.
     """
     try:
         import submitit
@@ -83,12 +82,9 @@ def watch(jobs: Sequence[Job], ids: Sequence[str], already: int = 0) -> list[Out
         queued = in_queue(list(waiting))
         for number in [number for number in waiting if number not in queued]:
             job = waiting.pop(number)
-            state, message = status_of(job.resolved.config), "see its log"
-            if state is None:
-                message = "left the queue without a result; see logs/slurm"
-            elif state == "finished":
-                message = ""
-            outcomes.append(Outcome(job.name, state or "failed", message))
+            state = status_of(job.resolved.config)
+            known = {None: "left the queue without a result; see logs/slurm", "finished": ""}
+            outcomes.append(Outcome(job.name, state or "failed", known.get(state, "see its log")))
             progress.end_of(job, outcomes[-1])
         if waiting:
             time.sleep(POLL_SECONDS)

@@ -74,14 +74,6 @@ class Profile:
     seeds: Annotated[list[Seed], Field(min_length=1)] | None  # None: those of the public scripts
     overrides: list[str]  # words of run_glue.py, for every run
 
-    def encoder_for(self, encoder: str) -> str:
-        """Return the backbone used in place of the paper's ``encoder``; ConfigError if none is."""
-        backbone = self.encoders.get(encoder)
-        if backbone is None:
-            wrong = f"it has no encoder in place of {encoder}"
-            raise ConfigError([Problem("profile", self.name, "another profile", wrong)])
-        return backbone
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -177,7 +169,10 @@ def jobs(
     ``seeds`` None keeps the public seed of each cell; ``extra`` words override all others.
     ConfigError names every problem of every cell.
     """
-    backbone = profile.encoder_for(table.encoder)
+    backbone = profile.encoders.get(table.encoder)
+    if backbone is None:
+        wrong = f"it has no encoder in place of {table.encoder}"
+        raise ConfigError([Problem("profile", profile.name, "another profile", wrong)])
     every, problems = list[Job](), ProblemList()
     for row in table.rows:
         for task in table.tasks:
