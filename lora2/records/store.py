@@ -10,7 +10,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,16 @@ class StoreError(RuntimeError):
 
 class SchemaError(StoreError):
     """Rows were written by a version whose columns may mean something else."""
+
+
+@contextmanager
+def readable(wrong: str, remedy: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raise errors of reading, ValueErrors and ``kinds``, as a StoreError with what to do."""
+    errors: tuple[type[Exception], ...] = (ValueError, *kinds)  # pandas' are ValueErrors
+    try:
+        yield
+    except errors as error:
+        raise StoreError(f"{wrong} ({' '.join(str(error).split())}): {remedy}") from error
 
 
 def write_run(folder: Path, config: RunConfig, row: Mapping[str, Any]) -> None:
@@ -113,17 +124,13 @@ def flatten(config: Mapping[str, object], prefix: str = "") -> dict[str, object]
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Read the runs of one CSV, or raise a StoreError that says what to do."""
-    try:
+    with readable(f"{path} is not a table", "remove it and collect again"):
         # Only an empty field is missing: a run may be called nan.
         frame = pd.read_csv(
             path, dtype=dict.fromkeys(TEXT, "object"), float_precision="round_trip",
             keep_default_na=False, na_values=[""],
         )  # fmt: skip
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, ValueError) as error:
-        why = " ".join(str(error).split())
-        raise StoreError(f"{path} is not a table ({why}): remove it and collect again") from error
-    missing = [column for column in REQUIRED if column not in frame.columns]
-    if missing:
+    if missing := [column for column in REQUIRED if column not in frame.columns]:
         raise StoreError(f"{path} lacks {', '.join(missing)}: remove it and collect again")
     check_schema(frame["schema"], path)
     for name in frame["run"].fillna("").astype(str):
@@ -224,9 +231,7 @@ def settings(runs: pd.DataFrame) -> list[dict[str, object]]:
     """Return the resolved settings of each run by dotted key, in the order of ``runs``."""
     values = list[dict[str, object]]()
     for run, text in zip(runs["run"], runs.get("config", [""] * len(runs)), strict=True):
-        try:
+        wrong = f"run {run}: its settings in runs.csv cannot be read"
+        with readable(wrong, "remove its row", TypeError, RecursionError):
             values.append(dict(json.loads(text or "{}")))
-        except (ValueError, TypeError, RecursionError) as error:
-            why = f"its settings in runs.csv cannot be read ({error}): remove its row"
-            raise StoreError(f"run {run}: {why}") from error
     return values

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from lora2.records.store import StoreError, write_atomically
+from lora2.records.store import readable, write_atomically
 from lora2.tables import stats
 from lora2.tables.build import TableResults
 
@@ -96,12 +96,9 @@ def read_predictions(folder: Path, run: str, metric: str) -> pd.DataFrame | None
     path = folder / "runs" / run / "predictions.parquet"
     if not path.is_file():
         return None
-    try:
+    remedy = "remove the folder and repeat the run"
+    with readable(f"{path} cannot be read", remedy, pa.ArrowException, OSError):
         frame = pd.read_parquet(path, columns=["idx", "split", "label", "best"])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        why = " ".join(str(error).split())
-        message = f"{path} cannot be read ({why}): remove the folder and repeat the run"
-        raise StoreError(message) from error
     if metric.startswith(("matched_", "mismatched_")):
         frame = frame.loc[frame["split"].str.endswith("_" + metric.split("_")[0])]
     return frame.set_index(["split", "idx"]).sort_index()
@@ -111,8 +108,6 @@ def _read_saved(path: Path) -> Saved:
     if not path.is_file():
         return {}
     text = {"first": str, "second": str}
-    try:
+    with readable(f"{path} is damaged", "remove it", KeyError):
         frame = pd.read_csv(path, dtype=text, float_precision="round_trip")
         return frame.set_index(KEY)["p"].to_dict()
-    except (KeyError, ValueError) as error:  # pandas' errors of parsing are ValueErrors
-        raise StoreError(f"{path} is damaged ({error}): remove it") from error

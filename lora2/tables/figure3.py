@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from lora2.markup import one_line
-from lora2.records.store import StoreError
+from lora2.records.store import readable
 
 # The matrices in the order in which data passes through them, with the paper's symbols.
 SYMBOLS = {
@@ -36,13 +36,9 @@ def read_ranks(folder: Path, runs: Iterable[str]) -> list[pd.DataFrame]:
         path = folder / "runs" / run / "ranks.csv"
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: repeat run {run} for Figure 3")
-        try:
+        with readable(f"{path} cannot be read", "remove the folder and repeat", TypeError):
             frames.append(pd.read_csv(path))
             kept_ranks(frames[-1:])
-        except (ValueError, TypeError) as error:  # pandas' errors of parsing are ValueErrors
-            why = " ".join(str(error).split())
-            message = f"{path} cannot be read ({why}): remove the folder and repeat"
-            raise StoreError(message) from error
     return frames
 
 

@@ -14,7 +14,7 @@ import torch
 from lora2.bench import step
 from lora2.bench.step import Measured, batches
 from lora2.markup import grid, markdown, tex_float
-from lora2.records.store import SCHEMA, StoreError, check_schema
+from lora2.records.store import SCHEMA, StoreError, check_schema, readable
 from lora2.run.device import provenance
 from lora2.sweep.pool import plan_workers
 from lora2.sweep.table import Job, Profile, Table
@@ -138,10 +138,8 @@ def _ratio(value: float, otherwise: str) -> str:
 def rewrite(table: Table, profile: Profile, folder: Path) -> str:
     """Write the table's files again from the times in ``folder``'s CSV; return what to print."""
     path = folder / f"{table.stem}.csv"
-    try:
+    with readable(f"{path} is not a table", "measure again"):
         times = pd.read_csv(path, dtype={"label": "object", "device": "object"})
-    except ValueError as error:  # pandas' errors of parsing are ValueErrors
-        raise StoreError(f"{path} is not a table ({error}): measure again") from error
     missing = [name for name in ("schema", *COLUMNS) if name not in times]
     cells = {(row.id, task) for row in table.rows for task in table.tasks}
     if missing or not cells <= set(zip(times["row"], times["task"], strict=True)):
