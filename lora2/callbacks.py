@@ -60,13 +60,13 @@ class Lora2Callback(TrainerCallback):
             warnings.warn(
                 f"{type(tuner).__name__} needs no Lora2Callback: it does nothing here", stacklevel=2
             )
-        _call(tuner, "prepare_training", state.max_steps)
+        call_hook(tuner, "prepare_training", state.max_steps)
         if state.global_step > 0:
             folder = self._checkpoint or _folder_given_to_train() or _checkpoint_folder(args, state)
             path = Path(folder) / TUNER_STATE_NAME
             if path.is_file():
-                _call(tuner, "load_training_state", load_file(path))
-            elif _call(tuner, "training_state"):
+                call_hook(tuner, "load_training_state", load_file(path))
+            elif call_hook(tuner, "training_state"):
                 raise FileNotFoundError(
                     f"cannot resume: {path} is missing. It is written beside each checkpoint while "
                     f"Lora2Callback is among the Trainer's callbacks; for a checkpoint elsewhere, "
@@ -78,13 +78,13 @@ class Lora2Callback(TrainerCallback):
         if getattr(optimizer, "scaler", None) is not None:  # of fp16
             with contextlib.suppress(RuntimeError):  # unscaled already, for clipping
                 optimizer.scaler.unscale_(optimizer.optimizer)
-        _call(self._hooks_of(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
+        call_hook(self._hooks_of(kwargs["model"]), "before_optimizer_step", state.global_step + 1)
 
     def on_optimizer_step(self, args: Any, state: TrainerState, *_: Any, **kwargs: Any) -> None:
-        _call(self._hooks_of(kwargs["model"]), "after_optimizer_step", state.global_step + 1)
+        call_hook(self._hooks_of(kwargs["model"]), "after_optimizer_step", state.global_step + 1)
 
     def on_save(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        tensors = _call(self._hooks_of(kwargs["model"]), "training_state")
+        tensors = call_hook(self._hooks_of(kwargs["model"]), "training_state")
         if tensors and args.should_save:
             path = _checkpoint_folder(args, state) / TUNER_STATE_NAME
             save_file({k: v.contiguous() for k, v in tensors.items()}, path.with_suffix(".tmp"))
@@ -92,7 +92,7 @@ class Lora2Callback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
-            _call(self._hooks_of(kwargs["model"]), "finish_training")
+            call_hook(self._hooks_of(kwargs["model"]), "finish_training")
             return
         message = f"training stopped at step {state.global_step} of {state.max_steps}: the final "
         warnings.warn(f"{message}ranks of a pruning schedule were not reached", stacklevel=2)
@@ -120,7 +120,7 @@ def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
     return kept
 
 
-def _call(tuner: Any, hook: str, *args: Any) -> Any:
+def call_hook(tuner: Any, hook: str, *args: Any) -> Any:
     # On the class: a tuner forwards unknown attributes to the model it wraps.
     return getattr(tuner, hook)(*args) if hasattr(type(tuner), hook) else None
 

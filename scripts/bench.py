@@ -165,11 +165,6 @@ def write_targets() -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the options.
-
-    Raises:
-        SystemExit: an unknown option or value; the message says what is allowed.
-    """
     parser = argparse.ArgumentParser(
         prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -45,35 +45,26 @@ def counting(device: str = "cpu") -> Iterator[Counts]:
     synchronisation. On ``cpu``, what would be one on a GPU is counted.
     """
     counts = Counts()
-    with _Operations(counts, device), _Readings(counts, device):
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            name = func._schema.name
+            view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
+            if not view and name != "aten::_unsafe_view":
+                counts.kernels.append(name)
+            if _waits(name, args, kwargs or {}, result, device):
+                counts.syncs.append(name)
+            return result
+
+    class Readings(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+            if device == "cpu" and func in READINGS and args[0].device.type == "cpu":
+                counts.syncs.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    with Operations(), Readings():
         yield counts
-
-
-class _Operations(TorchDispatchMode):
-    def __init__(self, counts: Counts, device: str) -> None:
-        super().__init__()
-        self.counts, self.device = counts, device
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func._schema.name
-        view = any(r.alias_info and not r.alias_info.is_write for r in func._schema.returns)
-        if not view and name != "aten::_unsafe_view":
-            self.counts.kernels.append(name)
-        if _waits(name, args, kwargs or {}, result, self.device):
-            self.counts.syncs.append(name)
-        return result
-
-
-class _Readings(TorchFunctionMode):
-    def __init__(self, counts: Counts, device: str) -> None:
-        super().__init__()
-        self.counts, self.device = counts, device
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.device == "cpu" and func in READINGS and args[0].device.type == "cpu":
-            self.counts.syncs.append(func.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def _waits(name: str, args: Any, kwargs: dict[str, Any], result: Any, device: str) -> bool:

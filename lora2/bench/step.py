@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, DataCollatorWithPadding, PreTrainedTokenizerBase, set_seed
 
 from lora2.bench.counters import counting, peak_bytes
+from lora2.callbacks import call_hook
 from lora2.config.schema import RunConfig, Train
 from lora2.embedded import encoder_path, make_split
 from lora2.glue.data import tokenize
@@ -34,6 +36,8 @@ QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent
 FIRST_WORD = 5  # smaller ids are special in every tokeniser here
 Batch = dict[str, Tensor]
 Seconds = dict[str, list[float]]
+# Free the device memory of models that are no longer referenced.
+release = partial(clear_device_cache, garbage_collection=True)
 
 
 class Stepper:
@@ -51,7 +55,7 @@ class Stepper:
         self.max_grad_norm, self.precision = train.max_grad_norm, train.precision
         self.device = next(model.parameters()).device.type
         self.number = 0
-        self._drive("prepare_training", steps)
+        call_hook(driver, "prepare_training", steps)
 
     def step(self, batch: Batch) -> None:
         """Run forward, backward, clipping, optimiser and allocator once."""
@@ -61,14 +65,10 @@ class Stepper:
         loss.backward()
         if self.max_grad_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self._drive("before_optimizer_step", self.number)
+        call_hook(self.driver, "before_optimizer_step", self.number)
         self.optimizer.step()
-        self._drive("after_optimizer_step", self.number)
+        call_hook(self.driver, "after_optimizer_step", self.number)
         self.optimizer.zero_grad()
-
-    def _drive(self, hook: str, number: int) -> None:
-        if self.driver is not None and hasattr(type(self.driver), hook):
-            getattr(self.driver, hook)(number)
 
 
 def held_mib(stepper: Stepper) -> float:
@@ -204,14 +204,6 @@ def quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
 def settle() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def release() -> None:
-    """Free the device memory of models that are no longer referenced."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
 
 
 def batches(config: RunConfig, count: int) -> list[Batch]:
