@@ -20,11 +20,7 @@ class HubUnavailable(RuntimeError):
 
 
 def check_available(needs: Iterable[Need]) -> None:
-    """Check within ``PROBE_SECONDS`` that every repository is in the cache or on the hub.
-
-    Raises:
-        HubUnavailable: naming each repository, why it is not available, and the three ways out.
-    """
+    """Check within ``PROBE_SECONDS`` that every repository is in the cache or on the hub."""
     if lacking := unavailable(needs):
         raise HubUnavailable("\n".join([*lacking.values(), ways_out(lacking)]))
 

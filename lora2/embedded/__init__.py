@@ -16,9 +16,6 @@ def encoder_path(name: str) -> Path:
 
     ``embedded`` is a DeBERTa-v2 with DeBERTaV3's choices, ``embedded-roberta`` a RoBERTa; both
     have 2 layers of width 64. tools/pretrain_embedded.py trained them.
-
-    Raises:
-        ValueError: unknown name.
     """
     if name not in ENCODERS:
         raise ValueError(f"no embedded encoder {name!r}; choose from {', '.join(ENCODERS)}")

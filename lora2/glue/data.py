@@ -47,9 +47,6 @@ def load_task(
     A folder has ``dir/<task>/<split>.parquet``. ``seed`` draws at most ``train_rows`` training rows
     without replacement, in file order, and of these ``holdout`` rows that are not trained on and
     replace the validation split(s), which are not read.
-
-    Raises:
-        GlueDataError: data that is not available, or not what it is named.
     """
     task = TASKS[task_name]
     validation_splits = task.validation_splits if validation is None else (validation,)
@@ -80,9 +77,6 @@ def load_test(task_name: str, source: str, dir: str | Path | None) -> dict[str, 
     """Load the splits that the GLUE server scores; their labels are hidden (-1) and not checked.
 
     Embedded test splits have 400 rows (300 for RTE), with sentences that are in no other split.
-
-    Raises:
-        GlueDataError: data that is not available, or not what it is named.
     """
     task, frames = TASKS[task_name], {}
     for split, (_, rows) in TEST_SPLITS[task_name].items():

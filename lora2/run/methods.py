@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 import lora2
 from lora2.config.problems import ConfigError, Problem, ProblemList, unknown
-from lora2.config.schema import Adalora, Backbone, Head, Lora2, Peft, Plain, RunConfig, Sora
+from lora2.config.schema import Adalora, Head, Lora2, Peft, Plain, RunConfig, Sora
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
 from lora2.tuners.base import train_biases
 
@@ -40,10 +40,7 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
     """Return the model to train and its driver, an object with the hooks of ``lora2.callbacks``.
 
     The driver is None where nothing has to be done beside the run's optimiser ``steps``.
-
-    Raises:
-        ConfigError: PEFT does not know the type or an argument of its config class, or cannot
-            build the method on this encoder.
+    ConfigError as in ``peft_config``, or if PEFT cannot build the method on this encoder.
     """
     method = config.method
     if isinstance(method, Plain):
@@ -118,22 +115,11 @@ def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Probl
             yield unknown("method.args.target_modules", suffix, inside, wrong)
 
 
-def target_pattern(targets: list[str], backbone: Backbone) -> str:
-    """Return a regular expression for PEFT that matches our names of matrices in every layer.
-
-    Paths are matched whole: as a suffix ``output.dense`` would catch ``attention.output.dense``.
-    """
-    paths = "|".join(re.escape(backbone.targets[target]) for target in targets)
-    return rf".*\.layer\.\d+\.(?:{paths})"
-
-
 def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     """Return the PEFT configuration of any method but ``full`` and ``bitfit``.
 
-    ``steps`` of the run are None before they are known (``Peft`` only).
-
-    Raises:
-        ConfigError: PEFT does not know the type or an argument of ``Peft``, or refuses a value.
+    ``steps`` of the run are None before they are known (``Peft`` only). ConfigError if PEFT does
+    not know the type or an argument of ``Peft``, or refuses a value.
     """
     method, backbone = config.method, config.backbone
     lora2.register()
@@ -150,7 +136,9 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     if "modules_to_save" in fields:
         values["modules_to_save"] = list(backbone.head_modules)
     if "target_modules" in fields and method.target_modules is not None:
-        values["target_modules"] = target_pattern(list(method.target_modules), backbone)
+        # In every layer, each path as a whole: output.dense is not attention.output.dense.
+        paths = "|".join(re.escape(backbone.targets[name]) for name in method.target_modules)
+        values["target_modules"] = rf".*\.layer\.\d+\.(?:{paths})"
     if "total_step" in fields:
         values["total_step"] = LONGEST if steps is None else steps
     try:

@@ -51,9 +51,6 @@ def load_backbone(
     The head is always new (drawn from torch's generator); ``model.marks`` says so where the
     checkpoint had one. ``cls_dropout`` is the head's dropout, None for the encoder's own. Pickled
     weights are read with ``weights_only``; code from a model repository is never run.
-
-    Raises:
-        BackboneError: folder or hub repository not found or unreadable, or no network.
     """
     path = backbone.path or str(encoder_path(backbone.name))
     reason = offline_reason(backbone.path)
@@ -182,10 +179,8 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     """Return tokenizer and model (in evaluation mode) of a finished run, as at its last step.
 
     The trained parameters come from ``folder/adapter``, of which only safetensors are read.
-
-    Raises:
-        ValueError: ``folder`` holds no finished run, its files are damaged or lead elsewhere, or
-            its parameters belong to another model.
+    ValueError if it holds no finished run, its files are damaged or lead elsewhere, or its
+    parameters belong to another model.
     """
     if status(folder) != "finished":
         raise ValueError(f"{folder} holds no finished run (status: {status(folder)})")
