@@ -31,7 +31,7 @@ def run_study(request: StudyRequest) -> int:
     """Do or plan the request part by part; finished runs are not repeated."""
     from lora2.study.select import SelectionError, collect, select, sentences
 
-    print("\n".join(request.notes), flush=True)
+    print(f"study {request.study.name}: {request.study.note}", flush=True)
     if request.options.plan:
         return show_plan(request)
     code = 0

@@ -219,19 +219,15 @@ def _filled(frame: Frame, slots: Sequence[str]) -> list[str]:
     return [slot for slot in slots if value(frame, slot) is not None]
 
 
-def _instead(rng: Generator, concept: Concept, genre: int | None = None) -> Concept:
-    """Draw the opposite (half of the time, where there is one) or any other of the kind."""
-    against = lex.opposite(concept)
-    return against if against and rng.random() < 0.5 else other(rng, concept, genre)
-
-
 def with_changed(rng: Generator, frame: Frame, slot: str, genre: int | None = None) -> Frame:
-    """Change the meaning of ``slot``, one of ``SLOTS`` that ``frame`` fills."""
+    """Change ``slot``, which ``frame`` fills, half of the time to its opposite if it has one."""
     if slot == "denied":
         return replace(frame, denied=not frame.denied)
-    draw = _instead if slot in ("verb", "adjective", "owner") else other
+    concept = value(frame, slot)
+    if (against := lex.opposite(concept)) and rng.random() < 0.5:
+        return _put(frame, slot, against)
     genre = genre if slot in ("subject", "target") else None
-    return _put(frame, slot, draw(rng, value(frame, slot), genre))
+    return _put(frame, slot, other(rng, concept, genre))
 
 
 def changed(rng: Generator, frame: Frame, slots: Sequence[str] = SLOTS) -> Frame:

@@ -148,8 +148,7 @@ def build_trainer(
         callbacks=[*([] if driver is None else [Lora2Callback(driver=driver)]), recorder],
     )
     if config.train.group_by_length:
-        sizes = lengths(train_set)
-        sampler = LengthGrouped(sizes, config.train.batch_size, config.seed)
+        sampler = LengthGrouped(lengths(train_set), config.train.batch_size, config.seed)
         trainer._get_train_sampler = lambda *_: sampler
     # The Trainer assumes that a forward with **kwargs scales its loss by num_items_in_batch.
     # Sequence classifiers average over their own batch: leave the scaling to the Trainer.

@@ -116,7 +116,6 @@ class StudyRequest:
     parts: list[Part]  # narrowed to the rows and seeds asked for
     extra: list[str]  # words for every run
     folder: Path  # of runs.csv, rates.csv and the tables
-    notes: list[str]  # printed first
 
     def does(self, stage: str) -> bool:
         return self.options.only in (None, stage)
@@ -193,9 +192,7 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
     rates = study.rates
     first, *_ = [study.candidate(part, row, rates[study.source(row)], extra)
                  for part in parts for row in part.rows]  # all are checked  # fmt: skip
-    folder = Path(first.resolved.config.results.dir)
-    notes = [f"study {study.name}: {study.note}"]
-    return StudyRequest(study, given, parts, extra, folder, notes)
+    return StudyRequest(study, given, parts, extra, Path(first.resolved.config.results.dir))
 
 
 def _refused_words(extra: Sequence[str]) -> Iterator[Problem]:
