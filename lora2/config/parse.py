@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -14,6 +15,9 @@ from lora2.config.problems import ConfigError, Problem, ProblemList, field_names
 from lora2.config.schema import SECTIONS, RunConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+# From the config.json of each published encoder.
+_SHAPES = Path(__file__).with_name("encoder_shapes.json").read_text(encoding="utf-8")
+SHAPES: dict[str, dict[str, Any]] = json.loads(_SHAPES)
 GROUPS = ("method", "task", "backbone")  # in the order in which their settings apply
 # These say which file was taken: another value would put a run under a wrong name.
 FIXED = ("method.name", "backbone.name", "backbone.profile")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
-from importlib import resources
 from typing import NamedTuple
 
 import numpy as np
 
+from lora2.config.parse import SHAPES
 from lora2.paper.findings import Finding, agrees, finding, row_name
 from lora2.paper.numbers import exact, rounded, table, texts
 
@@ -42,8 +41,7 @@ class Encoder(NamedTuple):
 
 def encoder(name: str) -> Encoder:
     """Return a published encoder's sizes, from its config.json."""
-    file = resources.files("lora2.config") / "encoder_shapes.json"
-    shape = json.loads(file.read_text(encoding="utf-8"))[name]
+    shape = SHAPES[name]
     return Encoder(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
 
 

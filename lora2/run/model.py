@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from transformers import (
 )
 
 import lora2
-from lora2.config.parse import parse_yaml
+from lora2.config.parse import SHAPES, parse_yaml
 from lora2.config.problems import ConfigError, Problem
 from lora2.config.schema import Backbone, Peft, RunConfig, build
 from lora2.embedded import encoder_path
@@ -33,10 +31,6 @@ from lora2.records.run_folder import status
 from lora2.tuners.base import in_head
 
 PROBE = "the man was in a house"
-# From the config.json of each published encoder.
-_FILE = resources.files("lora2.config") / "encoder_shapes.json"
-SHAPES: dict[str, dict[str, Any]] = json.loads(_FILE.read_text(encoding="utf-8"))
-HEAD_WIDTH = 64  # of one attention head, in every shape but MiniLM's
 
 
 class BackboneError(RuntimeError):
@@ -216,7 +210,7 @@ def shaped(name: str, layers: int | None = None, width: int | None = None) -> Pr
     """Return the configuration of a published encoder, with other layers or width if given.
 
     ``width`` is the hidden size, a multiple of 64; the feed-forward layer stays four times as wide
-    and an attention head 64 wide.
+    and an attention head 64 wide, as in every shape but MiniLM's.
     """
     values = dict(SHAPES[name])
     if layers is not None:
@@ -224,7 +218,7 @@ def shaped(name: str, layers: int | None = None, width: int | None = None) -> Pr
     if width is not None:
         values |= {"hidden_size": width, "intermediate_size": 4 * width}
         values |= {key: width for key in ("pooler_hidden_size",) if key in values}
-        values["num_attention_heads"] = width // HEAD_WIDTH
+        values["num_attention_heads"] = width // 64
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
