@@ -82,7 +82,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def measure(part: str, args: argparse.Namespace, device: str) -> list[Row]:
-    """Return the rows of one part."""
     layers, batch, tokens, rounds = SIZES[device]
     if part == "driver":  # a whole run's sizes, on any device
         layers, batch = None, 32

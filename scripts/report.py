@@ -2,7 +2,9 @@
 
 python scripts/report.py results/embedded
 python scripts/report.py results/paper table=1 seeds=1,2,3
-"""
+
+usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] \
+[key=value of run_glue.py that the runs were given]"""
 
 from __future__ import annotations
 
@@ -17,15 +19,9 @@ from lora2.sweep.pool import command
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
 
-USAGE = (
-    "usage: python scripts/report.py results/PROFILE [table=1,3] [profile=NAME] [seeds=1,2,3] "
-    "[key=value of run_glue.py that the runs were given]"
-)
-
 
 def main(argv: Sequence[str]) -> int:
-    """Collect the runs, write the tables that have runs; return the exit code."""
-    return command(argv, f"{__doc__}\n{USAGE}", lambda words: report(Path(words[0]), words[1:]))
+    return command(argv, __doc__, lambda words: report(Path(words[0]), words[1:]))
 
 
 def report(folder: Path, words: Sequence[str]) -> int:

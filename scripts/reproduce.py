@@ -6,7 +6,11 @@ python scripts/reproduce.py table=1,3,4 profile=paper cluster=slurm slurm.timeou
 python scripts/reproduce.py table=1 plan=true
 python scripts/reproduce.py table=1 commands=true
 python scripts/reproduce.py table=1 rows=lora2-k8 seeds=1 submission=true
-"""
+
+usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all \
+[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] \
+[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] \
+[commands=true] [submission=true] [key=value of run_glue.py]"""
 
 from __future__ import annotations
 
@@ -25,17 +29,9 @@ from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, distinct
 from lora2.sweep.worker import Outcome
 
-USAGE = (
-    "usage: python scripts/reproduce.py table=1|2|3|4|figure3|pruning|roberta-large|all "
-    "[profile=auto|paper|small|embedded] [seeds=1,2,3] [tasks=...] [rows=...] [workers=N] "
-    "[cluster=local|slurm] [slurm.KEY=VALUE] [wait=false] [plan=true] "
-    "[commands=true] [submission=true] [key=value of run_glue.py]"
-)
-
 
 def main(argv: Sequence[str]) -> int:
-    """Check the words, do the missing runs, write the tables; return the exit code."""
-    return pool.command(argv, f"{__doc__}\n{USAGE}", lambda words: reproduce(parse(words)))
+    return pool.command(argv, __doc__, lambda words: reproduce(parse(words)))
 
 
 def reproduce(request: Request) -> int:

@@ -3,7 +3,10 @@
 python scripts/study.py study=small-cpu data.dir=GLUE_FOLDER backbone.path=FOLDER workers=2
 python scripts/study.py study=small-cpu data.dir=GLUE_FOLDER backbone.path=FOLDER plan=true
 python scripts/study.py study=small-cpu parts=cola-2000 rows=lora2-k1 seeds=1 ...
-"""
+
+usage: python scripts/study.py study=NAME [data.dir=DIR] [backbone.path=DIR] [workers=N] \
+[plan=true] [only=selection|final|tables] [parts=...] [rows=...] [seeds=1,2] \
+[results.dir=DIR] [key=value of run_glue.py]"""
 
 from __future__ import annotations
 
@@ -15,16 +18,9 @@ from lora2.study.spec import Part, StudyRequest, parse_study
 from lora2.sweep.pool import INTERRUPTED, command, plan_workers, summary, sweep_here
 from lora2.sweep.table import Job
 
-USAGE = (
-    "usage: python scripts/study.py study=NAME [data.dir=DIR] [backbone.path=DIR] [workers=N] "
-    "[plan=true] [only=selection|final|tables] [parts=...] [rows=...] [seeds=1,2] "
-    "[results.dir=DIR] [key=value of run_glue.py]"
-)
-
 
 def main(argv: Sequence[str]) -> int:
-    """Check the words, do the missing runs, write the report; return the exit code."""
-    return command(argv, f"{__doc__}\n{USAGE}", lambda words: run_study(parse_study(words)))
+    return command(argv, __doc__, lambda words: run_study(parse_study(words)))
 
 
 def run_study(request: StudyRequest) -> int:
@@ -68,8 +64,7 @@ def sweep(jobs: Sequence[Job], request: StudyRequest, stage: str) -> int:
     """Do the runs without a folder or a line in runs.csv; return 1 if any failed or is missing."""
     from lora2.study.select import SETTLED, left
 
-    folder = request.selection if stage == "selection" else request.folder
-    missing = left(jobs, folder)
+    missing = left(jobs, request.selection if stage == "selection" else request.folder)
     print(f"{stage}: {len(jobs)} runs, {len(missing)} to do", flush=True)
     if not missing or (stage == "selection" and not request.does("selection")):
         return int(bool(missing))
