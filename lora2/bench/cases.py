@@ -76,7 +76,6 @@ class Case:
         return {key: value.to(self.device) for key, value in self.rows(self.batch).items()}
 
     def run(self, row: str) -> RunConfig:
-        """Return the configuration of a run of this method."""
         words = [f"task={TASK}", f"backbone={self.encoder}", *METHODS[row][1].split()]
         words += [f"train.precision={self.precision}", f"train.batch_size={self.batch}"]
         return resolve(words).config

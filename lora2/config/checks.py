@@ -37,7 +37,6 @@ class Checked:
 
 
 def check_combinations(run: Checked) -> Iterator[Problem]:
-    """Yield every impossible combination."""
     for check in (_no_effect, _pruning, _length, _data, _holdout, _backbone, _results):
         yield from check(run)
 

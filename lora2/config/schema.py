@@ -222,7 +222,6 @@ def build(tree: dict[str, Any]) -> RunConfig:
 
 
 def as_tree(config: RunConfig) -> dict[str, Any]:
-    """Return the resolved configuration as plain nested dicts."""
     return dataclasses.asdict(config)
 
 

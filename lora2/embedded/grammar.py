@@ -38,7 +38,6 @@ Example = tuple[Any, ...]  # label, then a function that words it for each text 
 
 
 def splits(task: str) -> tuple[str, ...]:
-    """Return the names of ``task``'s splits."""
     matched = ("validation_matched", "validation_mismatched")
     return ("train", *(matched if task == "mnli" else ("validation",)))
 

@@ -81,8 +81,7 @@ def collator(tokenizer: PreTrainedTokenizerBase, train: Train) -> DataCollatorWi
 
 def lengths(rows: Dataset) -> np.ndarray:
     """Return each row's number of tokens, (n,)."""
-    table = rows.with_format("arrow")[:]
-    return pc.list_value_length(table["input_ids"]).to_numpy()
+    return pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_numpy()
 
 
 class LengthGrouped(LengthGroupedSampler):

@@ -76,7 +76,6 @@ def select(
 
 
 def first_grid(middle: float) -> list[float]:
-    """Return the rates tried first."""
     return [middle / FACTOR, middle, middle * FACTOR]
 
 

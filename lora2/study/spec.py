@@ -189,8 +189,7 @@ def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
             parts.append(dataclasses.replace(part, rows=rows, seeds=seeds))
     if not parts:
         raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
-    rates = study.rates
-    first, *_ = [study.candidate(part, row, rates[study.source(row)], extra)
+    first, *_ = [study.candidate(part, row, study.rates[study.source(row)], extra)
                  for part in parts for row in part.rows]  # all are checked  # fmt: skip
     return StudyRequest(study, given, parts, extra, Path(first.resolved.config.results.dir))
 

@@ -97,8 +97,7 @@ def load_table(name: str, configs: Path = CONFIGS) -> Table:
     if source != name:  # the paper's rows with an encoder that it prints no numbers for
         rows = [dataclasses.replace(row, paper_row=None, ours=True) for row in rows]
     where, tree = f"table {name}", {**values, "name": name, "rows": rows}
-    problems = ProblemList([*check_section(where, Table, tree), *_check_names(where, rows)])
-    problems.raise_if_any()
+    ProblemList([*check_section(where, Table, tree), *_check_names(where, rows)]).raise_if_any()
     table = Table(**tree)
     ProblemList(_check_cells(where, table)).raise_if_any()
     return table

@@ -15,8 +15,6 @@ from lora2.records import store
 from lora2.sweep.table import PLACES, Job, Profile, Row, Table, jobs
 from lora2.tables import stats
 
-# Words that make another whole table, with files of its own: table1-equal.md.
-VARIANTS = ("protocol", "ranks")
 LOST = ("failed", "diverged", "ambiguous", "missing")
 SIZES = ["params_adapter", "params_kept", "params_head", "params_encoder"]
 
@@ -39,7 +37,6 @@ class TableResults(NamedTuple):
     cells: Mapping[str, Mapping[str, Cell]]  # by row id and task
     seeds: Sequence[int] | None  # None accepts any seed
     conditions: Mapping[str, str]  # shown in the heading
-    suffix: str  # of the files' stem: table1-equal.md
 
     def used(self) -> pd.DataFrame:
         """Return the averaged runs of all cells; a run in several rows once per row ("label")."""
@@ -72,9 +69,7 @@ def find_results(
         seeds = sorted(run_seeds | set(profile.seeds))
     config = cells[0].resolved.config
     conditions = {"protocol": config.protocol, "ranks": config.ranks}
-    typed = [word.partition("=") for word in extra]
-    suffix = "".join(f"-{value}" for key, _, value in typed if key in VARIANTS)
-    return fill(table, runs_of, seeds, conditions, suffix)
+    return fill(table, runs_of, seeds, conditions)
 
 
 def matching(cells: Sequence[Job], runs: pd.DataFrame) -> dict[str, str]:
@@ -109,12 +104,12 @@ def _comparable_job(job: Job) -> dict[str, object]:
 
 def fill(
     table: Table, runs_of: Mapping[str, pd.DataFrame], seeds: Sequence[int] | None = None,
-    conditions: Mapping[str, str] | None = None, suffix: str = "",
+    conditions: Mapping[str, str] | None = None,
 ) -> TableResults:  # fmt: skip
     """Sort the runs of each row (``runs_of``, by row id) into cells by task."""
     cells = {row.id: {task: _cell(table, task, runs_of[row.id], seeds) for task in table.tasks}
              for row in table.rows}  # fmt: skip
-    return TableResults(table, cells, seeds, conditions or {}, suffix)
+    return TableResults(table, cells, seeds, conditions or {})
 
 
 def _cell(table: Table, task: str, runs: pd.DataFrame, seeds: Sequence[int] | None) -> Cell:

@@ -38,7 +38,6 @@ def first_table(markdown: str) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Rewrite the pages, or with --check exit 1 if that would change one."""
     pages = {path: refresh(path.read_text(encoding="utf-8")) for path in PAGES}
     return write_pages(pages, "--check" in argv, "python -m lora2.tables.pages")
 

@@ -16,7 +16,6 @@ from lora2.sweep.table import PLACES, Profile, Table, load_table
 from lora2.tables import figure3
 from lora2.tables.build import (
     LOST,
-    VARIANTS,
     TableResults,
     as_printed,
     build,
@@ -48,6 +47,8 @@ HOW_COMPARED = (
     "Holm's correction covers this table, separately for each kind of test."
 )
 Grid = list[list[str]]  # unescaped cells, the head first
+# Words that make another whole table, with files of its own: table1-equal.md.
+VARIANTS = ("protocol", "ranks")
 
 
 def report_table(
@@ -61,8 +62,9 @@ def report_table(
     """
     results = find_results(table, profile, folder, seeds, extra, runs)
     if table.kind != "figure":
-        whole = is_official(table, extra)
-        return publish(folder, table.stem + results.suffix, texts(results, folder, profile), whole)
+        typed = [word.partition("=") for word in extra]
+        stem = "-".join([table.stem, *(v for key, _, v in typed if key in VARIANTS)])
+        return publish(folder, stem, texts(results, folder, profile), is_official(table, extra))
     finished = results.used().groupby("task")["run"].unique()
     panels = {TASK_NAMES[task]: figure3.read_ranks(folder, finished[task])
               for task in table.tasks if task in finished}  # fmt: skip
