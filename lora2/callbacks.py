@@ -116,8 +116,7 @@ def _find_tuner(model: nn.Module) -> Any:
 
 def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
     """Return module name -> which of its r ranks survive, for the active LoRA2 or SoRA adapter."""
-    kept: dict[str, list[bool]] = _find_tuner(model).kept_ranks()
-    return kept
+    return _find_tuner(model).kept_ranks()
 
 
 def call_hook(tuner: Any, hook: str, *args: Any) -> Any:

@@ -45,7 +45,6 @@ METHODS = {  # row id, as in the tables -> label, words
     "lora-xs": ("LoRA-XS r=16", "method=lora_xs method.r=16"),
 }  # fmt: skip
 DRIVEN = "lora2-k8"  # the method of the driver's row
-INFERENCE_ROUNDS = 4  # per round of training: a forward pass is short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +138,7 @@ def inference(case: Case, rounds: int, warm_up: int) -> list[Row]:
         "lora": ("LoRA r=8, unmerged", adapted("lora-r8")),
     }
     actions = {row: partial(forward, model) for row, (_, model) in models.items()}
-    seconds = step.interleave(actions, case.device, INFERENCE_ROUNDS * rounds, warm_up)
+    seconds = step.interleave(actions, case.device, 4 * rounds, warm_up)  # a pass is short
     bases, rows = {"base": seconds["base"], "lora": seconds["lora"]}, list[Row]()
     for row, (label, _) in models.items():
         with counting(case.device) as counts:

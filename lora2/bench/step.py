@@ -35,7 +35,6 @@ LENGTHS = Path(__file__).parent / "glue_lengths.csv"
 QUANTILES = (0, 1, 2, *range(5, 100, 5), 98, 99, 99.5, 99.9, 100)  # percent
 FIRST_WORD = 5  # smaller ids are special in every tokeniser here
 Batch = dict[str, Tensor]
-Seconds = dict[str, list[float]]
 # Free the device memory of models that are no longer referenced.
 release = partial(clear_device_cache, garbage_collection=True)
 
@@ -171,14 +170,14 @@ def own_clock(device: str) -> Callable[[], float]:
 
 def interleave(
     actions: Mapping[str, Callable[[int], object]], device: str, rounds: int, warm_up: int = 2
-) -> Seconds:
+) -> dict[str, list[float]]:
     """Time several actions on ``device``, one of each in turn (A B C A B C), ``rounds`` times.
 
     So a machine that slows down slows all of them alike. An action gets the number of its round,
     from 0; the first ``warm_up`` rounds are not counted.
     """
     clock = own_clock(device)
-    seconds: Seconds = {name: [] for name in actions}
+    seconds = {name: list[float]() for name in actions}
     for number in range(warm_up + rounds):
         for name, action in actions.items():
             settle()

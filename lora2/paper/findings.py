@@ -58,9 +58,6 @@ def finding(
     return Finding(id, version, where, printed, recomputed, verdict, how)
 
 
-# Averages, leads and sentences about the tables.
-
-
 def row_name(line: Line) -> str:
     """Return a short name of a row of Table 1, 3 or 4, e.g. "lora r=8", "uv+UV" or "q+k"."""
     if "method" not in line:

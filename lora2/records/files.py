@@ -29,14 +29,12 @@ def hold(path: Path, *, wait: bool) -> Iterator[bool]:
     done. The file is removed at the end; a process that waited for it makes a new one.
     """
     handle = _lock(path, wait)
-    if handle is None:
-        yield False
-        return
     try:
-        yield True
+        yield handle is not None
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        if handle is not None:
+            path.unlink(missing_ok=True)
+            os.close(handle)
 
 
 @contextmanager

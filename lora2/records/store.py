@@ -197,8 +197,7 @@ def _read_folders(runs: Path) -> list[pd.DataFrame]:
 def as_csv(frame: pd.DataFrame) -> str:
     """Return runs as CSV text; a carriage return, which would end a row, becomes a new line."""
     kept = frame.map(lambda value: value.replace("\r", "\n") if isinstance(value, str) else value)
-    text: str = kept.to_csv(index=False, lineterminator="\n")
-    return text
+    return kept.to_csv(index=False, lineterminator="\n")
 
 
 def write_atomically(path: Path, text: str) -> None:

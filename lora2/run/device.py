@@ -120,9 +120,8 @@ def provenance() -> dict[str, str | bool]:
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":!results"))
     except (OSError, subprocess.CalledProcessError):
         commit, dirty = "", False
-    origin = {"commit": commit, "dirty": dirty, "device": device_name()}
-    origin["python"] = platform.python_version()
-    return origin | {package: version(package) for package in PACKAGES}
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"commit": commit, "dirty": dirty, "device": device_name(), **versions}
 
 
 def _git(*words: str) -> str:

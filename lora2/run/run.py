@@ -24,7 +24,6 @@ from lora2.glue.data import GlueData, load_task
 from lora2.records import run_folder, store
 from lora2.records.files import explain_full_disk, is_disk_full
 from lora2.run import device
-from lora2.run.device import is_main_process
 from lora2.run.methods import check_model, peft_config, prepare
 from lora2.run.model import count_trained, load_start, set_labels
 from lora2.run.recorder import Diverged, Recorder
@@ -57,13 +56,13 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
             diverged = isinstance(error, Diverged)
             if not is_disk_full(error):  # such a run resumes when there is space again
                 record_failure(requested, "diverged" if diverged else "failed", error)
-            if is_main_process():
+            if device.is_main_process():
                 kept = None if diverged else run_folder.newest_checkpoint(work)
                 run_folder.keep_checkpoint(work, kept)
                 if kept is not None:
                     logger.warning("the next try resumes from %s: remove it to start again", kept)
             raise
-        if is_main_process():
+        if device.is_main_process():
             run_folder.remove_checkpoints(work)
     return folder
 
@@ -75,7 +74,7 @@ def _train_and_record(requested: RunConfig, progress: bool, config: RunConfig, n
     says so on the row.
     """
     work = run_folder.work_dir(requested)
-    if is_main_process():
+    if device.is_main_process():
         run_folder.keep_checkpoint(work, run_folder.newest_checkpoint(work))
     device.forget_peak_memory()
     device.use_matmul_precision(config)
@@ -154,7 +153,7 @@ def record_failure(config: RunConfig, status: str, error: Exception) -> None:
         (folder / "traceback.txt").write_text(traceback.format_exc())
         store.write_run(folder, config, row)
 
-    if is_main_process():
+    if device.is_main_process():
         run_folder.publish(run_folder.run_dir(config), write)
 
 

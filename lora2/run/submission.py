@@ -56,10 +56,9 @@ def predict(
     batches = DataLoader(
         rows.select(order), batch_size=train.eval_batch_size, collate_fn=collator(tokenizer, train)
     )
-    device, outputs = next(model.parameters()).device, []
+    device = next(model.parameters()).device
     with torch.inference_mode(), autocast(device.type, train.precision):
-        for batch in batches:
-            outputs.append(model(**batch.to(device)).logits.float().cpu().numpy())
+        outputs = [model(**batch.to(device)).logits.float().cpu().numpy() for batch in batches]
     decided = np.empty(len(rows))
     decided[order] = decide(task, np.concatenate(outputs))  # (n, num_labels) -> (n,)
     if task.is_regression:

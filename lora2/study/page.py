@@ -125,8 +125,6 @@ def sentence(line: Mapping, labels: Mapping[str, str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """A study, its scores and the answers they give."""
-
     study: Study
     folder: Path
     scores: pd.DataFrame

@@ -54,7 +54,7 @@ class Study:
     """A study, as set by one file of configs/study."""
 
     name: str
-    note: str  # one sentence, printed before anything runs and under the tables
+    note: str  # one sentence, printed before anything runs
     profile: str
     protocol: Literal["public", "equal"]
     selection_seed: Seed  # of the runs that choose the rates; not allowed for final runs
@@ -76,7 +76,7 @@ class Study:
 
     @cached_property
     def _profile(self) -> Profile:
-        return dataclasses.replace(plans.load_profile(self.profile), note=self.note)
+        return plans.load_profile(self.profile)
 
     def source(self, row: str) -> str:
         """Return the row whose chosen rate ``row`` takes."""
@@ -109,8 +109,6 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class StudyRequest:
-    """A checked command line."""
-
     study: Study
     options: Options
     parts: list[Part]  # narrowed to the rows and seeds asked for

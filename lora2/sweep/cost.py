@@ -21,9 +21,7 @@ from lora2.sweep.table import Job
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """The cost of a training step."""
-
-    seconds: float
+    seconds: float  # of a training step
     trainable: int
     peak_memory_mb: float
     measured: bool  # False: scaled by tokens from another
@@ -139,8 +137,7 @@ def sum_up(jobs: Sequence[Job], costs: Costs, timed_steps: int = 0) -> pd.DataFr
             if config.train.save_steps is not None:  # weights and AdamW's two moments
                 run["checkpoint_mb"] = 3 * weights / 2**20
         runs.append(run)
-    frame = pd.DataFrame(runs, columns=["row", *COLUMNS])
-    return frame.groupby("row", sort=False).agg(COLUMNS)
+    return pd.DataFrame(runs, columns=["row", *COLUMNS]).groupby("row", sort=False).agg(COLUMNS)
 
 
 def evaluation_steps(config: RunConfig, steps: int) -> float:

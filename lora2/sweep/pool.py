@@ -177,9 +177,8 @@ class Pool:
                 worker.process.terminate()
         for worker in self.workers:
             worker.process.join(timeout=10)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+            worker.process.kill()  # if it has not ended
+            worker.process.join()
             worker.pipe.close()
 
 

@@ -37,8 +37,6 @@ Record = Callable[[RunConfig, str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """One run for a worker."""
-
     config: RunConfig
     wait: bool = False  # while another process does it
     died: str | None = None  # the run is not repeated but recorded as failed for this reason
@@ -47,8 +45,6 @@ class Order:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
-
     name: str
     state: State
     message: str = ""

@@ -24,7 +24,6 @@ from lora2.tables.render import TASK_NAMES, Grid, heading, publish
 # Steps of each method on each task, measured and to warm up; fewer on a CPU, which is slow.
 ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
 STEPS = ROUNDS + WARM_UP
-BATCHES = 3  # of each task, taken in turn
 COLUMNS = ("row", "task", "backbone", "seconds", "ratio", "paper_ratio", "against", "tokens",
            "steps_measured", "precision", "device")  # fmt: skip
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
@@ -46,7 +45,7 @@ def measure(
         of_task = [job for job in jobs if job.task == task]
         tell(f"timing {task}: {len(of_task)} methods, {rounds} steps each in turn")
         runs = {job.row: (job.resolved.config, job.resolved.steps or 10_000) for job in of_task}
-        drawn = batches(of_task[0].resolved.config, BATCHES)
+        drawn = batches(of_task[0].resolved.config, 3)  # taken in turn
         measured = step.measure(runs, drawn, rounds, WARM_UP, count=False)
         lines += _lines(table, task, of_task, measured)
     return pd.DataFrame(lines)
