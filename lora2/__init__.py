@@ -62,8 +62,7 @@ class _RegisterOnImport:
         if name != "peft":
             return None
         others = [finder for finder in sys.meta_path if finder is not cls]
-        specs = (finder.find_spec(name, path, target) for finder in others)
-        spec = next(filter(None, specs), None)
+        spec = next(filter(None, (other.find_spec(name, path, target) for other in others)), None)
         if spec is None or spec.loader is None:
             return None
         execute = spec.loader.exec_module

@@ -117,7 +117,6 @@ def slug(device: str) -> str:
 
 
 def read(folder: Path) -> Parts:
-    """Read the parts that ``folder`` holds, by name."""
     return {p: pd.read_csv(folder / f"{p}.csv") for p in PARTS if (folder / f"{p}.csv").is_file()}
 
 

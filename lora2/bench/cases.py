@@ -197,8 +197,7 @@ def driver(case: Case, rounds: int, warm_up: int) -> list[Row]:
         trainer.add_callback(beside)
         trainer.train()
     seconds = {name: measured[warm_up:] for name, measured in beside.seconds.items()}
-    labels = {"bare": "a bare loop", "driver": "the driver"}
     return [
         {**case.columns(), "row": row, "label": label, **times(seconds[row], bare=seconds["bare"])}
-        for row, label in labels.items()
+        for row, label in {"bare": "a bare loop", "driver": "the driver"}.items()
     ]

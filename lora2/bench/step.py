@@ -40,10 +40,9 @@ release = partial(clear_device_cache, garbage_collection=True)
 
 
 class Stepper:
-    """A prepared model with all that a training step needs.
+    """A prepared model with all that a training step needs, clipped and autocast as in ``train``.
 
-    ``driver`` has the hooks of ``lora2.callbacks`` or is None; ``steps`` are those of the assumed
-    training, for schedules; clipping and autocast are those of ``train``.
+    ``steps`` are those of the assumed training, for schedules.
     """
 
     def __init__(
@@ -57,7 +56,6 @@ class Stepper:
         call_hook(driver, "prepare_training", steps)
 
     def step(self, batch: Batch) -> None:
-        """Run forward, backward, clipping, optimiser and allocator once."""
         self.number += 1
         with autocast(self.device, self.precision):
             loss = self.model(**batch).loss

@@ -67,8 +67,6 @@ class Train:
 
 @checked
 class Data:
-    """Where the examples come from."""
-
     source: Literal["hub", "folder", "embedded"]
     dir: str | None
     train: Literal["train", "train_subset"]  # the second, a folder's, only when asked for

@@ -189,8 +189,7 @@ def _split(task: str, split: str) -> pandas.DataFrame:
         names = ", ".join(f"{t}: {' '.join(splits(t))}" for t in ROWS)
         raise ValueError(f"no embedded split {task!r}/{split!r}; choose from {names}")
     side, rows = ("train", ROWS[task][0]) if split == "train" else ("validation", ROWS[task][1])
-    seed = [_SEED, zlib.crc32(task.encode()), zlib.crc32(split.encode())]
-    rng = numpy.random.default_rng(seed)
+    rng = numpy.random.default_rng([_SEED, zlib.crc32(task.encode()), zlib.crc32(split.encode())])
     genre = int(split.endswith("mismatched")) if task == "mnli" else None
     labels: dict[tuple[str, ...], float] = {}
     while len(labels) < rows:

@@ -27,8 +27,6 @@ KINDS = {"input_ids": "int32", "attention_mask": "int8", "token_type_ids": "int8
 
 @dataclass(frozen=True)
 class GlueData:
-    """Training and validation rows of one task."""
-
     task: Task
     train: pd.DataFrame
     validation: dict[str, pd.DataFrame]  # by split, in order; with ``holdout`` the rows held out
@@ -117,8 +115,7 @@ def _read(
     if source == "folder":
         return dict(_read_file(Path(str(dir)) / task.name, split) for split in splits), None
     frames = {f"embedded {task.name} {split}": make_split(task.name, split) for split in splits}
-    tables = {name: pa.Table.from_pandas(f, preserve_index=False) for name, f in frames.items()}
-    return tables, None
+    return {name: pa.Table.from_pandas(f, preserve_index=False) for name, f in frames.items()}, None
 
 
 def _read_file(folder: Path, split: str) -> tuple[str, pa.Table]:
@@ -172,8 +169,7 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
         table = part.with_format("arrow")[:].replace_schema_metadata(metadata)
         tables[f"{REPOSITORY} {task.name} {split}"] = table
     if revision is None and parts[0].cache_files:  # `datasets` names their folder by the commit
-        folder = Path(parts[0].cache_files[0]["filename"]).parent.name
-        match = re.search(r"[0-9a-f]{40}", folder)
+        match = re.search(r"[0-9a-f]{40}", Path(parts[0].cache_files[0]["filename"]).parent.name)
         revision = match and match.group()
     return tables, revision
 

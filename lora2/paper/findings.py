@@ -54,8 +54,7 @@ def finding(
     verdict: Verdict = "note" if right is None else "agrees" if right else "differs"
     where, quote, how = (line[name].format(**figures) for name in ("where", "quote", "how"))
     version = "arXiv v1" + (line["journal"] and f"; the journal's abstract {line['journal']}")
-    printed = f"{quote} {line['value']}".strip()
-    return Finding(id, version, where, printed, recomputed, verdict, how)
+    return Finding(id, version, where, f"{quote} {line['value']}".strip(), recomputed, verdict, how)
 
 
 def row_name(line: Line) -> str:

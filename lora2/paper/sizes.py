@@ -17,8 +17,6 @@ Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> a count
 
 
 class Encoder(NamedTuple):
-    """A transformer encoder: its number of layers, hidden width and feed-forward width."""
-
     layers: int
     hidden: int
     feed_forward: int
@@ -110,8 +108,7 @@ def scores() -> Iterator[Finding]:
     for name, (left, whole) in cases.items():
         saved = 100 * (1 - Decimal(left) / whole)
         shown = f"{rounded(saved)}: {left:,} of {whole:,} are left"
-        judged = saved if name == "768x768 k=1" else None
-        yield finding(f"scores/{name}", shown, judged, size=name)
+        yield finding(f"scores/{name}", shown, saved if name == "768x768 k=1" else None, size=name)
 
 
 def readings() -> Iterator[Finding]:

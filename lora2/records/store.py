@@ -157,9 +157,8 @@ def check_schema(column: pd.Series[Any], path: Path) -> None:
         raise SchemaError(f"{path} {wrong}: {action}")
 
 
-def read(profile_dir: Path | str) -> pd.DataFrame:
+def read(profile_dir: Path) -> pd.DataFrame:
     """Read every run of a profile, from its folders and its ``runs.csv``, or raise a StoreError."""
-    profile_dir = Path(profile_dir)
     rows = _read_folders(profile_dir / "runs")
     csv = profile_dir / "runs.csv"
     committed = [read_csv(csv)] if csv.is_file() else []
@@ -218,9 +217,9 @@ def write_pages(pages: Mapping[Path, str], check: bool, command: str) -> int:
     return int(check and bool(stale))
 
 
-def collect(profile_dir: Path | str) -> pd.DataFrame:
+def collect(profile_dir: Path) -> pd.DataFrame:
     """``read`` the runs and replace ``runs.csv`` by them in one step, one process at a time."""
-    with replacing(Path(profile_dir) / "runs.csv") as file:
+    with replacing(profile_dir / "runs.csv") as file:
         frame = read(profile_dir)
         file.write(as_csv(frame).encode())
     return frame

@@ -88,8 +88,7 @@ class LengthGrouped(LengthGroupedSampler):
     """Rows in a random order that puts rows of similar length into one batch.
 
     The rule is transformers'; here the order depends on seed and epoch alone, so that a resumed run
-    and any number of processes see the same batches. transformers' own option would also shuffle
-    the rows of an evaluation.
+    and any number of processes see the same batches, and evaluations keep their order.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
@@ -122,10 +121,7 @@ def build_trainer(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, train_set: Dataset, eval_set: Dataset,
     config: RunConfig, steps: int, recorder: Recorder, driver: Any, work: Path, progress: bool,
 ) -> Trainer:  # fmt: skip
-    """Return a Trainer for ``steps`` optimiser steps that writes checkpoints under ``work``.
-
-    ``driver``, an object with the hooks of ``lora2.callbacks`` or None, is called around steps.
-    """
+    """Return a Trainer for ``steps`` optimiser steps that writes checkpoints under ``work``."""
     resumable = driver is None or hasattr(driver, "training_state")
     arguments = training_arguments(config, steps, work, progress, resumable)
     if arguments.world_size != world_size():  # else every process would train on its own
@@ -205,10 +201,7 @@ def training_arguments(
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Return AdamW with transformers' defaults; no decay for biases and LayerNorm.
-
-    The head has a rate of its own where ``train.head_learning_rate`` says so.
-    """
+    """Return AdamW with transformers' defaults; no decay for biases and LayerNorm."""
     groups = list(parameter_groups(model, config))
     if isinstance(config.method, Lora2) and config.method.lambda_lr_ratio is not None:
         groups = lambda_groups(model, groups, config.method.lambda_lr_ratio)

@@ -136,7 +136,6 @@ class Results:
 
 
 def load(study: Study, folder: Path) -> Results:
-    """Read the CSVs and answer the study's questions."""
     scores = read(folder, "scores")
     return Results(study, folder, scores, answer(study, scores))
 

@@ -51,8 +51,6 @@ class Question:
 
 @checked
 class Study:
-    """A study, as set by one file of configs/study."""
-
     name: str
     note: str  # one sentence, printed before anything runs
     profile: str
@@ -79,7 +77,6 @@ class Study:
         return plans.load_profile(self.profile)
 
     def source(self, row: str) -> str:
-        """Return the row whose chosen rate ``row`` takes."""
         return self.rate_of.get(row, row)
 
     def job(self, part: Part, row: str, rate: float, seed: int, extra: Sequence[str] = ()) -> Job:
@@ -199,8 +196,7 @@ def _refused_words(extra: Sequence[str]) -> Iterator[Problem]:
         if key in DECIDED:
             yield Problem(key, value, wrong=f"the study's file sets it ({DECIDED[key]})")
         elif key not in PLACES and "results.dir" not in typed:
-            allowed = "only with results.dir=DIR: other settings are another study"
-            yield Problem(key, value, allowed)
+            yield Problem(key, value, "only with results.dir=DIR: other settings are another study")
 
 
 def _unknown_names(study: Study, given: Options) -> Iterator[Problem]:

@@ -128,7 +128,6 @@ class Pool:
         return self.outcomes
 
     def assign(self) -> None:
-        """Give every idle worker the next run."""
         for worker in self.workers:
             if worker.task is None and self.queue:
                 worker.task = task = self.queue.popleft()
@@ -169,7 +168,6 @@ class Pool:
         return [worker for worker in self.workers if worker.task]
 
     def _stop(self) -> None:
-        """Let idle workers exit and terminate busy ones."""
         for worker in self.workers:
             if worker.task is None:
                 worker.send(None)

@@ -132,9 +132,8 @@ def _check_names(where: str, rows: Sequence[Row]) -> Iterator[Problem]:
         for name in sorted({name for name in names if names.count(name) > 1}):
             yield Problem(f"{where}, {key}", name, "a name of one row only")
     ids = [row.id for row in rows]
-    for row in rows:
-        if row.against is not None and row.against not in ids:
-            yield unknown(f"{where}, against", row.against, ids)
+    for against in (row.against for row in rows if row.against not in (None, *ids)):
+        yield unknown(f"{where}, against", against, ids)
 
 
 def _check_cells(where: str, table: Table) -> Iterator[Problem]:

@@ -31,8 +31,6 @@ class Cell(NamedTuple):
 
 
 class TableResults(NamedTuple):
-    """A table and its cells."""
-
     table: Table
     cells: Mapping[str, Mapping[str, Cell]]  # by row id and task
     seeds: Sequence[int] | None  # None accepts any seed

@@ -85,8 +85,7 @@ def _example_p(
     saved[key] = math.nan
     if ours.index.equals(theirs.index) and (ours["label"] == theirs["label"]).all():
         label, a, b = (x.to_numpy() for x in (ours["label"], ours["best"], theirs["best"]))
-        by_count = metric.endswith("accuracy")
-        saved[key] = (stats.mcnemar(a == label, b == label) if by_count
+        saved[key] = (stats.mcnemar(a == label, b == label) if metric.endswith("accuracy")
                       else stats.paired_bootstrap(metric, label, a, b))  # fmt: skip
     return saved[key]
 

@@ -24,8 +24,6 @@ SYMBOLS = {
     "intermediate": "$W_{f1}$", "output": "$W_{f2}$",
 }  # fmt: skip
 COLUMNS = {"module", "layer", "matrix", "index", "kept"}
-# Light = kept, as in the paper. Even in lightness: readable in grey and with colour blindness.
-COLOURS = "cividis"
 LETTERS = 14  # of the note per inch of the figure's width: where to wrap it
 
 
@@ -87,7 +85,8 @@ def draw(panels: Mapping[str, Sequence[pd.DataFrame]], note: str = "") -> Figure
 
 def _panel(axes: Axes, grid: pd.DataFrame, title: str, most: int) -> AxesImage:
     values = grid.to_numpy(dtype=float)  # (matrices, layers), NaN where nothing is adapted
-    image = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=most, aspect="auto")
+    # Light = kept, as in the paper. Even in lightness: readable in grey and with colour blindness.
+    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=most, aspect="auto")
     share = np.nansum(values) / (most * np.count_nonzero(~np.isnan(values)))
     axes.set_title(f"{title}: {share:.0%} kept", fontsize=10)
     # matplotlib reads text between dollar signs as mathematics.

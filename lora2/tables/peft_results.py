@@ -42,9 +42,8 @@ def result(line: Line, config: Line, file_size: int | None) -> Line:
     on_gpu = not str(line.get("device")).startswith("cpu")
     peak = line.get("peak_memory_mb") if on_gpu else None
     data = {"sha": line.get("data_revision") or None, "created_at": None}
-    method = {key[7:]: config[key] for key in config if key.startswith("method.")}
-    method = {"peft_type": line["method"].upper(), **method}
-    method.pop("name", None)
+    method = {key[7:]: value for key, value in config.items() if key.startswith("method.")}
+    method = {"peft_type": line["method"].upper()} | {k: method[k] for k in method if k != "name"}
     run_info = {
         "created_at": None, "total_time": line.get("train_seconds"),
         "experiment_name": f"{line['method']}/{line['run']}", "peft_branch": None,
