@@ -51,7 +51,7 @@ DRIVEN = "lora2-k8"  # the method of the driver's row
 class Case:
     """An encoder with random weights, the size of its batches, and where it runs."""
 
-    encoder: str  # a name of run.model.SHAPES
+    encoder: str  # a name of config.parse.SHAPES
     layers: int | None  # None: the published number
     width: int | None  # None: the published hidden size
     batch: int  # sequences
