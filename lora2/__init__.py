@@ -57,6 +57,8 @@ def __dir__() -> list[str]:
 
 
 class _RegisterOnImport:
+    """Registers the methods once peft is imported."""
+
     @classmethod
     def find_spec(cls, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "peft":

@@ -20,7 +20,9 @@ class HubUnavailable(RuntimeError):
 
 
 def check_available(needs: Iterable[Need]) -> None:
-    """Check within ``PROBE_SECONDS`` that every repository is in the cache or on the hub."""
+    """Check within ``PROBE_SECONDS`` that every repository is in the cache or on the hub.
+    Raises HubUnavailable: naming each repository, why it is not available, and the three ways out.
+    """
     if lacking := unavailable(needs):
         raise HubUnavailable("\n".join([*lacking.values(), ways_out(lacking)]))
 

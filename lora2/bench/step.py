@@ -40,9 +40,10 @@ release = partial(clear_device_cache, garbage_collection=True)
 
 
 class Stepper:
-    """A prepared model with all that a training step needs, clipped and autocast as in ``train``.
+    """A prepared model with all that a training step needs.
 
-    ``steps`` are those of the assumed training, for schedules.
+    ``driver`` has the hooks of ``lora2.callbacks`` or is None; ``steps`` are those of the assumed
+    training, for schedules; clipping and autocast are those of ``train``.
     """
 
     def __init__(

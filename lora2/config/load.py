@@ -46,7 +46,9 @@ class Resolved:
 
 
 def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
-    """Turn command-line words (``task=rte method=lora2 method.k=1``) into a checked run."""
+    """Turn command-line words (``task=rte method=lora2 method.k=1``) into a checked run.
+    Raises ConfigError: naming every key at fault, its value and what is allowed.
+    """
     choices, typed = parse_words(argv, configs)
     files = read(choices, configs)
     method, encoder = files["method"]["name"], files["backbone"]

@@ -220,7 +220,7 @@ def _filled(frame: Frame, slots: Sequence[str]) -> list[str]:
 
 
 def with_changed(rng: Generator, frame: Frame, slot: str, genre: int | None = None) -> Frame:
-    """Change ``slot``, which ``frame`` fills, half of the time to its opposite if it has one."""
+    """Change the meaning of ``slot``, one of ``SLOTS`` that ``frame`` fills."""
     if slot == "denied":
         return replace(frame, denied=not frame.denied)
     concept = value(frame, slot)

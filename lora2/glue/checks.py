@@ -26,6 +26,7 @@ def check_table(
     ``where`` names the table in messages (a path or "nyu-mll/glue rte train"). ``official`` is the
     number of rows that the split must have, None for any. ``hidden`` labels, those of a test split,
     are not checked.
+    Raises GlueDataError: wrong columns, types, number of rows, labels, or names of labels.
     """
     _check_columns(table, task, where)
     if table.num_rows == 0:

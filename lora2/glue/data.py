@@ -27,6 +27,8 @@ KINDS = {"input_ids": "int32", "attention_mask": "int8", "token_type_ids": "int8
 
 @dataclass(frozen=True)
 class GlueData:
+    """Training and validation rows of one task."""
+
     task: Task
     train: pd.DataFrame
     validation: dict[str, pd.DataFrame]  # by split, in order; with ``holdout`` the rows held out
@@ -45,6 +47,7 @@ def load_task(
     A folder has ``dir/<task>/<split>.parquet``. ``seed`` draws at most ``train_rows`` training rows
     without replacement, in file order, and of these ``holdout`` rows that are not trained on and
     replace the validation split(s), which are not read.
+    Raises GlueDataError: data that is not available, or not what it is named.
     """
     task = TASKS[task_name]
     validation_splits = task.validation_splits if validation is None else (validation,)
@@ -75,6 +78,7 @@ def load_test(task_name: str, source: str, dir: str | Path | None) -> dict[str, 
     """Load the splits that the GLUE server scores; their labels are hidden (-1) and not checked.
 
     Embedded test splits have 400 rows (300 for RTE), with sentences that are in no other split.
+    Raises GlueDataError: data that is not available, or not what it is named.
     """
     task, frames = TASKS[task_name], {}
     for split, (_, rows) in TEST_SPLITS[task_name].items():

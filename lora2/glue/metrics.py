@@ -71,8 +71,8 @@ def compute_splits(
 def decide(task: Task, outputs: np.ndarray) -> np.ndarray:
     """Turn model outputs (n, num_labels) into predictions (n,): largest class, or similarity.
 
-    (n,) is accepted for (n, 1): DeBERTa's regression head returns that. NaN and infinity, which
-    argmax would hide, are refused.
+    (n,) is accepted for (n, 1): DeBERTa's regression head returns that.
+    Raises NonFinitePredictionsError: NaN or infinity, which argmax would hide.
     """
     outputs = outputs[:, None] if outputs.ndim == 1 else outputs  # (n,) -> (n, 1)
     if bad := int(np.sum(~np.isfinite(outputs).all(axis=1))):

@@ -61,7 +61,11 @@ def metric_prefix(split: str) -> str:
 
 
 def score(task: Task, metrics: Mapping[str, float]) -> float:
-    """Return the paper's number of an evaluation in percent points, the mean of score_metrics."""
+    """Return the paper's number for one evaluation, in percent points.
+
+    Matthews correlation for CoLA, Pearson correlation for STS-B, the mean of accuracy and F1 for
+    QQP, the mean of matched and mismatched accuracy for MNLI, accuracy for the others (MRPC too).
+    """
     return 100.0 * sum(metrics[name] for name in task.score_metrics) / len(task.score_metrics)
 
 

@@ -119,4 +119,5 @@ class AllocationDriver:
         self.tuner = tuner
 
     def after_optimizer_step(self, step: int) -> None:
+        """Score and allocate after optimiser step ``step`` (from 1), gradients still there."""
         self.tuner.update_and_allocate(step)

@@ -86,8 +86,10 @@ def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None
     Micro-batch and evaluation batch are halved; ``train.batch_size``, the effective one, is kept by
     accumulating gradients, so that only rounding and the draws of dropout differ. ``note`` says
     what did not fit, "" the first time. An attempt that wrote a checkpoint is resumed from it.
-    OutOfMemory if one example does not fit, or if several processes train together, of which one
-    cannot change its part alone.
+
+    Raises:
+        OutOfMemory: one example does not fit, or several processes train together, of which one
+            cannot change its part alone.
     """
     train, note = requested.train, ""
     while True:

@@ -40,7 +40,10 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
     """Return the model to train and its driver, an object with the hooks of ``lora2.callbacks``.
 
     The driver is None where nothing has to be done beside the run's optimiser ``steps``.
-    ConfigError as in ``peft_config``, or if PEFT cannot build the method on this encoder.
+
+    Raises:
+        ConfigError: PEFT does not know the type or an argument of its config class, or cannot
+            build the method on this encoder.
     """
     method = config.method
     if isinstance(method, Plain):
@@ -118,8 +121,8 @@ def _targets(modules: dict[str, nn.Module], config: RunConfig) -> Iterator[Probl
 def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     """Return the PEFT configuration of any method but ``full`` and ``bitfit``.
 
-    ``steps`` of the run are None before they are known (``Peft`` only). ConfigError if PEFT does
-    not know the type or an argument of ``Peft``, or refuses a value.
+    ``steps`` of the run are None before they are known (``Peft`` only).
+    Raises ConfigError: PEFT does not know the type or an argument of ``Peft``, or refuses a value.
     """
     method, backbone = config.method, config.backbone
     lora2.register()

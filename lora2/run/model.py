@@ -45,6 +45,7 @@ def load_backbone(
     The head is always new (drawn from torch's generator); ``model.marks`` says so where the
     checkpoint had one. ``cls_dropout`` is the head's dropout, None for the encoder's own. Pickled
     weights are read with ``weights_only``; code from a model repository is never run.
+    Raises BackboneError: folder or hub repository not found or unreadable, or no network.
     """
     path = backbone.path or str(encoder_path(backbone.name))
     reason = offline_reason(backbone.path)
@@ -173,8 +174,10 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     """Return tokenizer and model (in evaluation mode) of a finished run, as at its last step.
 
     The trained parameters come from ``folder/adapter``, of which only safetensors are read.
-    ValueError if it holds no finished run, its files are damaged or lead elsewhere, or its
-    parameters belong to another model.
+
+    Raises:
+        ValueError: ``folder`` holds no finished run, its files are damaged or lead elsewhere, or
+            its parameters belong to another model.
     """
     if status(folder) != "finished":
         raise ValueError(f"{folder} holds no finished run (status: {status(folder)})")
@@ -210,7 +213,7 @@ def shaped(name: str, layers: int | None = None, width: int | None = None) -> Pr
     """Return the configuration of a published encoder, with other layers or width if given.
 
     ``width`` is the hidden size, a multiple of 64; the feed-forward layer stays four times as wide
-    and an attention head 64 wide, as in every shape but MiniLM's.
+    and an attention head 64 wide.
     """
     values = dict(SHAPES[name])
     if layers is not None:

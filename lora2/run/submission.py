@@ -29,8 +29,7 @@ HEADER = "index\tprediction"
 
 def write_predictions(config: RunConfig) -> list[Path]:
     """Write the files of a finished run's task, by its model of the last step; return their paths.
-
-    ValueError if the run is not finished, its folder is damaged, or the data is not available.
+    Raises ValueError: the run is not finished or its folder is damaged, or the data not available.
     """
     task = TASKS[config.task]
     frames = load_test(config.task, config.data.source, config.data.dir)

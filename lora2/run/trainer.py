@@ -88,7 +88,8 @@ class LengthGrouped(LengthGroupedSampler):
     """Rows in a random order that puts rows of similar length into one batch.
 
     The rule is transformers'; here the order depends on seed and epoch alone, so that a resumed run
-    and any number of processes see the same batches, and evaluations keep their order.
+    and any number of processes see the same batches. transformers' own option would also shuffle
+    the rows of an evaluation.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):

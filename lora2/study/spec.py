@@ -51,6 +51,8 @@ class Question:
 
 @checked
 class Study:
+    """A study, as set by one file of configs/study."""
+
     name: str
     note: str  # one sentence, printed before anything runs
     profile: str

@@ -72,6 +72,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     """Read words such as ``table=1 profile=embedded seeds=1,2,3 rows=lora2-k8 train.max_steps=9``.
 
     With ``default_tables`` the words are those of scripts/report.py, and ``table=`` is optional.
+    Raises ConfigError: every word that is wrong, and what is allowed.
     """
     problems, words = ProblemList(), list(argv)
     if default_tables is not None and not any(word.startswith("table=") for word in words):

@@ -44,8 +44,7 @@ def submit(
     jobs: Sequence[Job], folder: Path, options: Mapping[str, Any], at_once: int | None
 ) -> list[str]:
     """Submit one array and return its job ids; ``options`` go to submitit's update_parameters.
-
-    ConfigError if submitit or Slurm is not installed, or submitit has no such option.
+    Raises ConfigError: submitit or Slurm is not installed, or submitit has no such option.
     """
     try:
         import submitit
