@@ -86,12 +86,12 @@ def by_shape(*tensors: Sequence[Tensor]) -> list[list[int]]:
 
 
 def stack_groups(sizes: Sequence[int], *factors: list[Tensor]) -> Stacks:
-    """Stack ``Factors``, group by group of these ``sizes``; u may be empty, then it is left out."""
+    """Stack ``Factors``, group by group of these ``sizes``."""
     u, v, lam, U, V = factors
     ends = list(itertools.accumulate(sizes, initial=0))
     groups = [slice(*two) for two in itertools.pairwise(ends)]
     with exact(v[0].device.type):
-        us = [torch.stack(u[group]) for group in groups] if u else []
+        us = [torch.stack(u[group]) for group in groups]
         Vs = [torch.stack(V[group]) for group in groups]
         return Stacks(us, torch.stack(v), torch.stack(lam), torch.stack(U), Vs)
 
@@ -117,25 +117,16 @@ class _Transposed(torch.autograd.Function):
 def _pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield u^T (k, d_in) and s * v diag(lambda) U V (k, d_out) of each, in autocast's dtype."""
     device = stacks.lam.device.type
-    outs = _outs(stacks, scaling)
+    with exact(device):
+        scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
+        cores = (scaled @ stacks.U).split([len(V) for V in stacks.V])  # (g, k, k) each
+        outs = [core @ V for core, V in zip(cores, stacks.V, strict=True)]  # (g, k, d_out)
     ins = [_Transposed.apply(u) for u in stacks.u]  # (g, d_in, k) -> (g, k, d_in)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         ins, outs = [first.to(dtype) for first in ins], [second.to(dtype) for second in outs]
-    return zip(_unbind(ins), _unbind(outs), strict=True)
-
-
-def _outs(stacks: Stacks, scaling: float) -> list[Tensor]:
-    """Compute s * v diag(lambda) U V, (g, k, d_out) of each group."""
-    with exact(stacks.lam.device.type):
-        scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
-        cores = (scaled @ stacks.U).split([len(V) for V in stacks.V])  # (g, k, k) each
-        return [core @ V for core, V in zip(cores, stacks.V, strict=True)]
-
-
-def _unbind(stacked: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield the matrices of all groups."""
-    return itertools.chain.from_iterable(group.unbind() for group in stacked)
+    both = zip(ins, outs, strict=True)
+    return ((u, out) for first, second in both for u, out in zip(first, second, strict=True))
 
 
 class Adapted:
@@ -172,13 +163,9 @@ class Adapted:
         """If ``on``, stack the parameters once for all layers and cache each layer's pair."""
         if not on or not self._alike(f := factors_of(self._sorted, self.adapter)):
             return
-        scaling, tracked = self._sorted[0].scaling[self.adapter], torch.is_grad_enabled()
-        if tracked or torch.is_autocast_enabled(f.lam[0].device.type):
-            self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
-            pairs = _pairs(stacks, scaling)
-        else:  # u is read where it lies
-            outs = _outs(stack_groups(self._sizes, [], *f[1:]), scaling)
-            pairs = zip([u.t() for u in f.u], _unbind(outs), strict=True)
+        self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
+        pairs = _pairs(stacks, self._sorted[0].scaling[self.adapter])
+        tracked = torch.is_grad_enabled()
         for layer, pair in zip(self._sorted, pairs, strict=True):
             layer.cache_pair(self.adapter, pair, with_grad=tracked)
 

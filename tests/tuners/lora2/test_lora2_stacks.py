@@ -178,21 +178,14 @@ def test_a_backward_hook_on_a_base_layer_changes_nothing():
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["float64", "bf16"])
-def test_without_gradients_the_outputs_are_the_same_and_u_is_not_copied(mixed):
+def test_without_gradients_the_outputs_are_the_same(mixed):
     model = randomize(adapt("bert", dtype=torch.float32 if mixed else torch.float64)).eval()
-    layer = next(m for m in model.modules() if isinstance(m, Lora2Linear))
-    seen = []
-    layer.base_layer.register_forward_pre_hook(
-        lambda *_: seen.append(cached_pairs(layer)["default"])
-    )
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         tracked = model(**batch()).logits.detach()
         with torch.no_grad():
             untracked = model(**batch()).logits
         with torch.inference_mode():
             inferred = model(**batch()).logits
-    place = layer.lora2_u["default"].data_ptr()
-    assert [first.data_ptr() == place for first, _ in seen] == [False, not mixed, not mixed]
     exact = {} if mixed else {"rtol": 1e-12, "atol": 1e-12}
     torch.testing.assert_close(untracked, tracked, **exact)
     torch.testing.assert_close(inferred, tracked, **exact)
