@@ -99,4 +99,4 @@ def test_an_interrupted_job_is_requeued_and_goes_on_from_its_checkpoint(tmp_path
     assert runs["steps"].tolist() == [STEPS, STEPS]
     log = next((tmp_path / "logs").glob(f"{checkpoint.parent.name}.log")).read_text()
     assert "resumes from" in log, log
-    assert not list(tmp_path.glob("work/*"))
+    assert {path.name for path in tmp_path.glob("work/*")} <= {"tokens"}
