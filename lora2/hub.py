@@ -21,6 +21,7 @@ class HubUnavailable(RuntimeError):
 
 def check_available(needs: Iterable[Need]) -> None:
     """Check within ``PROBE_SECONDS`` that every repository is in the cache or on the hub.
+
     Raises HubUnavailable: naming each repository, why it is not available, and the three ways out.
     """
     if lacking := unavailable(needs):

@@ -57,6 +57,7 @@ class Stepper:
         call_hook(driver, "prepare_training", steps)
 
     def step(self, batch: Batch) -> None:
+        """Run forward, backward, clipping, optimiser and allocator once."""
         self.number += 1
         with autocast(self.device, self.precision):
             loss = self.model(**batch).loss

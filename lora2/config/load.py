@@ -47,6 +47,7 @@ class Resolved:
 
 def resolve(argv: Sequence[str], configs: Path = CONFIGS) -> Resolved:
     """Turn command-line words (``task=rte method=lora2 method.k=1``) into a checked run.
+
     Raises ConfigError: naming every key at fault, its value and what is allowed.
     """
     choices, typed = parse_words(argv, configs)

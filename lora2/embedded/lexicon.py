@@ -95,6 +95,7 @@ AGREEMENT = {**_SINGULAR, **{plural: singular for singular, plural in _SINGULAR.
 
 
 def opposite(concept: Concept) -> Concept | None:
+    """Return the concept that excludes ``concept``, or None."""
     return BY_NAME[concept.kind, concept.opposite] if concept.opposite else None
 
 

@@ -17,6 +17,8 @@ Count = Callable[[int, int], int]  # (d_in, d_out) of a matrix -> a count
 
 
 class Encoder(NamedTuple):
+    """A transformer encoder: its number of layers, hidden width and feed-forward width."""
+
     layers: int
     hidden: int
     feed_forward: int

@@ -202,7 +202,10 @@ def training_arguments(
 
 
 def build_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """Return AdamW with transformers' defaults; no decay for biases and LayerNorm."""
+    """Return AdamW with transformers' defaults; no decay for biases and LayerNorm.
+
+    The head has a rate of its own where ``train.head_learning_rate`` says so.
+    """
     groups = list(parameter_groups(model, config))
     if isinstance(config.method, Lora2) and config.method.lambda_lr_ratio is not None:
         groups = lambda_groups(model, groups, config.method.lambda_lr_ratio)

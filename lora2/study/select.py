@@ -35,6 +35,8 @@ class SelectionError(RuntimeError):
 
 
 class Choice(NamedTuple):
+    """The rate chosen for one row of one part, and all that were tried."""
+
     part: Part
     row: str
     rate: float
