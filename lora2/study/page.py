@@ -165,9 +165,10 @@ def headline(results: Results) -> str:
 
 
 def _by_question(results: Results) -> dict[str, list[str]]:
-    """Return the sentences of each question, the longest budget of each pair first."""
+    """Return the sentences of each question: for each pair and task, its longest budget."""
     last, labels = results.answers.loc[results.answers["score"] == "last"], results.labels
-    lines = last.sort_values("steps", ascending=False, kind="stable").to_dict("records")
+    longest = last.groupby(["question", "first", "second", "task"])["steps"].transform("max")
+    lines = last.loc[last["steps"] == longest].to_dict("records")
     return {q.ask: [sentence(line, labels) for line in lines if line["question"] == q.ask]
             for q in results.study.questions}  # fmt: skip
 
