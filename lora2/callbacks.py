@@ -91,11 +91,15 @@ class Lora2Callback(TrainerCallback):
             path.with_suffix(".tmp").replace(path)
 
     def on_train_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        tuner = self._hooks_of(kwargs["model"])
         if state.global_step >= state.max_steps:
-            call_hook(self._hooks_of(kwargs["model"]), "finish_training")
-            return
-        message = f"training stopped at step {state.global_step} of {state.max_steps}: the final "
-        warnings.warn(f"{message}ranks of a pruning schedule were not reached", stacklevel=2)
+            call_hook(tuner, "finish_training")
+        elif call_hook(tuner, "training_state"):
+            warnings.warn(
+                f"training stopped at step {state.global_step} of {state.max_steps}, before the "
+                f"ranks were final",
+                stacklevel=2,
+            )
 
 
 def _find_tuner(model: nn.Module) -> Any:
@@ -120,6 +124,7 @@ def kept_ranks(model: nn.Module) -> dict[str, list[bool]]:
 
 
 def call_hook(tuner: Any, hook: str, *args: Any) -> Any:
+    """Call a hook and return its result, or None if the tuner's class does not have it."""
     # On the class: a tuner forwards unknown attributes to the model it wraps.
     return getattr(tuner, hook)(*args) if hasattr(type(tuner), hook) else None
 

@@ -26,10 +26,10 @@ import torch
 from lora2.bench import cases
 from lora2.bench.cases import METHODS, Case, Row
 from lora2.bench.step import release
+from lora2.config.parse import SHAPES
 from lora2.markup import grid
 from lora2.records.store import write_atomically
 from lora2.run.device import AUTOCAST, device_name, provenance
-from lora2.run.model import SHAPES
 
 RESULTS = Path("results/bench")
 PARTS = ("step", "driver")
@@ -89,7 +89,7 @@ def measure(part: str, args: argparse.Namespace, device: str) -> list[Row]:
     rounds, precision = args.rounds or rounds, args.precision or "fp32"
 
     def case(encoder: str) -> Case:
-        return Case(encoder, layers, None, batch, tokens, precision, device)
+        return Case(encoder, layers, batch, tokens, precision, device)
 
     if part == "driver":
         return cases.driver(case(DRIVEN), rounds, WARM_UP)

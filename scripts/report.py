@@ -15,7 +15,7 @@ from pathlib import Path
 from lora2.config.parse import options
 from lora2.config.problems import ConfigError, Problem, ProblemList
 from lora2.records.files import explain_full_disk
-from lora2.sweep.pool import command
+from lora2.sweep.command import command
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Table, load_table
 

@@ -18,20 +18,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
-from threading import Timer
 
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
 from lora2.sweep import pool
+from lora2.sweep.command import INTERRUPTED, command, quiet_transformers
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, distinct
 from lora2.sweep.worker import Outcome
 
 
 def main(argv: Sequence[str]) -> int:
-    return pool.command(argv, __doc__, lambda words: reproduce(parse(words)))
+    return command(argv, __doc__, lambda words: reproduce(parse(words)))
 
 
 def reproduce(request: Request) -> int:
@@ -66,12 +65,9 @@ def submit(jobs: Sequence[Job]) -> int:
         print(f"not finished: {' '.join(job.name for job in left)}\n"
               "type the same command without submission=true first", file=sys.stderr)  # fmt: skip
         return 1
-    from transformers.utils import logging as transformers_logging
-
     from lora2.run.submission import write_zip
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quiet_transformers()
     ((row, seed),) = rows
     configs = [job.resolved.config for job in jobs]
     try:
@@ -95,16 +91,7 @@ def command_line(job: Job) -> str:
 def sweep(request: Request, jobs: Sequence[Job]) -> list[Outcome] | None:
     """Do the unfinished runs; return None if a cluster does them and wait=false."""
     if request.options.cluster == "local":
-        # Torch, for Table 2, loads while the workers train, after they have loaded it themselves.
-        loading = Timer(60, import_module, ["lora2.tables.times"])
-        loading.daemon = True
-        if any(plan.kind == "times" for plan in request.plans):
-            loading.start()
-        outcomes = pool.sweep_here(jobs, request.options.workers)
-        loading.cancel()
-        if loading.ident:
-            loading.join()
-        return outcomes
+        return pool.sweep_here(jobs, request.options.workers)
     left = pool.begin(jobs)
     if not left:
         return []
@@ -163,7 +150,7 @@ def show_plan(request: Request, jobs_by_table: dict[str, list[Job]]) -> int:
         if timed:
             print("times only: nothing is trained", flush=True)
         if interrupted:
-            return pool.INTERRUPTED
+            return INTERRUPTED
     return 0
 
 

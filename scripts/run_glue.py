@@ -1,43 +1,43 @@
-"""Do one run from the command line.
+"""Do one run from the command line. Every key, its unit and its source: configs/
 
 python scripts/run_glue.py task=rte method=lora2 backbone=deberta-v3-base seed=6 method.k=8
 python scripts/run_glue.py task=rte method=lora2 predict=true  # and RTE.tsv for the GLUE server
 accelerate launch --multi_gpu --num_processes=2 scripts/run_glue.py task=mnli method=lora2
-"""
+
+usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] [predict=true] \
+[key=value ...]"""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 from lora2.config.load import resolve
 from lora2.config.problems import ConfigError
 from lora2.config.schema import RunConfig, run_name
-from lora2.hub import HubUnavailable, check_available
+from lora2.hub import check_available
+from lora2.records.files import DiskFull
 from lora2.records.run_folder import hold_run, lock_file, status_of
+from lora2.sweep.command import command, quiet_transformers
 
-USAGE = ("usage: python scripts/run_glue.py task=TASK method=METHOD [backbone=NAME] "
-         "[predict=true] [key=value ...]")  # fmt: skip
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"
 PREDICT = ("predict=true", "predict=false")  # write predictions for the GLUE server after the run
 
 
-def main(argv: list[str]) -> int:
-    """Resolve the words, print the plan, do the run, print the scores; return the exit code."""
-    if not argv or {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\n{USAGE}\nEvery key, its unit and its source: configs/config.yaml")
-        return 0 if argv else 2
-    predict, argv = "predict=true" in argv, [word for word in argv if word not in PREDICT]
-    try:
-        resolved = resolve(argv)
-    except ConfigError as error:
-        print(f"{error}\n{USAGE}", file=sys.stderr)
-        return 2
+def main(argv: Sequence[str]) -> int:
+    return command(argv, __doc__, do_run)
+
+
+def do_run(words: Sequence[str]) -> int:
+    """Print the plan, do the run, print the scores; the traceback of a failure is in its folder."""
+    predict = "predict=true" in words
+    resolved = resolve([word for word in words if word not in PREDICT])
+    config = resolved.config
     if MAIN_PROCESS:
-        config = resolved.config
         print(
             f"run {run_name(config)}\n  {config.method.name} on {config.task}, "
             f"{config.backbone.name}, protocol {config.protocol}, seed {config.seed}, "
@@ -45,44 +45,36 @@ def main(argv: list[str]) -> int:
         )
         for note in resolved.notes:
             print(f"  {note}")
-    return execute(resolved.config, predict)
-
-
-def execute(config: RunConfig, predict: bool) -> int:
-    """Do the run; a failure is one message (the traceback is in the run folder)."""
+    if predict or status_of(config) != "finished":
+        check_available(config.hub_needs())
     try:
-        if predict or status_of(config) != "finished":
-            check_available(config.hub_needs())
-    except HubUnavailable as error:
-        print(error, file=sys.stderr)
-        return 1
-    from transformers.utils import logging as transformers_logging
-
-    from lora2.run.run import run
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers_logging.set_verbosity_error()  # it warns that the head is untrained
-    transformers_logging.disable_progress_bar()
-    try:
-        with hold_run(config, wait=False) if MAIN_PROCESS else nullcontext(True) as held:
-            if not held:
-                lock = lock_file(config)
-                print(f"another process is doing this run: it holds {lock}", file=sys.stderr)
-                return 1
-            folder = run(config, progress=MAIN_PROCESS and sys.stderr.isatty())
-        if MAIN_PROCESS:
-            print_result(folder)
-        if MAIN_PROCESS and predict:
-            from lora2.run.submission import write_predictions
-
-            print("predictions of the last checkpoint on the test split:")
-            print("\n".join(map(str, write_predictions(config))))
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return execute(config, predict)
+    except (ConfigError, DiskFull):
+        raise
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+
+
+def execute(config: RunConfig, predict: bool) -> int:
+    """Do the run unless another process does it, print its scores, and write predictions."""
+    from lora2.run.run import run
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    quiet_transformers()
+    with hold_run(config, wait=False) if MAIN_PROCESS else nullcontext(True) as held:
+        if not held:
+            lock = lock_file(config)
+            print(f"another process is doing this run: it holds {lock}", file=sys.stderr)
+            return 1
+        folder = run(config, progress=MAIN_PROCESS and sys.stderr.isatty())
+    if MAIN_PROCESS:
+        print_result(folder)
+    if MAIN_PROCESS and predict:
+        from lora2.run.submission import write_predictions
+
+        print("predictions of the last checkpoint on the test split:")
+        print("\n".join(map(str, write_predictions(config))))
     return 0
 
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,8 @@ def test_without_pruning_no_state_is_written_and_resuming_works(tmp_path):
     saving = {"save_strategy": "steps", "save_steps": 6}
     make_trainer(build(target_r=None), tmp_path, Lora2Callback(), **saving).train()
     assert not (tmp_path / "checkpoint-6" / TUNER_STATE_NAME).exists()
+    with warnings.catch_warnings(action="error", category=UserWarning):  # no ranks to be final
+        make_trainer(build(target_r=None), tmp_path / "b", Lora2Callback(), StopAt(3)).train()
     resumed = make_trainer(build(target_r=None), tmp_path, Lora2Callback(), **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert resumed.state.global_step == STEPS
@@ -230,6 +233,7 @@ def test_the_hooks_are_called_in_order_with_optimiser_steps(tmp_path, monkeypatc
 
 TWO_PROCESSES = """
 import sys
+import warnings
 import torch
 from lora2 import Lora2Callback
 from tests.tiny_trainer import build, make_trainer

@@ -53,14 +53,13 @@ class Case:
 
     encoder: str  # a name of config.parse.SHAPES
     layers: int | None  # None: the published number
-    width: int | None  # None: the published hidden size
     batch: int  # sequences
     tokens: int  # of each
     precision: str  # fp32, bf16 or fp16 (autocast)
     device: str
 
     def config(self) -> PreTrainedConfig:
-        return shaped(self.encoder, self.layers, self.width)
+        return shaped(self.encoder, self.layers)
 
     def base(self) -> nn.Module:
         torch.manual_seed(SEED)

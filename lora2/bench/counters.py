@@ -1,7 +1,7 @@
 """Count what a piece of code makes a device do: kernels, host synchronisations, memory.
 
 Counted at PyTorch's dispatcher, so that the counts are never noisy. They hold for other devices
-too, except that some devices compose operations such as dropout of several.
+too, except where a device implements one operation, such as dropout, as several.
 """
 
 from __future__ import annotations

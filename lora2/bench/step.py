@@ -93,8 +93,9 @@ def build(
     model, driver = prepare(copy.deepcopy(base), config, steps)
     model.to(next(base.parameters()).device)
     optimizer = build_optimizer(model, config)
-    for group in optimizer.param_groups if fused else ():
-        group["fused"] = True
+    if fused:
+        for group in optimizer.param_groups:
+            group["fused"] = True
     return Stepper(model, driver, optimizer, config.train, steps)
 
 

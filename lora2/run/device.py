@@ -88,8 +88,8 @@ def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None
     what did not fit, "" the first time. An attempt that wrote a checkpoint is resumed from it.
 
     Raises:
-        OutOfMemory: one example does not fit, or several processes train together, of which one
-            cannot change its part alone.
+        OutOfMemory: one example does not fit, or several processes train together, and one alone
+            cannot change its batch size.
     """
     train, note = requested.train, ""
     while True:

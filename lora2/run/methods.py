@@ -20,7 +20,7 @@ import lora2
 from lora2.config.problems import ConfigError, Problem, ProblemList, unknown
 from lora2.config.schema import Adalora, Head, Lora2, Peft, Plain, RunConfig, Sora
 from lora2.run.adalora import AdaloraDriver, AllocationDriver
-from lora2.tuners.base import train_biases
+from lora2.run.model import in_head
 
 # Arguments of PEFT's config classes that every run sets.
 SET_BY_US = ("task_type", "inference_mode", "peft_type", "modules_to_save", "total_step")
@@ -47,8 +47,10 @@ def prepare(model: PreTrainedModel, config: RunConfig, steps: int) -> tuple[nn.M
     """
     method = config.method
     if isinstance(method, Plain):
-        if method.name == "bitfit":
-            train_biases(model, config.backbone.head_modules)
+        if method.name == "bitfit":  # arXiv 2106.10199: biases and the head
+            for name, parameter in model.named_parameters():
+                head = in_head(name, config.backbone.head_modules)
+                parameter.requires_grad_(head or name.split(".")[-1] == "bias")
         return model, None
     adapter = peft_config(config, steps)
     peft = isinstance(method, Peft)
@@ -79,7 +81,7 @@ def _try_peft(model: PreTrainedModel, adapter: PeftConfig, method: Peft) -> Peft
     return peft_model
 
 
-def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = None) -> None:
+def check_model(model: PreTrainedModel, config: RunConfig, tokens: int) -> None:
     """Refuse names, ranks and a length that do not fit an encoder, once it is loaded.
 
     ``tokens`` is the longest input that its tokenizer allows.
@@ -89,7 +91,7 @@ def check_model(model: PreTrainedModel, config: RunConfig, tokens: int | None = 
         if (rank := getattr(config.method, key, 0)) > width:
             allowed = f"at most {width}, the encoder's width: no matrix has a higher rank"
             problems.append(Problem(f"method.{key}", rank, allowed))
-    if tokens is not None and (length := config.train.max_seq_length) > tokens:
+    if (length := config.train.max_seq_length) > tokens:
         allowed = f"at most the {tokens} tokens that the encoder reads"
         problems.append(Problem("train.max_seq_length", length, allowed))
     problems += _targets(dict(model.named_modules()), config)
@@ -132,7 +134,7 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
             raise ConfigError([unknown("method.type", method.type, known, name=kind)])
         ProblemList(_wrong_arguments(kind, method)).raise_if_any()
     else:
-        kind, args = method.name.upper(), _own_arguments(config, steps)
+        kind, args = method.name.upper(), _own_arguments(config)
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     fields = {field.name for field in dataclasses.fields(config_class)}
     values: dict[str, Any] = {"task_type": "SEQ_CLS"}
@@ -154,7 +156,7 @@ def peft_config(config: RunConfig, steps: int | None) -> PeftConfig:
     return adapter
 
 
-def _own_arguments(config: RunConfig, steps: int | None) -> dict[str, Any]:
+def _own_arguments(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of a method with a section of its own in ``config/schema.py``."""
     method, train = config.method, config.train
     others = ("name", "target_modules", "lambda_lr_ratio")  # the last is the optimiser's
@@ -164,9 +166,8 @@ def _own_arguments(config: RunConfig, steps: int | None) -> dict[str, Any]:
     if isinstance(method, Lora2):
         values["init_weights"] = method.init_weights or True
     if isinstance(method, Sora):  # its gates follow the schedule of the learning rate
-        assert steps is not None
-        share = min(train.warmup_steps / steps, 1.0) if train.warmup_steps else train.warmup_ratio
-        values |= {"gate_lr": method.gate_lr or train.learning_rate, "gate_warmup_ratio": share}
+        values["gate_lr"] = method.gate_lr or train.learning_rate
+        values["gate_warmup_steps"] = train.warmup_steps or train.warmup_ratio
     return values
 
 

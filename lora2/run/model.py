@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from lora2.embedded import encoder_path
 from lora2.glue.tasks import TASKS, Task
 from lora2.hub import offline_reason, ways_out
 from lora2.records.run_folder import status
-from lora2.tuners.base import in_head
 
 PROBE = "the man was in a house"
 
@@ -151,13 +150,18 @@ def load_start(config: RunConfig) -> tuple[PreTrainedTokenizerBase, PreTrainedMo
     return tokenizer, base
 
 
+def in_head(name: str, head_modules: Sequence[str]) -> bool:
+    """Tell whether a parameter's dotted name lies in one of the head's modules."""
+    return any(part in head_modules for part in name.split("."))
+
+
 def count_trained(model: nn.Module, backbone: Backbone) -> tuple[int, int]:
     """Count the numbers that are trained: in the head (classifier and pooler), and outside it."""
-    sizes = [0, 0]
+    sizes = {True: 0, False: 0}  # by whether in the head
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            sizes[not in_head(name, backbone.head_modules)] += parameter.numel()
-    return sizes[0], sizes[1]
+            sizes[in_head(name, backbone.head_modules)] += parameter.numel()
+    return sizes[True], sizes[False]
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -209,24 +213,16 @@ def load_run(folder: Path) -> tuple[PreTrainedTokenizerBase, nn.Module]:
     return tokenizer, model.eval()
 
 
-def shaped(name: str, layers: int | None = None, width: int | None = None) -> PreTrainedConfig:
-    """Return the configuration of a published encoder, with other layers or width if given.
-
-    ``width`` is the hidden size, a multiple of 64; the feed-forward layer stays four times as wide
-    and an attention head 64 wide.
-    """
+def shaped(name: str, layers: int | None = None) -> PreTrainedConfig:
+    """Return the configuration of a published encoder, with another number of layers if given."""
     values = dict(SHAPES[name])
     if layers is not None:
         values["num_hidden_layers"] = layers
-    if width is not None:
-        values |= {"hidden_size": width, "intermediate_size": 4 * width}
-        values |= {key: width for key in ("pooler_hidden_size",) if key in values}
-        values["num_attention_heads"] = width // 64
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
 def encoder_config(backbone: Backbone) -> PreTrainedConfig:
-    """Return the encoder's configuration from its folder, the package, or the shapes above."""
+    """Return the encoder's configuration from its folder, the package, or ``SHAPES``."""
     if backbone.path is None:
         return AutoConfig.from_pretrained(encoder_path(backbone.name))
     folder = Path(backbone.path).expanduser()

@@ -46,7 +46,7 @@ class Recorder(TrainerCallback):
         self._losses: list[tuple[int, Tensor]] = []  # since the last log; on their device
 
     def compute_metrics(self, evaluation: EvalPrediction) -> dict[str, float]:
-        """Return an evaluation's metrics (fractions) and "score" (percent points, the paper's)."""
+        """Return an evaluation's metrics, fractions, and the paper's "score", percentage points."""
         try:
             self.last = decide(self.task, evaluation.predictions)  # (n, num_labels) -> (n,)
         except NonFinitePredictionsError as error:

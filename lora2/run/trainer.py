@@ -35,8 +35,8 @@ from lora2.glue.data import tokenize
 from lora2.glue.tasks import Task
 from lora2.records.files import hold
 from lora2.run.device import world_size
+from lora2.run.model import in_head
 from lora2.run.recorder import Recorder
-from lora2.tuners.base import in_head
 from lora2.tuners.lora2.optimizer import lambda_groups
 
 Metrics = Callable[[EvalPrediction], dict[str, float]]
@@ -105,7 +105,7 @@ class LengthGrouped(LengthGroupedSampler):
 def longest_first(rows: Dataset, metrics: Metrics) -> tuple[Dataset, Metrics]:
     """Return ``rows`` sorted by length, and ``metrics`` that sees them in their old order again.
 
-    Rows of one length need no padding, and memory fails in the first batch or not at all.
+    Rows of equal length need no padding, and if memory is short, the first batch shows it.
     """
     order = np.argsort(-lengths(rows), kind="stable")
     back = np.argsort(order)

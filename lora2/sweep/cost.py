@@ -15,6 +15,7 @@ import pandas as pd
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.run_folder import status_of
+from lora2.sweep.command import cores
 from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
@@ -36,6 +37,7 @@ COLUMNS |= {"memory_mb": "max", "checkpoint_mb": "max", "measured": "all"}
 
 
 def key_of(job: Job) -> Key:
+    """Return what decides the cost of a job's step: row, task, and most tokens of a batch."""
     train = job.resolved.config.train
     return job.row, job.task, train.max_seq_length * train.batch_size
 
@@ -89,12 +91,12 @@ def measure(
 
 def busy_warning(threads: int) -> str | None:
     """Return a warning if the load of this machine exceeds its number of cores."""
-    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    load, available = os.getloadavg()[0], cores()
     meaning = "are CPU time, without waiting for other programs"
     if threads > 1 or gpu_count():
         meaning = "are longer than on an idle machine"
-    busy = f"this machine is busy, load {load:.1f} on {cores} cores: the times below {meaning}"
-    return busy if load > cores else None
+    busy = f"this machine is busy, load {load:.1f} on {available} cores: the times below {meaning}"
+    return busy if load > available else None
 
 
 def _order(wanted: Mapping[Key, Job]) -> list[Key]:

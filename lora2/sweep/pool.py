@@ -10,21 +10,19 @@ import shutil
 import signal
 import sys
 import time
-import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from lora2.config.problems import ConfigError
-from lora2.hub import HubUnavailable, check_available
-from lora2.records.files import DiskFull, explain_full_disk
+from lora2.hub import check_available
+from lora2.records.files import explain_full_disk
 from lora2.records.run_folder import log_file, status_of, tidy
+from lora2.sweep.command import cores
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 
 PER_GPU = 4  # workers with the tiny embedded encoder; a larger one gets a GPU to itself
-INTERRUPTED = 130
 FINISHED = ("finished",)
 
 
@@ -186,11 +184,11 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
     Without ``wanted``: one worker per GPU, or ``PER_GPU`` of the embedded encoder; without a GPU
     one per core for the embedded encoder and one with all cores for any other.
     """
-    cores, gpus = len(os.sched_getaffinity(0)), gpu_count()
+    available, gpus = cores(), gpu_count()
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
-    usual = min(cores, gpus * PER_GPU if gpus else cores) if tiny else max(1, gpus)
+    usual = min(available, gpus * PER_GPU if gpus else available) if tiny else max(1, gpus)
     count = max(1, min(usual if wanted is None else wanted, len(jobs)))
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, available // count))
     base = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(gpus)]
@@ -205,30 +203,6 @@ def gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
-    """Run ``do`` on a command's words and return the exit code; ``about`` is its help.
-
-    Exit codes, each with a message: 2 for wrong words, 1 for a full disk or no hub, 130 for Ctrl-C.
-    """
-    if not argv or {"-h", "--help"} & set(argv):
-        print(about)
-        return 0 if argv else 2
-    # transformers warns of its own renamings once per model.
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return do(argv)
-    except ConfigError as error:
-        print(f"{error}\n{about.splitlines()[-1]}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; repeat the same command to continue", file=sys.stderr)
-        return INTERRUPTED
-    except (DiskFull, HubUnavailable) as error:
-        print(error, file=sys.stderr)
-        return 1
 
 
 def unfinished(jobs: Sequence[Job], settled: Sequence[str] = FINISHED) -> list[Job]:

@@ -87,6 +87,8 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
         unused |= {} if given.wait else {"wait": False}
         for key, value in unused.items():
             problems.append(Problem(key, value, wrong="has no effect without cluster=slurm"))
+    if isinstance(given, Options) and given.submission and (given.plan or given.commands):
+        problems.append(Problem("submission", True, "false beside plan=true and commands=true"))
     if problems and profile is not None:
         for plan in plans:  # so that problems of the runs are reported too
             with problems.collect():

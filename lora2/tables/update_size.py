@@ -21,7 +21,6 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import set_seed
-from transformers.utils import logging
 
 from lora2.bench.step import Batch, Stepper, batches, real_batches
 from lora2.config.load import Resolved, resolve
@@ -29,12 +28,11 @@ from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.hub import check_available
 from lora2.run.methods import prepare
-from lora2.run.model import load_backbone, random_encoder, shaped
+from lora2.run.model import in_head, load_backbone, random_encoder, shaped
 from lora2.run.run import load_data
 from lora2.run.trainer import build_optimizer
-from lora2.sweep.pool import command
+from lora2.sweep.command import command, quiet_transformers
 from lora2.sweep.table import load_table
-from lora2.tuners.base import in_head
 
 STEPS = 10  # before the second column of sizes is measured
 PUBLISHED = ("method.init_weights=null", "method.lambda_lr_ratio=null")
@@ -60,16 +58,16 @@ def show(words: Sequence[str]) -> int:
         rows |= {name: [*row, *PUBLISHED] for name, row in lora2.items()}
         rows |= {f"{name}, orthogonal": [*row, *START] for name, row in lora2.items()}
         runs = {name: resolve([*row, *words]) for name, row in rows.items()}
-    logging.set_verbosity_error()  # or transformers warns that the head is untrained
-    logging.disable_progress_bar()
+    quiet_transformers()
     base, data = _encoder(next(iter(runs.values())).config)
     heads = ("rate", "first step", f"after {STEPS}", "LoRA's first", "rate for LoRA's")
     print(f"{'':<32}" + "".join(f"{head:>18}" for head in heads) + "  near Adam's epsilon")
     for row, resolved in runs.items():
         lr, updates, near = measure(resolved, base, data)
-        for update in updates if len(runs) == 1 else ():
-            inside = [name for name in near if name.startswith(f"{update.name}.")]
-            print(_line(update.name[-32:], lr, update, inside))
+        if len(runs) == 1:
+            for update in updates:
+                inside = [name for name in near if name.startswith(f"{update.name}.")]
+                print(_line(update.name[-32:], lr, update, inside))
         print(_line(row, lr, _total(updates), near), flush=True)
     return 0
 

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -50,7 +50,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self.r: dict[str, int] = {}
         self.scaling: dict[str, float] = {}
-        # Of each adapter, under a name that begins as the others do.
+        # One dropout per adapter, in an attribute with the method's prefix.
         self.dropout_name = self.adapter_layer_names[0].partition("_")[0] + "_dropout"
         setattr(self, self.dropout_name, nn.ModuleDict())
         for name in self.adapter_layer_names:
@@ -323,15 +323,3 @@ def _base_linear(target: nn.Module, name: str, quantization: dict[str, Any]) -> 
 def wide(tensor: Tensor) -> Tensor:
     """Return ``tensor`` in float32, or float64 where it is that."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-def train_biases(model: nn.Module, head_modules: Sequence[str]) -> None:
-    """Freeze everything but biases and the head: BitFit (arXiv 2106.10199)."""
-    for name, parameter in model.named_parameters():
-        head = in_head(name, head_modules)
-        parameter.requires_grad_(head or name.split(".")[-1] == "bias")
-
-
-def in_head(name: str, head_modules: Sequence[str]) -> bool:
-    """Tell whether a parameter's dotted name lies in one of the head's modules."""
-    return any(part in head_modules for part in name.split("."))

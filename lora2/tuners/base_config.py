@@ -23,7 +23,7 @@ REQUIRES = (
 _NOT_SUPPORTED = {
     "use_rslora": "set lora_alpha to alpha * sqrt(r), which gives the same scale alpha / sqrt(r)",
     "use_dora": "leave it out; only PEFT's LoRA has it",
-    "rank_pattern": "one r and k hold for all modules; LoRA2's target_r lets training divide ranks",
+    "rank_pattern": "one r and k hold for all modules; LoRA2's target_r divides ranks up",
     "alpha_pattern": "one lora_alpha holds for all modules; PEFT's LoraConfig has it",
     "trainable_token_indices": "name the embedding in modules_to_save",
     "ensure_weight_tying": "leave tied modules out of target_modules and modules_to_save",
@@ -62,7 +62,7 @@ def is_real(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# Rules: whether a value is allowed, and what is.
+# Each rule returns whether the value is allowed, and which values are.
 
 
 def integer(value: Any, low: int) -> tuple[bool, str]:
@@ -104,7 +104,7 @@ class AdapterConfig(PeftConfig):
             "experts.gate_up_proj", beside target_modules ([] for none); without dropout.
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
         fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
-        requires: what loading takes, for readers of adapter_config.json.
+        requires: what is needed to load the adapter, for readers of adapter_config.json.
 
     Raises:
         ValueError: one error that lists every impossible value.
@@ -141,7 +141,7 @@ class AdapterConfig(PeftConfig):
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT's; the model card beside it then says what loading takes."""
+        """As PEFT's; the model card beside it then says what is needed to load it."""
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory) / "README.md"
         if path.is_file():

@@ -1,4 +1,4 @@
-"""A method's own loss term, which no data enters (LoRA2's regulariser, SoRA's sparsity term).
+"""A method's own loss term, without data: LoRA2's regulariser, SoRA's sparsity term.
 
 It acts once per optimiser step. A forward pass in training mode adds it to the loss that the model
 returns, and a hook notes whether a backward pass reached it. If none did (TRL, label smoothing and

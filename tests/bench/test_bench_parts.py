@@ -30,7 +30,7 @@ def part_counts(layers: int) -> dict[tuple[str, str], dict[str, int]]:
     The regulariser is the difference of a forward and backward pass with it and one without: a
     model in training adds it to the loss that it returns, never to its logits.
     """
-    case = Case("roberta-large", layers, 64, 2, 4, "fp32", "cpu")
+    case = Case("roberta-large", layers, 2, 4, "fp32", "cpu")
     base, batch, rows = case.base(), case.full_batch(), {}
     inputs = {key: value for key, value in batch.items() if key != "labels"}
 

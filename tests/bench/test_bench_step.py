@@ -33,8 +33,7 @@ from lora2.run.model import random_encoder, shaped
 @pytest.fixture(scope="module")
 def base():
     torch.manual_seed(0)
-    config = shaped("roberta-large", layers=2, width=128)
-    config.vocab_size = 200
+    config = shaped("roberta-large", layers=2)
     config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
     return random_encoder(config)
 
@@ -44,7 +43,7 @@ def batch():
     return padded_batch(torch.tensor([7, 4]), 200, 2, torch.Generator().manual_seed(0))
 
 
-CASE = Case("roberta-large", 2, 128, 2, 7, "fp32", "cpu")
+CASE = Case("roberta-large", 2, 2, 7, "fp32", "cpu")
 
 
 def build(base, row):
@@ -69,21 +68,13 @@ def test_methods_take_turns_and_warm_up_is_not_counted(monkeypatch):
     assert quartiles(found["a"]) == (12.5, 13, 13.5) and quartiles([2.0]) == (2, 2, 2)
 
 
-def test_one_thread_is_timed_by_its_own_work_several_by_the_wall(monkeypatch):
-    def waited():
-        return interleave({"wait": lambda _: time.sleep(0.05)}, "cpu", 1, warm_up=0)["wait"][0]
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    assert waited() < 0.02
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert waited() >= 0.05
-
-
 @pytest.mark.parametrize("visible", [False, True])
 def test_the_clock_is_that_of_the_device_measured_on(visible, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: visible)
-    assert own_clock("cpu") is time.process_time
+    assert own_clock("cpu") is time.process_time  # without waiting for other programs
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert own_clock("cpu") is time.perf_counter  # process time would add the threads up
     assert own_clock("cuda") is time.perf_counter  # the host only waits for it
 
 
@@ -151,7 +142,7 @@ def test_trained_and_held_sizes(base, batch):
     needed = needs(full, batch)
     assert needed["trainable"] == numbers and needed["held_memory_mb"] * 2**20 == held
     assert 16 * numbers < needed["peak_memory_mb"] * 2**20 < 16 * numbers + 8e6
-    assert needs(ours, batch)["peak_memory_mb"] < needed["peak_memory_mb"] / 2
+    assert needs(ours, batch)["peak_memory_mb"] < 0.6 * needed["peak_memory_mb"]
 
 
 def test_counts_of_a_step(base, batch):
@@ -178,10 +169,8 @@ def test_all_step_on_the_same_batch_in_a_round(base, batch, monkeypatch):
     assert seen == [(one, size) for size in (2, 1, 2) for one in (first, second)]
 
 
-def test_shapes_can_be_made_narrower_and_shallower():
-    config = shaped("deberta-v3-base", layers=3, width=128)
-    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (3, 128, 2)
-    assert (config.intermediate_size, config.pooler_hidden_size) == (512, 128)
+def test_shapes_can_be_made_shallower():
+    assert shaped("deberta-v3-base", layers=3).num_hidden_layers == 3
     assert shaped("deberta-v3-base").num_hidden_layers == 12
 
 

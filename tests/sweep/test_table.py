@@ -10,16 +10,9 @@ from lora2.config.problems import ConfigError
 from lora2.paper.numbers import printed_values
 from lora2.sweep.table import distinct, jobs, load_profile, load_table, narrow
 
-TABLES = ("1", "2", "3", "4", "figure3", "pruning", "roberta-large")
+TABLES = options("table")
 PAPER_ORDER = ["full", "bitfit", "adalora-r2", "lora-r1", "sora-r1", "lora2-k1", "adalora-r8",
                "lora-r8", "sora-r8", "lora2-k8"]  # fmt: skip
-
-
-def test_every_table_and_profile_file_is_read():
-    assert set(options("table")) == set(TABLES)
-    assert options("profile") == ["embedded", "paper", "small"]
-    for name in TABLES:
-        load_table(name)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ class Allocator:
       In between, pruned values may grow and come back at the next renewal.
     * t > T - tfinal: the mask of the frozen averages, at the target, is applied after every step.
 
-    This is the published allocator, and PEFT's AdaLoRA but for its forced renewal at T - tfinal.
+    This equals the published allocator, and PEFT's AdaLoRA except for that one's forced renewal at
+    T - tfinal.
     """
 
     def __init__(self, config: Lora2Config, factors: Factors, total_step: int) -> None:

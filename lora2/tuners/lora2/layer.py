@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora2.tuners.base import AdapterLayer, wide
 from lora2.tuners.lora2.config import Lora2Config
-from lora2.tuners.lora2.stacks import FACTOR_NAMES, exact, this_thread
+from lora2.tuners.lora2.stacks import FACTOR_NAMES, this_thread, without_autocast
 
 _RANDOM_START_STD = 0.2  # of init_weights=False: the update shows in any output
 _NO_PAIRS: tuple[dict[str, tuple[Tensor, Tensor]], bool] = ({}, False)
@@ -75,7 +75,7 @@ class Lora2Linear(AdapterLayer):
             return pair
         u, v, lam, U, V = (getattr(self, name)[adapter_name] for name in FACTOR_NAMES)
         device = u.device.type
-        with exact(device):
+        with without_autocast(device):
             # (k, d_in); (k, k) @ (k, d_out)
             first, second = u.T, self._core(v, lam, U, adapter_name) @ V
         if torch.is_autocast_enabled(device):

@@ -40,9 +40,9 @@ class Lora2Model(TermModel):
     prefix = "lora2_"
     tuner_layer_cls = Lora2Linear
     allocator: Allocator | None = None  # of the training under way; None where nothing is pruned
-    _in_training = ""  # the adapter whose ranks are allocated, or final
+    _in_training = ""  # the adapter whose ranks are being allocated or are final
     _total_step: int | None = None
-    _final: tuple[Any, ...] = ()  # hooks that keep the ranks of an adapter that is final
+    _final: tuple[Any, ...] = ()  # hooks that protect an adapter's final ranks
 
     def _look_up_layers(self) -> None:
         super()._look_up_layers()

@@ -61,8 +61,8 @@ class Stacks(NamedTuple):
     V: list[Tensor]  # (g, k, d_out) per group
 
 
-def exact(device_type: str) -> contextlib.AbstractContextManager[object]:
-    """Return a context without autocast, which would not keep float64; free where it is off."""
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context with autocast off, so that float64 is kept; a null one if it is off."""
     on = torch.is_autocast_enabled(device_type)
     return torch.autocast(device_type, enabled=False) if on else contextlib.nullcontext()
 
@@ -85,12 +85,12 @@ def by_shape(*tensors: Sequence[Tensor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def stack_groups(sizes: Sequence[int], *factors: list[Tensor]) -> Stacks:
-    """Stack ``Factors``, group by group of these ``sizes``."""
+def stack_groups(sizes: Sequence[int], factors: Factors) -> Stacks:
+    """Stack the factors, group by group of these ``sizes``."""
     u, v, lam, U, V = factors
     ends = list(itertools.accumulate(sizes, initial=0))
     groups = [slice(*two) for two in itertools.pairwise(ends)]
-    with exact(v[0].device.type):
+    with without_autocast(v[0].device.type):
         us = [torch.stack(u[group]) for group in groups]
         Vs = [torch.stack(V[group]) for group in groups]
         return Stacks(us, torch.stack(v), torch.stack(lam), torch.stack(U), Vs)
@@ -117,7 +117,7 @@ class _Transposed(torch.autograd.Function):
 def _pairs(stacks: Stacks, scaling: float) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield u^T (k, d_in) and s * v diag(lambda) U V (k, d_out) of each, in autocast's dtype."""
     device = stacks.lam.device.type
-    with exact(device):
+    with without_autocast(device):
         scaled = stacks.v * (scaling * stacks.lam).unsqueeze(1)  # (n, k, r) * (n, 1, r)
         cores = (scaled @ stacks.U).split([len(V) for V in stacks.V])  # (g, k, k) each
         outs = [core @ V for core, V in zip(cores, stacks.V, strict=True)]  # (g, k, d_out)
@@ -157,13 +157,13 @@ class Adapted:
             device = factors.lam[0].device
             dtype = functools.reduce(torch.promote_types, (lam.dtype for lam in factors.lam))
             factors = Factors(*([p.to(device, dtype) for p in part] for part in factors))
-        return stack_groups(self._sizes, *factors)
+        return stack_groups(self._sizes, factors)
 
     def cache_pairs(self, on: bool) -> None:
         """If ``on``, stack the parameters once for all layers and cache each layer's pair."""
         if not on or not self._alike(f := factors_of(self._sorted, self.adapter)):
             return
-        self._stacks[this_thread()] = stacks = stack_groups(self._sizes, *f)
+        self._stacks[this_thread()] = stacks = stack_groups(self._sizes, f)
         pairs = _pairs(stacks, self._sorted[0].scaling[self.adapter])
         tracked = torch.is_grad_enabled()
         for layer, pair in zip(self._sorted, pairs, strict=True):
@@ -196,7 +196,7 @@ def stacked_penalty(stacks: Stacks, *, pairs: str, squared: bool) -> Tensor:
     selected = set(pairs.split("+"))
     inner: list[Tensor] = []  # (n, k, k) each
     outer: list[Tensor] = []  # (n, r, r) each
-    with exact(stacks.v.device.type):
+    with without_autocast(stacks.v.device.type):
         if selected & {"uv", "PQ"}:
             u, v = [wide(x) for x in stacks.u], wide(stacks.v)  # v: (n, k, r)
             gram = torch.cat([_Gram.apply(x, None, False) for x in u])  # u^T u (n, k, k)

@@ -21,10 +21,10 @@ class SoraConfig(AdapterConfig):
     """W0 + s B diag(g) A with s = lora_alpha / r, where a proximal step drives gates g_i to zero.
 
     The gates have an AdamW (betas 0.9 and 0.999, eps 1e-6) and a schedule as in the published code:
-    the rate rises linearly from 0 to ``gate_lr`` over the first ``gate_warmup_ratio`` of the steps
-    and falls linearly to 0. A proximal step with threshold xi, not multiplied by the rate, follows
-    each of its steps. ``sparse_lambda``, ``xi`` and ``gate_lr`` default to the published STS-B run;
-    for another task set ``gate_lr`` to its learning rate.
+    the rate rises linearly from 0 to ``gate_lr`` in ``gate_warmup_steps`` and falls linearly to 0.
+    A proximal step with threshold xi, not multiplied by the rate, follows each of its steps.
+    ``sparse_lambda``, ``xi`` and ``gate_lr`` default to the published STS-B run; for another task
+    set ``gate_lr`` to its learning rate.
 
     Args:
         r: number of gates of a module: the rank of A (r, d_in) and B (d_out, r). The scale keeps it
@@ -37,7 +37,8 @@ class SoraConfig(AdapterConfig):
         threshold: "soft", the paper's g <- sign(g) max(|g| - xi, 0), or "published", as the code:
             |g| > xi shrinks by xi, then |g| < xi becomes 0, so everything below 2 xi dies.
         gate_lr: peak learning rate of the gates.
-        gate_warmup_ratio: share of the steps in which it rises.
+        gate_warmup_steps: optimizer steps in which it rises; below 1 a share of all steps, rounded
+            up, as ``warmup_steps`` of transformers' TrainingArguments.
         gate_weight_decay: decoupled weight decay of the gates (0 in the published code).
         init_weights: False makes B random too, so that a new adapter is not a no-op.
     """
@@ -48,7 +49,7 @@ class SoraConfig(AdapterConfig):
     xi_stages: int = 1
     threshold: str = "soft"
     gate_lr: float = 8e-4
-    gate_warmup_ratio: float = 0.06
+    gate_warmup_steps: float = 0.06
     gate_weight_decay: float = 0.0
     init_weights: bool = True
 
@@ -68,8 +69,9 @@ class SoraConfig(AdapterConfig):
             "xi_stages": allow.integer(self.xi_stages, 1),
             "threshold": allow.one_of(self.threshold, "soft", "published"),
             "gate_lr": allow.positive(self.gate_lr),
-            "gate_warmup_ratio": allow.fraction(self.gate_warmup_ratio),
+            "gate_warmup_steps": allow.non_negative(self.gate_warmup_steps),
             "gate_weight_decay": allow.non_negative(self.gate_weight_decay),
+            "init_weights": allow.one_of(self.init_weights, True, False),
         }
 
 
@@ -144,10 +146,11 @@ def xi_at(config: SoraConfig, step: int, total_step: int) -> float:
 def lr_at(config: SoraConfig, step: int, total_step: int) -> float:
     """The gates' learning rate of optimizer step ``step`` (from 1): linear warm-up and decay."""
     done = step - 1
-    warmup = int(config.gate_warmup_ratio * total_step)
+    warmup = config.gate_warmup_steps
+    warmup = math.ceil(warmup * total_step) if warmup < 1 else int(warmup)
     if done < warmup:
         return config.gate_lr * done / warmup
-    return config.gate_lr * max(0, total_step - done) / (total_step - warmup)
+    return config.gate_lr * max(0, total_step - done) / max(1, total_step - warmup)
 
 
 class GateOptimizer:
@@ -159,6 +162,7 @@ class GateOptimizer:
         # The gates after the last step, and AdamW's moments: (modules, r) each.
         self.last = self._stacked()
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.last), torch.zeros_like(self.last)
+        self.count = self.last.new_zeros(())  # of ``driven`` steps, those with finite gradients
 
     @torch.no_grad()
     def step(self, step: int, with_term: bool = False) -> None:
@@ -179,10 +183,11 @@ class GateOptimizer:
         if with_term:
             grad += gate.sign() * (self.config.sparse_lambda / gate.numel())
         self.driven += 1
+        finite = grad.abs().amax() < torch.inf
+        self.count += finite
         schedule = self.config, step, self.total_step
         stepped, exp_avg, exp_avg_sq = self._adamw(gate, grad, lr_at(*schedule))
         stepped = proximal_step(stepped, xi_at(*schedule), self.config.threshold)
-        finite = grad.abs().amax() < torch.inf
         self.last = torch.where(finite, stepped, gate)
         self.exp_avg = torch.where(finite, exp_avg, self.exp_avg)
         self.exp_avg_sq = torch.where(finite, exp_avg_sq, self.exp_avg_sq)
@@ -191,21 +196,19 @@ class GateOptimizer:
             updated.grad = None
 
     def _adamw(self, gate: Tensor, grad: Tensor, lr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The gates and moments after a step of AdamW, operation by operation as in torch.optim."""
+        """The gates and moments after a step of AdamW; the bias 1 - beta^count has no sync."""
         beta1, beta2, eps = 0.9, 0.999, 1e-6
+        bias1, bias2 = (-torch.expm1(self.count * math.log(beta)) for beta in (beta1, beta2))
         gate = gate * (1 - lr * self.config.gate_weight_decay)
         exp_avg = self.exp_avg.lerp(grad, 1 - beta1)
         exp_avg_sq = (self.exp_avg_sq * beta2).addcmul_(grad, grad, value=1 - beta2)
-        correction = (1 - beta2**self.driven) ** 0.5
-        size = exp_avg_sq.sqrt().div_(correction).add_(eps)
-        rate = lr / (1 - beta1**self.driven)
-        return gate.addcdiv_(exp_avg, size, value=-rate), exp_avg, exp_avg_sq
+        size = exp_avg_sq.sqrt().div_(bias2.sqrt()).add_(eps)
+        return gate - lr / bias1 * exp_avg / size, exp_avg, exp_avg_sq
 
     def state(self) -> dict[str, Tensor]:
-        """AdamW's moments, the number of steps driven, and the gates: flat, on the CPU."""
-        tensors = {"gate": self._stacked(), "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
-        copies = {key: value.cpu().clone() for key, value in tensors.items()}
-        return {"driven": torch.tensor(self.driven), **copies}
+        """AdamW's moments and number of steps, and the gates: flat, on the CPU."""
+        tensors = {"count": self.count, "exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq}
+        return {k: v.cpu().clone() for k, v in {"gate": self._stacked(), **tensors}.items()}
 
     def load_state(self, flat: dict[str, Tensor]) -> None:
         """Put back what ``state`` returned; a ValueError if it is of other gates."""
@@ -217,7 +220,8 @@ class GateOptimizer:
             )
         if not torch.equal(own["gate"], flat["gate"]):
             raise ValueError(f"SoRA: {OTHER_WEIGHTS}")
-        self.driven = int(flat["driven"])
+        self.driven = int(flat["count"])
+        self.count.copy_(flat["count"])
         self.exp_avg.copy_(flat["exp_avg"])
         self.exp_avg_sq.copy_(flat["exp_avg_sq"])
         self.last = self._stacked()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lora2.tuners.lora2.config import ORTHOGONALITY
-from lora2.tuners.lora2.stacks import _Gram, by_shape, stack_groups, stacked_penalty
+from lora2.tuners.lora2.stacks import Factors, _Gram, by_shape, stack_groups, stacked_penalty
 
 SETTINGS = [pairs for pairs in ORTHOGONALITY if pairs != "none"]
 
@@ -28,7 +28,7 @@ def orthogonality_penalty(u, v, U, V, pairs="uv+UV+PQ", squared=False):
     groups = by_shape(u, V)
     lam = [one.new_empty(0) for one in v]
     in_groups = [[part[at] for group in groups for at in group] for part in (u, v, lam, U, V)]
-    stacks = stack_groups([len(group) for group in groups], *in_groups)
+    stacks = stack_groups([len(group) for group in groups], Factors(*in_groups))
     return stacked_penalty(stacks, pairs=pairs, squared=squared)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torch import nn
-from transformers import get_linear_schedule_with_warmup
+from transformers import TrainingArguments, get_linear_schedule_with_warmup
 
 from lora2.tuners.sora import SoraConfig
 from lora2.tuners.sora.model import GateOptimizer, lr_at, proximal_step, xi_at
@@ -58,12 +58,13 @@ def test_xi_rises_in_equal_stages():
     assert uneven == [0.0, 0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize("warmup", [0.0, 0.06, 0.5])
-def test_the_rate_is_the_linear_schedule_of_transformers(warmup):
-    config = SoraConfig(gate_lr=0.3, gate_warmup_ratio=warmup)
-    total = 50
+@pytest.mark.parametrize("warmup", [0, 0.06, 0.5, 1, 15])
+def test_the_rate_is_that_of_transformers_trainer(warmup, tmp_path):
+    total = 49  # 0.06 of it is no whole number
+    config = SoraConfig(gate_lr=0.3, gate_warmup_steps=warmup)
+    args = TrainingArguments(str(tmp_path), warmup_steps=warmup)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3)
-    schedule = get_linear_schedule_with_warmup(optimizer, int(warmup * total), total)
+    schedule = get_linear_schedule_with_warmup(optimizer, args.get_warmup_steps(total), total)
     for step in range(1, total + 1):
         assert lr_at(config, step, total) == pytest.approx(schedule.get_last_lr()[0])
         optimizer.step()
@@ -74,7 +75,7 @@ def test_the_rate_is_the_linear_schedule_of_transformers(warmup):
 @pytest.mark.parametrize("threshold", ["soft", "published"])
 def test_a_step_is_adamw_then_the_proximal_step(threshold):
     config = SoraConfig(
-        xi=0.05, gate_lr=0.1, gate_warmup_ratio=0.0, gate_weight_decay=0.1, threshold=threshold
+        xi=0.05, gate_lr=0.1, gate_warmup_steps=0, gate_weight_decay=0.1, threshold=threshold
     )
     gate = {name: nn.Parameter(torch.randn(4)) for name in "ab"}
     optimizer = GateOptimizer(gate, config, total_step=4)
@@ -96,16 +97,16 @@ def test_a_step_is_adamw_then_the_proximal_step(threshold):
 
 
 def test_state_goes_round_and_refuses_other_gates():
-    config = SoraConfig(gate_warmup_ratio=0.0)
+    config = SoraConfig(gate_warmup_steps=0)
     gate = {"a": nn.Parameter(torch.randn(4))}
     optimizer = GateOptimizer(gate, config, 9)
     empty = optimizer.state()
-    assert int(empty["driven"]) == 0
+    assert empty["count"] == 0
     optimizer.load_state(empty)
     gate["a"].grad = torch.randn(4)
     optimizer.step(1)
     saved = optimizer.state()
-    assert set(saved) == {"driven", "gate", "exp_avg", "exp_avg_sq"}
+    assert set(saved) == {"count", "gate", "exp_avg", "exp_avg_sq"}
     fresh = GateOptimizer({"a": nn.Parameter(gate["a"].detach().clone())}, config, 9)
     fresh.load_state(saved)
     grad = torch.randn(4)
@@ -115,26 +116,32 @@ def test_state_goes_round_and_refuses_other_gates():
     assert torch.equal(fresh.gates["a"], gate["a"])
     assert fresh.driven == 2
     other = GateOptimizer({"b": nn.Parameter(torch.randn(4))}, config, 9)
-    for wrong in ({}, {"driven": torch.tensor(3)}, {**saved, "gate": torch.ones(2, 4)}):
+    for wrong in ({}, {"count": torch.tensor(3.0)}, {**saved, "gate": torch.ones(2, 4)}):
         with pytest.raises(ValueError, match="resume with the same target_modules"):
             other.load_state(wrong)
     with pytest.raises(ValueError, match="another run or step"):
         other.load_state(saved)
 
 
-def test_a_step_with_infinite_gradients_changes_no_gate():
+def test_steps_with_infinite_gradients_change_neither_the_gates_nor_the_next_step():
     """As fp16's loss scaler skips one."""
-    optimizer = GateOptimizer({"a": nn.Parameter(torch.randn(4))}, SoraConfig(xi=0.1), 9)
-    gate, before = optimizer.gates["a"], optimizer.gates["a"].detach().clone()
+    start = torch.randn(4)
+    optimizer, other = (
+        GateOptimizer({"a": nn.Parameter(start.clone())}, SoraConfig(xi=0.1), 9) for _ in range(2)
+    )
+    gate, before = optimizer.gates["a"], start
     for bad in (torch.inf, torch.nan):
         gate.grad = torch.tensor([1.0, bad, 2.0, 3.0])
         optimizer.step(3)
         assert torch.equal(gate, before) and gate.grad is None
-    assert not optimizer.exp_avg.any() and not optimizer.exp_avg_sq.any()
+    for one in (optimizer, other):
+        one.gates["a"].grad = torch.tensor([1.0, -1.0, 2.0, 3.0])
+        one.step(4)
+    assert torch.equal(gate, other.gates["a"]) and not torch.equal(gate, before)
 
 
 def test_the_term_that_no_backward_pass_brought_is_added():
-    config = SoraConfig(sparse_lambda=3.0, gate_warmup_ratio=0.0)
+    config = SoraConfig(sparse_lambda=3.0, gate_warmup_steps=0)
     gate = {name: nn.Parameter(torch.randn(4)) for name in "ab"}
     twin = {name: nn.Parameter(one.detach().clone()) for name, one in gate.items()}
     (3.0 * torch.cat([*gate.values()]).abs().mean()).backward()
@@ -153,11 +160,11 @@ def test_settings():
             xi=-1.0,
             threshold="hard",
             gate_lr=0.0,
-            gate_warmup_ratio=1.0,
+            gate_warmup_steps=-1.0,
             gate_weight_decay=-1.0,
             xi_stages=0,
         )
-    for name in ("sparse_lambda", "xi", "threshold", "gate_lr", "gate_warmup_ratio", "xi_stages"):
+    for name in ("sparse_lambda", "xi", "threshold", "gate_lr", "gate_warmup_steps", "xi_stages"):
         assert f"{name}=" in str(error.value)
     for bad in ({"xi_max": 1.0}, {"xi_stages": 3}):
         with pytest.raises(ValueError, match=r"xi_max=.*xi_stages"):

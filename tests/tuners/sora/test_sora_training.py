@@ -40,7 +40,7 @@ def sora(dropout: float = 0.0, layers: int = 2, **changes) -> PeftModel:
             attention_probs_dropout_prob=dropout,
         )
     )
-    kwargs = {"r": 4, "target_modules": ["query", "value"], "gate_warmup_ratio": 0.0} | changes
+    kwargs = {"r": 4, "target_modules": ["query", "value"], "gate_warmup_steps": 0} | changes
     return get_peft_model(base, SoraConfig(**({"task_type": "SEQ_CLS"} | kwargs)))
 
 
