@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from lora2.records.files import explain_full_disk
 from lora2.study.spec import Part, StudyRequest, parse_study
-from lora2.sweep.pool import INTERRUPTED, command, plan_workers, summary, sweep_here
+from lora2.sweep.command import INTERRUPTED, command
+from lora2.sweep.pool import plan_workers, summary, sweep_here
 from lora2.sweep.table import Job
 
 
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run_study(request: StudyRequest) -> int:
     """Do or plan the request part by part; finished runs are not repeated."""
+    from lora2.records.store import StoreError
     from lora2.study.select import SelectionError, collect, select, sentences
 
     print(f"study {request.study.name}: {request.study.note}", flush=True)
@@ -39,8 +41,10 @@ def run_study(request: StudyRequest) -> int:
                     request.study, part, sources, request.selection, request.selection_words(),
                     lambda jobs: sweep(jobs, request, "selection"),
                 )  # fmt: skip
-            except SelectionError as error:
+            except (SelectionError, StoreError) as error:
                 print(error, file=sys.stderr)
+                if request.options.only == "tables":  # of the parts that have been run
+                    continue
                 return 1
             print(f"part {part.name}: rates chosen", *sentences(choices), sep="\n", flush=True)
             rates = {choice.row: choice.rate for choice in choices}

@@ -93,7 +93,7 @@ def size_agrees(printed: str, rows: int) -> bool:
 def main(argv: Sequence[str]) -> int:
     """Write both files, or with --check exit 1 if that would change one."""
     pages = {FOLDER / "audit.md": audit(), FOLDER / "table5.md": table5()}
-    return write_pages(pages, "--check" in argv, COMMAND)
+    return write_pages(pages, argv, COMMAND)
 
 
 if __name__ == "__main__":

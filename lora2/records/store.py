@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,10 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,254}")  # a folder's name, n
 
 class StoreError(RuntimeError):
     """The runs of a results folder cannot be read; the message says what to do."""
+
+
+class NoRuns(StoreError):
+    """A results folder is empty or not there."""
 
 
 class SchemaError(StoreError):
@@ -163,7 +167,7 @@ def read(profile_dir: Path) -> pd.DataFrame:
     csv = profile_dir / "runs.csv"
     committed = [read_csv(csv)] if csv.is_file() else []
     if not rows and not committed:
-        raise StoreError(
+        raise NoRuns(
             f"no runs in {profile_dir}: run `make reproduce-table1 PROFILE={profile_dir.name}`, "
             "or name another results folder"
         )
@@ -178,7 +182,7 @@ def read(profile_dir: Path) -> pd.DataFrame:
 def _read_folders(runs: Path) -> list[pd.DataFrame]:
     """Read the run folders; skip damaged ones with a warning; raise at another schema."""
     rows = []
-    for folder in sorted(runs.iterdir()) if runs.is_dir() else ():
+    for folder in sorted(runs.glob("*")):
         if not folder.is_dir() or folder.name.startswith((".", "tmp")):
             continue
         for again in (False, True):  # the folder of a failed run may be replaced meanwhile
@@ -205,8 +209,12 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_pages(pages: Mapping[Path, str], check: bool, command: str) -> int:
-    """Write each page that changed; with ``check`` only name them, and return 1 if any did."""
+def write_pages(pages: Mapping[Path, str], options: Sequence[str], command: str) -> int:
+    """Write each page that changed; with the option --check name them, and return 1 if any did."""
+    if unknown := {*options} - {"--check"}:
+        print(f"unknown: {' '.join(unknown)}; the only option is --check", file=sys.stderr)
+        return 2
+    check = "--check" in options
     old = {path: path.read_text(encoding="utf-8") if path.is_file() else "" for path in pages}
     stale = [path for path, text in pages.items() if old[path] != text]
     for path in stale:

@@ -22,7 +22,7 @@ from lora2.markup import grid, markdown
 from lora2.records.store import StoreError, read_csv, write_pages
 from lora2.study.select import read
 from lora2.study.spec import Part, Question, Study, load_study
-from lora2.tables.stats import holm, summary
+from lora2.tables.stats import holm, paired_t, summary
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = Path(__file__).with_name("claims.csv")
@@ -41,9 +41,10 @@ WORDS = {  # verdict -> its words in a sentence, with the comparison's fields by
     "equivalent": "equivalent within {margin:g}",
     "cannot tell": "undecided",
 }
-HOLDS = {  # rule -> verdict -> what it means for a claim
-    "higher": {"higher": "confirmed", "lower": "refuted", "equivalent": "refuted"},
-    "not lower": {"higher": "confirmed", "equivalent": "confirmed", "lower": "refuted"},
+# The verdicts with which a claim holds, by its rule; "lower" without a margin contradicts both.
+HOLDS = {
+    "higher": ("higher", "higher, within the margin"),
+    "not lower": ("higher", "higher, within the margin", "equivalent", "lower, within the margin"),
 }
 # Okabe and Ito's colours, distinct without colour vision too; k = 1 and r = 1 are hollow.
 COLOURS = {"lora": "#0072b2", "adalora": "#e69f00", "lora2": "#d55e00", "published": "#009e73"}
@@ -55,8 +56,9 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
 
     ``scores`` is scores.csv. difference: first minus second in percentage points, the mean over
     common seeds; low, high: its 95 % t-interval; p: paired t-test, p_holm: corrected over the lines
-    of the question; p_equivalence: of two one-sided tests against the task's margin;
-    could_have_seen: what these seeds detect with a power of 80 %. The best score has lines apart.
+    of the question, all budgets included; p_equivalence: of two one-sided tests against the task's
+    margin; could_have_seen: what these seeds detect with a power of 80 % after that correction.
+    Last and best scores have separate lines.
     """
     lines = []
     for question in study.questions:
@@ -70,6 +72,7 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
             ]  # fmt: skip
             for line, p in zip(tested, holm([line["p"] for line in tested]), strict=True):
                 line |= {"score": score.removeprefix("score_"), "p_holm": p}
+                line["could_have_seen"] = line.pop("error") * _detectable(line, len(tested))
                 lines.append({**line, "verdict": _verdict(line)})
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -85,20 +88,26 @@ def _compare(study: Study, part: Part, differences: np.ndarray) -> dict:
     """Return the figures of one comparison, except those that depend on the question's others."""
     n, mean, std, low, high = summary(differences)
     margin, error = study.margin[part.task], std / math.sqrt(n)
-    constant = error < 1e-9
-    p = 2 * stats.t.sf(abs(mean) / error, n - 1) if not constant else math.nan
-    p = 1.0 if constant and abs(mean) < 1e-9 else float(p)  # 1: nothing differs at all
     return {"part": part.name, "task": part.task, "steps": part.steps, "seeds": n,
-            "difference": mean, "low": low, "high": high, "p": p, "margin": margin,
-            "p_equivalence": equivalence(differences, margin),
-            "could_have_seen": high - mean + stats.t.ppf(POWER, n - 1) * error}  # fmt: skip
+            "difference": mean, "low": low, "high": high, "p": paired_t(differences),
+            "margin": margin, "p_equivalence": equivalence(differences, margin),
+            "error": error}  # fmt: skip
+
+
+def _detectable(line: Mapping, tests: int) -> float:
+    """Return the difference, in standard errors, that Holm's first step detects with ``POWER``."""
+    freedom = line["seeds"] - 1
+    return stats.t.ppf(1 - LEVEL / 2 / tests, freedom) + stats.t.ppf(POWER, freedom)
 
 
 def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> float:
-    """Return the p-value of two one-sided t-tests (Schuirmann 1987): small if |mean| < margin."""
+    """Return the p-value of two one-sided t-tests (Schuirmann 1987): small if |mean| < margin.
+
+    NaN if all differences are equal: two rows that learnt nothing are not as good as each other.
+    """
     n, mean, std, _, _ = summary(differences)
     if (error := std / math.sqrt(n)) < 1e-9:
-        return float(abs(mean) >= margin)
+        return math.nan
     return float(stats.t.sf((margin - abs(mean)) / error, n - 1))
 
 
@@ -165,26 +174,31 @@ def headline(results: Results) -> str:
 
 
 def _by_question(results: Results) -> dict[str, list[str]]:
-    """Return the sentences of each question: for each pair and task, its longest budget."""
+    """Return each question's sentences: longest budgets, and others with a difference found."""
     last, labels = results.answers.loc[results.answers["score"] == "last"], results.labels
     longest = last.groupby(["question", "first", "second", "task"])["steps"].transform("max")
-    lines = last.loc[last["steps"] == longest].to_dict("records")
+    shown = (last["steps"] == longest) | last["verdict"].str.startswith(("higher", "lower"))
+    lines = last.loc[shown].sort_values("steps", ascending=False, kind="stable").to_dict("records")
     return {q.ask: [sentence(line, labels) for line in lines if line["question"] == q.ask]
             for q in results.study.questions}  # fmt: skip
 
 
 def _score_rows(results: Results) -> Iterator[list[str]]:
     """Yield the head, then a line for each row of the parts with the most steps of their task."""
-    yield ["Row", "Task", "Steps", "Rate", "Last", "Best", "Seeds", "Parameters"]
+    yield ["Row", "Task", "Steps", "Rate", "Last", "Best", "Seeds", "Parameters", "Kept"]
     scores = results.scores
     longest = scores.loc[scores["steps"] == scores.groupby("task")["steps"].transform("max")]
-    for (_, row), cell in longest.groupby(["part", "row"], sort=False):
-        first = cell.iloc[0]
+    cells = dict(iter(longest.groupby(["part", "row"])))
+    for key in ((part.name, row) for part in results.study.parts for row in part.rows):
+        if key not in cells:
+            continue
+        cell, first = cells[key], cells[key].iloc[0]
         last, best = summary(cell["score_last"]), summary(cell["score_best"])
-        yield [results.labels[row], first["task"], f"{first['steps']:,}",
+        yield [results.labels[key[1]], first["task"], f"{first['steps']:,}",
                f"{first['learning_rate']:g}", f"{last.mean:.1f} ± {last.std:.1f}",
                f"{best.mean:.1f} ± {best.std:.1f}", str(last.n),
-               f"{int(cell['params_adapter'].mean()):,}"]  # fmt: skip
+               f"{int(cell['params_adapter'].mean()):,}",
+               f"{int(cell['params_kept'].mean()):,}"]  # fmt: skip
 
 
 def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
@@ -200,19 +214,23 @@ def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     planned = pd.DataFrame(map(vars, study.parts)).groupby("task")["steps"].max()
     tested = tested.loc[tested["steps"] == tested["task"].map(planned)]
     merged = table.merge(tested, how="left", on=["first", "second"])
-    verdicts = zip(merged["rule"], merged["verdict"].fillna("").str.split(",").str[0], strict=True)
-    holds = [HOLDS[rule].get(verdict, "undecided") if verdict else "not run"
-             for rule, verdict in verdicts]  # fmt: skip
+    holds = [
+        "not run" if not verdict else "holds here" if verdict in HOLDS[rule]
+        else "does not hold here" if verdict.startswith("lower") else "undecided"
+        for rule, verdict in zip(merged["rule"], merged["verdict"].fillna(""), strict=True)
+    ]  # fmt: skip
     return merged.assign(holds=holds).drop_duplicates(["id", "first", "second", "task"])
 
 
 def _claim_rows(results: Results) -> Iterator[list[str]]:
-    yield ["The paper", "Tested as", "Task", "Difference", ""]
+    yield ["Claim", "Tested as", "Task", "Difference (95 % interval; seeds)", ""]
+    labels = results.labels
     for line in claims(results.study, results.scores).to_dict("records"):
-        run = line["holds"] != "not run"
-        tested = f"{line['first']} {line['rule']} than {line['second']}"
-        yield [line["quote"], tested, line["task"] if run else "–",
-               f"{line['difference']:+.1f}" if run else "–", line["holds"]]  # fmt: skip
+        task, figures = "–", "–"
+        if line["holds"] != "not run":
+            task, figures = line["task"], "{difference:+.1f} ({low:+.1f} to {high:+.1f}; {seeds:g})"
+        tested = f"{labels[line['first']]} {line['rule']} than {labels[line['second']]}"
+        yield [line["claim"], tested, task, figures.format(**line), line["holds"]]
 
 
 def _protocol(results: Results) -> dict[str, object]:
@@ -280,7 +298,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
         error = [0.0 if point.n < 2 else point.high - point.mean for point in points.values()]
         kind = "published" if row.id.endswith("-published") else row.method
         colour = COLOURS.get(kind, "#777777")
-        small = "1" in row.id.removesuffix("-published")[-2:]
+        small = row.id.removesuffix("-published").endswith(("-r1", "-k1"))
         axes.errorbar(x, y, yerr=error, label=row.label, color=colour, marker="o", capsize=2,
                       linestyle="--" if small else "-", elinewidth=1,
                       markerfacecolor="white" if small else colour)  # fmt: skip
@@ -290,7 +308,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
     axes.minorticks_off()
     axes.set_xlim(ticks[0] / 1.6, ticks[-1] * 1.6)
     axes.set_xlabel("optimiser steps of the whole training (each its own schedule and rate)")
-    axes.set_ylabel("last validation score, percent points")
+    axes.set_ylabel("last validation score, percentage points")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="0.92", linewidth=0.8)
     figure.legend(loc="outside right upper", frameon=False)
@@ -299,7 +317,7 @@ def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
 
 def main(argv: Sequence[str]) -> int:
     """Write page, figure, answers.csv and README's lines; with --check return 1 if they differ."""
-    check, words = "--check" in argv, [word for word in argv if not word.startswith("--")]
+    words = [word for word in argv if not word.startswith("--")]
     if len(words) != 2:
         print(__doc__, file=sys.stderr)
         return 2
@@ -315,8 +333,9 @@ def main(argv: Sequence[str]) -> int:
         folder / "answers.csv": results.answers.to_csv(index=False, lineterminator="\n"),
         readme: BLOCK.sub(lambda m: m[1] + lines + m[2], readme.read_text(encoding="utf-8")),
     }
-    stale = write_pages(pages, check, "make report-study")
-    if not check:
+    options = [word for word in argv if word.startswith("--")]
+    stale = write_pages(pages, options, "make report-study")
+    if not options:
         with matplotlib.rc_context(STYLE):  # the same bytes for the same figure
             figure = budget_curve(results.study, results.scores, "cola")
             figure.savefig(folder / "budget.svg", metadata={"Date": None})

@@ -66,13 +66,13 @@ def select(
         if not any(wider.values()):
             return [Choice(part, row, _chosen(frame), frame) for row, frame in frames.items()]
         for row, more in wider.items():
-            grids[row] = sorted({*grids[row], *more})
-            if len(grids[row]) > MOST:
+            if more and len(grids[row]) == MOST:
                 raise SelectionError(
                     f"part {part.name}: of {MOST} rates from {grids[row][0]:g} to "
                     f"{grids[row][-1]:g} the best for {row} is still at an end of the grid: set "
                     f"another rate for it in configs/study/{study.name}.yaml"
                 )
+            grids[row] = sorted({*grids[row], *more})
 
 
 def first_grid(middle: float) -> list[float]:
@@ -83,7 +83,7 @@ def recorded(folder: Path) -> pd.DataFrame:
     """Return the settled runs of a results folder, including those in its runs.csv."""
     try:
         runs = store.read(folder)
-    except store.StoreError:
+    except store.NoRuns:
         return pd.DataFrame({"run": [], "seed": [], "config": [], "status": []})
     return runs.loc[runs["status"].isin(SETTLED)]
 
@@ -187,12 +187,14 @@ def _finals(
 def _update(path: Path, fresh: Sequence[pd.DataFrame], keys: list[str]) -> pd.DataFrame:
     """Replace the lines of the file whose ``keys`` are in ``fresh``; return all its lines."""
     frame = pd.concat(fresh)
-    if path.is_file():
-        old = read(path.parent, path.stem)
-        replaced = set(map(tuple, frame[keys].to_numpy()))
-        others = old.loc[[tuple(key) not in replaced for key in old[keys].to_numpy()]]
-        frame = pd.concat([part for part in (others, frame) if len(part)] or [frame])
-    store.write_atomically(path, frame.to_csv(index=False, lineterminator="\n"))
+    with replacing(path) as file:
+        if path.is_file():
+            old = read(path.parent, path.stem)
+            replaced = set(map(tuple, frame[keys].to_numpy()))
+            others = old.loc[[tuple(key) not in replaced for key in old[keys].to_numpy()]]
+            frame = pd.concat([part for part in (others, frame) if len(part)] or [frame])
+        frame = frame.sort_values(keys, kind="stable")
+        file.write(frame.to_csv(index=False, lineterminator="\n").encode())
     return frame
 
 
@@ -209,15 +211,16 @@ def _curve(folder: Path, line: dict) -> pd.DataFrame:
 def _write_predictions(folder: Path, runs: Sequence[str]) -> None:
     """Write predictions.parquet: run and its last predictions, int8 classes or float32 scores."""
     path, kept = folder / "predictions.parquet", {}
-    if path.is_file():
-        frame = pd.read_parquet(path)
-        kept = dict(zip(frame["run"], frame["last"], strict=True))
-    for run in runs:
-        source = folder / "runs" / run / "predictions.parquet"
-        if source.is_file():
-            last = pd.read_parquet(source, columns=["last"])["last"].to_numpy()
-            classes = bool((last == np.round(last)).all())
-            kept[run] = last.astype(np.int8 if classes else np.float32)
-    frame = pd.DataFrame({"run": list(kept), "last": [values.tolist() for values in kept.values()]})
     with replacing(path) as file:
+        if path.is_file():
+            frame = pd.read_parquet(path)
+            kept = dict(zip(frame["run"], frame["last"], strict=True))
+        for run in runs:
+            source = folder / "runs" / run / "predictions.parquet"
+            if source.is_file():
+                last = pd.read_parquet(source, columns=["last"])["last"].to_numpy()
+                classes = bool((last == np.round(last)).all())
+                kept[run] = last.astype(np.int8 if classes else np.float32)
+        values = [last.tolist() for last in kept.values()]
+        frame = pd.DataFrame({"run": list(kept), "last": values})
         file.write(frame.to_parquet(None, index=False, compression="zstd"))

@@ -166,16 +166,16 @@ def _check(where: str, study: Study) -> Iterator[Problem]:
             yield Problem(f"{where}, selection_seed", study.selection_seed, allowed)
 
 
-def parse_study(argv: Sequence[str], configs: Path = CONFIGS) -> StudyRequest:
+def parse_study(argv: Sequence[str]) -> StudyRequest:
     """Read words such as ``study=small-cpu data.dir=DIR workers=2``; check every configuration."""
     problems = ProblemList()
     given, _, extra = split_words(argv, Options, problems)
     problems += _refused_words(extra)
     if given.study is None:
-        names = ", ".join(options("study", configs))
+        names = ", ".join(options("study"))
         raise ConfigError([*problems, Problem("study", None, names, "study=NAME is missing")])
     with problems.collect():
-        study = load_study(given.study, configs)
+        study = load_study(given.study)
         problems += _unknown_names(study, given)
     problems.raise_if_any()
     parts = list[Part]()

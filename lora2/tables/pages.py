@@ -39,7 +39,7 @@ def first_table(markdown: str) -> str:
 
 def main(argv: Sequence[str]) -> int:
     pages = {path: refresh(path.read_text(encoding="utf-8")) for path in PAGES}
-    return write_pages(pages, "--check" in argv, "python -m lora2.tables.pages")
+    return write_pages(pages, argv, "python -m lora2.tables.pages")
 
 
 if __name__ == "__main__":

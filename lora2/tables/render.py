@@ -96,10 +96,11 @@ def texts(results: TableResults, folder: Path, profile: Profile) -> dict[str, st
     about, best = caption(results, cells), score_grid(results, cells, profile.name)
     last = score_grid(results, cells, profile.name, "last")
     compared = comparison_grid(tests)
+    bullets = [f"- {markdown(note)}" for note in notes]
     page = [
         *opening,
         *("## Best validation score seen, as the paper reports", "", about, "", *grid(best), ""),
-        *(*(f"- {markdown(note)}" for note in notes), *[""] * bool(notes)),
+        *([*bullets, ""] if bullets else []),
         *("## Score after the last step", "", *grid(last), ""),
         *(["## Differences", "", HOW_COMPARED, "", *grid(compared), ""] if compared[1:] else []),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -55,9 +56,14 @@ def by_seed(differences: Sequence[float] | np.ndarray) -> Outcome:
         )
         name = "sign-flip permutation" if n <= 14 else "sign-flip permutation, sampled"
         return Outcome(f"{name} (n={n})", float(result.pvalue))
-    if np.ptp(array) < 1e-9:  # equal but for rounding
-        return Outcome(f"paired t (n={n})", 1.0 if abs(array[0]) < 1e-9 else np.nan)
-    return Outcome(f"paired t (n={n})", float(stats.ttest_1samp(array, 0.0).pvalue))
+    return Outcome(f"paired t (n={n})", paired_t(array))
+
+
+def paired_t(differences: np.ndarray) -> float:
+    """Return the p-value of the paired t-test; of equal differences 1 if they are 0, else NaN."""
+    if np.ptp(differences) < 1e-9:  # equal but for rounding
+        return 1.0 if abs(differences[0]) < 1e-9 else math.nan
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
@@ -85,9 +91,8 @@ STATISTICS = {"matthews_correlation": _pearson, "pearson": _pearson, "f1": _f1}
 
 
 def paired_bootstrap(
-    metric: str, label: np.ndarray, first: np.ndarray, second: np.ndarray,
-    resamples: int = 2000, seed: int = 0,
-) -> float:  # fmt: skip
+    metric: str, label: np.ndarray, first: np.ndarray, second: np.ndarray, resamples: int = 2000
+) -> float:
     """Return the two-sided p-value of equal ``metric`` for two models, by resampling examples.
 
     ``label``, ``first`` and ``second`` are (n,) over the same examples. The p-value is twice the
@@ -103,7 +108,7 @@ def paired_bootstrap(
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         drawn = stats.bootstrap(
             arrays, difference, paired=True, vectorized=True, method="percentile",
-            n_resamples=resamples, batch=max(1, 2_000_000 // len(arrays[0])), rng=seed,
+            n_resamples=resamples, batch=max(1, 2_000_000 // len(arrays[0])), rng=0,
         ).bootstrap_distribution  # fmt: skip
     below, above = int((drawn <= 0).sum()) + 1, int((drawn >= 0).sum()) + 1
     return min(1.0, 2 * min(below, above) / (resamples + 1))

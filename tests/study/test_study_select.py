@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
+from lora2.records.store import SchemaError
 from lora2.study.select import SelectionError, left, select
 from tests.study.synthetic_study import record, small_study
 
@@ -50,7 +52,8 @@ def test_of_equal_scores_the_middle_rate_wins(tmp_path):
 
 def test_a_best_rate_that_stays_an_end_is_refused_with_the_file_to_change(tmp_path):
     study = small_study(rates={"lora-r8": 1e-3})
-    with pytest.raises(SelectionError, match=r"another rate .* configs/study/small-cpu.yaml"):
+    tried = r"9 rates from 0.0005 to 0.128 .* another rate .* configs/study/small-cpu.yaml"
+    with pytest.raises(SelectionError, match=tried):
         choose(study, tmp_path, rate_of)
 
 
@@ -90,6 +93,10 @@ def test_a_run_of_runs_csv_counts_as_done_though_its_folder_is_gone(tmp_path):
     assert there.name != here.name and left([here, there], tmp_path) == []
     other = study.job(study.parts[0], "lora-r8", 2e-3, 1, [f"results.dir={tmp_path}"])
     assert left([other, other], tmp_path) == [other]
+    table = tmp_path / "runs.csv"
+    pd.read_csv(table).assign(schema=2).to_csv(table, index=False)
+    with pytest.raises(SchemaError, match="schema 2"):  # not: nothing has been run
+        left([there], tmp_path)
 
 
 def test_a_failed_run_is_done_again(tmp_path):
