@@ -58,6 +58,7 @@ def ways_out(lacking: Iterable[Need]) -> str:
 
 
 def cached(path: str, kind: str) -> bool:
+    """Tell whether the cache has a folder of the repository, a part of it included."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return (Path(HF_HUB_CACHE) / f"{kind}s--{path.replace('/', '--')}" / "snapshots").is_dir()

@@ -60,8 +60,8 @@ def _no_effect(run: Checked) -> Iterator[Problem]:
          ["method.orth_reg_weight", "method.orth_squared"]),
     )  # fmt: skip
     for holds, reason, allowed, keys in cases:
-        for key in keys if holds else ():
-            if key in run.typed and key in run.values:
+        for key in keys:
+            if holds and key in run.typed and key in run.values:
                 yield run.problem(key, allowed, f"has no effect while {reason}")
 
 
@@ -85,7 +85,7 @@ def _pruning(run: Checked) -> Iterator[Problem]:
         wrong = "the ranks would never be allocated"
         yield Problem("method.tinit + method.tfinal", tinit + tfinal, allowed, wrong)
     elif every > pruned:
-        allowed = f"at most the {pruned} steps in which ranks are pruned, tinit to -tfinal"
+        allowed = f"at most the {pruned} steps in which ranks are pruned"
         yield run.problem("method.deltaT", allowed)
     elif last and tfinal > steps - 2:
         yield run.problem("method.tfinal", f"at most {steps - 2}: a step must be scored")
@@ -152,7 +152,7 @@ def _holdout(run: Checked) -> Iterator[Problem]:
     if held < fewest:
         yield run.problem("data.holdout", f"at least {fewest} rows for {task.name}")
     elif rows is not None and rows < fewest:
-        allowed = f"at most {rows + held - fewest} of the {rows + held} training rows"
+        allowed = f"fewer of the {rows + held} training rows: {fewest} must be left"
         yield run.problem("data.holdout", allowed)
 
 
@@ -173,8 +173,8 @@ def _backbone(run: Checked) -> Iterator[Problem]:
     if run["backbone.attention"] == "sdpa" and paths.get("query", "").endswith("query_proj"):
         allowed = "eager or null: transformers has no sdpa for DeBERTa's position terms"
         yield run.problem("backbone.attention", allowed)
-    for name in chosen if paths else ():
-        if name not in paths:
+    for name in chosen:
+        if paths and name not in paths:
             yield run.problem("backbone.targets", f"a path for {name}, a target of the method")
 
 

@@ -126,8 +126,8 @@ def parse_words(argv: Sequence[str], configs: Path) -> tuple[dict[str, str], dic
             allowed = ", ".join(options(group, configs))
             problems.append(Problem(group, None, allowed, f"{group}=NAME is missing"))
     roots = field_names(RunConfig)
-    for key, value in values.items() if problems else ():
-        if (root := key.split(".")[0]) not in roots:
+    for key, value in values.items():
+        if problems and (root := key.split(".")[0]) not in roots:
             problems.append(unknown(key, value, roots, "unknown key", root))
     problems.raise_if_any()
     return choices, values

@@ -1,7 +1,7 @@
 """The typed schema of a run: every key, its type, its range and its unit; and a run's name.
 
-Values stand in configs/, keys only here. All classes refuse unknown keys and convert nothing
-silently (``"8"`` is not an integer).
+Values live in configs/; this file declares only the keys. All classes refuse unknown keys and
+convert nothing silently (``"8"`` is not an integer).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*$")]
 # What transformers calls the head of an encoder's sequence classifier.
 Head = Literal["pooler", "classifier", "pre_classifier", "score"]
-Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_-]*([./][A-Za-z0-9_-]+)*$")]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+([./][A-Za-z0-9_-]+)*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 TaskName = Literal["cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"]
 
@@ -115,7 +115,7 @@ class Adapter:
 
 @checked
 class Pruned(Adapter):
-    """The keys of ranks pruned to a budget; tinit, tfinal, deltaT in optimiser steps."""
+    """The keys of methods that prune ranks to a budget; tinit, tfinal, deltaT: optimiser steps."""
 
     tinit: Steps
     tfinal: Steps
@@ -183,7 +183,7 @@ Method = Plain | Lora | Adalora | Sora | Lora2 | LoraXs | Peft
 
 @checked
 class Identity:
-    """The keys that stand outside any section."""
+    """The top-level keys."""
 
     task: TaskName
     protocol: Literal["public", "equal"]

@@ -235,17 +235,17 @@ def changed(rng: Generator, frame: Frame, slots: Sequence[str] = SLOTS) -> Frame
     return with_changed(rng, frame, pick(rng, _filled(frame, slots)))
 
 
-def weakened(rng: Generator, frame: Frame, rate: float = 0.4) -> Frame:
+def weakened(rng: Generator, frame: Frame) -> Frame:
     """Weaken ``frame`` to what follows from it: fewer details, more general nouns."""
 
     def thing(t: Thing, p_group: float) -> Thing:
-        amount = None if rng.random() < rate else t.amount
-        adjective = None if rng.random() < rate else t.adjective
+        amount = None if rng.random() < 0.4 else t.amount
+        adjective = None if rng.random() < 0.4 else t.adjective
         general = t.noun.group and rng.random() < p_group
         noun = lex.BY_NAME["group", t.noun.group] if general else t.noun
         return Thing(noun, t.plural, amount, adjective)
 
-    adjunct = None if rng.random() < rate else frame.adjunct
+    adjunct = None if rng.random() < 0.4 else frame.adjunct
     if frame.denied:  # a denial with fewer details denies more
         return frame
     subject, target = thing(frame.subject, 0.1), thing(frame.target, 0.25)

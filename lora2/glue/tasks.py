@@ -61,7 +61,7 @@ def metric_prefix(split: str) -> str:
 
 
 def score(task: Task, metrics: Mapping[str, float]) -> float:
-    """Return the paper's number for one evaluation, in percent points.
+    """Return the paper's number for one evaluation, in percentage points.
 
     Matthews correlation for CoLA, Pearson correlation for STS-B, the mean of accuracy and F1 for
     QQP, the mean of matched and mismatched accuracy for MNLI, accuracy for the others (MRPC too).

@@ -227,9 +227,9 @@ def by_truncation(printed: str, n: int) -> range:
     return range(math.ceil(value / unit), math.ceil((value + 2 * HALF) / unit))
 
 
-def fewest_runs(printed: str, n: int, most: int = 100) -> int | None:
-    """Return the smallest number of runs whose mean can be ``printed``; None above ``most``."""
-    return next((runs for runs in range(1, most + 1) if correct_counts(printed, n, runs)), None)
+def fewest_runs(printed: str, n: int) -> int | None:
+    """Return the smallest number of runs whose mean can be ``printed``; None above 100."""
+    return next((runs for runs in range(1, 101) if correct_counts(printed, n, runs)), None)
 
 
 def kinds_of_rows() -> Iterator[Finding]:

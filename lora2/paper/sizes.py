@@ -45,9 +45,9 @@ def encoder(name: str) -> Encoder:
     return Encoder(shape["num_hidden_layers"], shape["hidden_size"], shape["intermediate_size"])
 
 
-def lora2_parameters(k: int, r: int = 8) -> Count:
-    """Count u, V, then v and U, then the r singular values (Eq. 4)."""
-    return lambda d_in, d_out: k * (d_in + d_out) + 2 * k * r + r
+def lora2_parameters(k: int) -> Count:
+    """Count u, V, then v and U, then the r = 8 singular values (Eq. 4)."""
+    return lambda d_in, d_out: k * (d_in + d_out) + 2 * k * 8 + 8
 
 
 def lora_parameters(r: int, singular_values: int = 0) -> Count:
@@ -123,9 +123,9 @@ def readings() -> Iterator[Finding]:
         yield finding(f"reading/{first} and {second}", shown, agrees(exact(value), saved))
 
 
-def update_rank(k: int, r: int = 8, width: int = 64) -> int:
+def update_rank(k: int, r: int = 8) -> int:
     """Return the rank of u v diag(L) U V for random factors, in double precision."""
-    rng = np.random.default_rng(0)
+    rng, width = np.random.default_rng(0), 64
     u, v = rng.standard_normal((width, k)), rng.standard_normal((k, r))
     U, V = rng.standard_normal((r, k)), rng.standard_normal((k, width))
     update = u @ (v * rng.standard_normal(r)) @ U @ V  # (width, k) -> (width, width)
