@@ -95,11 +95,8 @@ class Lora2Callback(TrainerCallback):
         if state.global_step >= state.max_steps:
             call_hook(tuner, "finish_training")
         elif call_hook(tuner, "training_state"):
-            warnings.warn(
-                f"training stopped at step {state.global_step} of {state.max_steps}, before the "
-                f"ranks were final",
-                stacklevel=2,
-            )
+            where = f"step {state.global_step} of {state.max_steps}"
+            warnings.warn(f"training stopped at {where}: ranks are not final", stacklevel=2)
 
 
 def _find_tuner(model: nn.Module) -> Any:

@@ -7,10 +7,9 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 PROBE_SECONDS = 5.0
-T = TypeVar("T")
 Need = tuple[str, str]  # repository, "model" or "dataset"
 KEYS = {"model": "backbone.path=DIR", "dataset": "data.dir=DIR (DIR/<task>/<split>.parquet)"}
 
@@ -66,22 +65,25 @@ def cached(path: str, kind: str) -> bool:
 
 def offline_reason(path: str | None, kind: str = "model") -> str | None:
     """Return why the hub cannot be asked for ``path``; None if it can, or for a local folder."""
+    return None if path is None or Path(path).expanduser().is_dir() else info(path, kind)[1]
+
+
+def info(path: str, kind: str) -> tuple[Any, str | None]:
+    """Return (the hub's description of a repository, None), or (None, why there is none)."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
 
-    if path is None or Path(path).expanduser().is_dir():
-        return None
     if is_offline_mode():
-        return "HF_HUB_OFFLINE=1 is set"
-    return ask(lambda: HfApi().repo_info(path, repo_type=kind, timeout=PROBE_SECONDS))[1]
+        return None, "HF_HUB_OFFLINE=1 is set"
+    return ask(lambda: HfApi().repo_info(path, repo_type=kind, timeout=PROBE_SECONDS))
 
 
-def ask(question: Callable[[], T]) -> tuple[T | None, str | None]:
+def ask(question: Callable[[], Any]) -> tuple[Any, str | None]:
     """Return (answer, None), or (None, the reason) after at most ``PROBE_SECONDS``.
 
     In a thread, because a name look-up that hangs ignores the time-out of an HTTP client.
     """
-    answers: queue.Queue[tuple[T | None, str | None]] = queue.Queue()
+    answers: queue.Queue[tuple[Any, str | None]] = queue.Queue()
 
     def work() -> None:
         try:

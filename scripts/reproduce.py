@@ -23,7 +23,7 @@ from pathlib import Path
 from lora2.config.problems import ConfigError, Problem
 from lora2.records.files import explain_full_disk
 from lora2.sweep import pool
-from lora2.sweep.command import INTERRUPTED, command, quiet_transformers
+from lora2.sweep.command import command, quiet_transformers
 from lora2.sweep.request import Request, parse
 from lora2.sweep.table import Job, distinct
 from lora2.sweep.worker import Outcome
@@ -145,12 +145,10 @@ def show_plan(request: Request, jobs_by_table: dict[str, list[Job]]) -> int:
         timed = timetable.STEPS if plan.kind == "times" else 0
         left = jobs if timed else pool.unfinished(jobs)
         workers = 1 if timed or not left else len(pool.plan_workers(left, request.options.workers))
-        costs, interrupted = cost.measure(left, workers, tell=partial(print, flush=True))
+        costs = cost.measure(left, workers, tell=partial(print, flush=True))
         print(cost.render(cost.sum_up(jobs, costs, timed), workers), flush=True)
         if timed:
             print("times only: nothing is trained", flush=True)
-        if interrupted:
-            return INTERRUPTED
     return 0
 
 

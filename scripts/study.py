@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from lora2.records.files import explain_full_disk
 from lora2.study.spec import Part, StudyRequest, parse_study
-from lora2.sweep.command import INTERRUPTED, command
+from lora2.sweep.command import command
 from lora2.sweep.pool import plan_workers, summary, sweep_here
 from lora2.sweep.table import Job
 
@@ -93,11 +93,11 @@ def show_plan(request: StudyRequest) -> int:
         stages[f"{part.name}, final"] = left(finals(request, part, rates), request.folder)
     print("measuring a few steps", flush=True)
     every = [job for jobs in stages.values() for job in jobs]
-    costs, interrupted = cost.measure(every, request.options.workers)
+    costs = cost.measure(every, request.options.workers)
     workers = len(plan_workers(every, request.options.workers)) if every else 1
     for name, jobs in {**stages, "total": every}.items():
         print(f"{name}:\n{cost.render(cost.sum_up(jobs, costs), workers)}", flush=True)
-    return INTERRUPTED if interrupted else 0
+    return 0
 
 
 if __name__ == "__main__":

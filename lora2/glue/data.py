@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -145,13 +144,8 @@ def read_hub(task: Task, splits: tuple[str, ...]) -> tuple[dict[str, pa.Table], 
 
     Returns the tables by name, and the data set's revision (a commit hash) if known.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.constants import is_offline_mode
-
-    revision, reason, before = None, "HF_HUB_OFFLINE=1 is set", config.HF_HUB_OFFLINE
-    if not is_offline_mode():
-        info = partial(HfApi().dataset_info, REPOSITORY, timeout=hub.PROBE_SECONDS)
-        revision, reason = hub.ask(lambda: info().sha)
+    found, reason = hub.info(REPOSITORY, "dataset")
+    revision, before = found and found.sha, config.HF_HUB_OFFLINE
     try:
         # Without a hub `datasets` looks only into its cache, at once and without retries.
         config.HF_HUB_OFFLINE = before or revision is None

@@ -9,7 +9,6 @@ import os
 import platform
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -139,19 +138,18 @@ def device_name() -> str:
 
 
 def forget_peak_memory() -> None:
-    """Reset ``peak_memory_mb``; where the system cannot (macOS) an earlier run's peak stays."""
+    """Reset ``peak_memory_mb``; where the system cannot, an earlier run's peak stays."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
+        Path("/proc/self/clear_refs").write_text("5")  # proc_pid_clear_refs(5)
 
 
 def peak_memory_mb() -> float:
     """Return the most memory held so far in MiB: on the GPU, else the process's resident set."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def world_size() -> int:

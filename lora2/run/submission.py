@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -49,11 +50,7 @@ def write_predictions(config: RunConfig) -> list[Path]:
 
 
 def predict(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset,
-    task: Task,
-    train: Train,
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Dataset, task: Task, train: Train
 ) -> list[str]:
     """Return an answer for each of ``rows``: a label's name or number, or a similarity."""
     order = np.argsort(-lengths(rows), kind="stable")  # the first batch is the largest

@@ -72,7 +72,9 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
             ]  # fmt: skip
             for line, p in zip(tested, holm([line["p"] for line in tested]), strict=True):
                 line |= {"score": score.removeprefix("score_"), "p_holm": p}
-                line["could_have_seen"] = line.pop("error") * _detectable(line, len(tested))
+                # What Holm's first step would detect: its level is divided by all lines.
+                levels = stats.t.ppf([1 - LEVEL / 2 / len(tested), POWER], line["seeds"] - 1)
+                line["could_have_seen"] = line.pop("error") * levels.sum()
                 lines.append({**line, "verdict": _verdict(line)})
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -92,12 +94,6 @@ def _compare(study: Study, part: Part, differences: np.ndarray) -> dict:
             "difference": mean, "low": low, "high": high, "p": paired_t(differences),
             "margin": margin, "p_equivalence": equivalence(differences, margin),
             "error": error}  # fmt: skip
-
-
-def _detectable(line: Mapping, tests: int) -> float:
-    """Return the difference, in standard errors, that Holm's first step detects with ``POWER``."""
-    freedom = line["seeds"] - 1
-    return stats.t.ppf(1 - LEVEL / 2 / tests, freedom) + stats.t.ppf(POWER, freedom)
 
 
 def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> float:
@@ -244,18 +240,12 @@ def _protocol(results: Results) -> dict[str, object]:
 
 
 def _progress(results: Results) -> str:
-    """Say how many parts are complete, and whether the longest budget is among the runs."""
-    parts, missing = results.study.parts, _missing(results)
-    complete = sum(not rows for rows in missing.values())
+    """Say how many parts are complete, unless all are."""
+    parts = len(results.study.parts)
+    complete = sum(not rows for rows in _missing(results).values())
     begun = results.scores["part"].nunique() - complete
-    if complete == len(parts):
-        return ""
-    most, ran = max(part.steps for part in parts), int(results.scores["steps"].max())
-    text = f"Parts of the study: {len(parts)} planned, {complete} complete, {begun} begun."
-    if ran < most:
-        text += f" The longest training so far has {ran:,} of the planned {most:,} steps: the "
-        text += "results show which row learns fastest at the start, not which one ends highest."
-    return text
+    text = f"Parts of the study: {parts} planned, {complete} complete, {begun} begun."
+    return text if complete < parts else ""
 
 
 def _missing(results: Results) -> dict[str, dict[str, list[int]]]:

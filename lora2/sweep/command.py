@@ -1,8 +1,7 @@
-"""What the scripts share: help, exit codes, quiet, and the cores of this machine."""
+"""What the scripts share: help, exit codes, and a quiet transformers."""
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import warnings
@@ -11,8 +10,6 @@ from collections.abc import Callable, Sequence
 from lora2.config.problems import ConfigError
 from lora2.hub import HubUnavailable
 from lora2.records.files import DiskFull
-
-INTERRUPTED = 130
 
 
 def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int]) -> int:
@@ -34,7 +31,7 @@ def command(argv: Sequence[str], about: str, do: Callable[[Sequence[str]], int])
         return 2
     except KeyboardInterrupt:
         print("\nstopped; repeat the same command to continue", file=sys.stderr)
-        return INTERRUPTED
+        return 130
     except (DiskFull, HubUnavailable) as error:
         print(error, file=sys.stderr)
         return 1
@@ -46,10 +43,3 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

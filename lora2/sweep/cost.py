@@ -15,7 +15,6 @@ import pandas as pd
 from lora2.config.schema import RunConfig
 from lora2.glue.tasks import TASKS
 from lora2.records.run_folder import status_of
-from lora2.sweep.command import cores
 from lora2.sweep.pool import duration, gpu_count, plan_workers
 from lora2.sweep.table import Job
 
@@ -45,13 +44,12 @@ def key_of(job: Job) -> Key:
 def measure(
     jobs: Sequence[Job], workers: int | None = None,
     budget: float = 120.0, tell: Callable[[str], None] = print,
-) -> tuple[Costs, bool]:  # fmt: skip
+) -> Costs:  # fmt: skip
     """Measure the cost of a step for each row, task and length, with a worker's number of threads.
 
     Takes a few steps of each, the shortest batch of every row first. After ``budget`` seconds it
     measures only rows without any measurement: the remaining costs are scaled by tokens, from the
-    same row where possible. Returns the costs, and whether Ctrl-C ended the measuring after the
-    first cost.
+    same row where possible.
     """
     import torch
 
@@ -62,21 +60,14 @@ def measure(
     if warning := busy_warning(threads):
         tell(warning)
     wanted, costs = {key_of(job): job for job in jobs}, Costs()
-    started, interrupted = time.monotonic(), False
+    started = time.monotonic()
     for key in _order(wanted):
         if time.monotonic() - started > budget and any(row == key[0] for row, *_ in costs):
             continue
         resolved = wanted[key].resolved
-        try:
-            batches = step.batches(resolved.config, 3)
-            runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
-            result = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
-        except KeyboardInterrupt:
-            if not costs:
-                raise
-            interrupted = True
-            tell("stopped measuring: the other costs are scaled from those measured")
-            break
+        batches = step.batches(resolved.config, 3)
+        runs = {key[0]: (resolved.config, resolved.steps or 10_000)}
+        result = step.measure(runs, batches, rounds=3, warm_up=1)[key[0]]
         memory, held = result.peak_memory_mb, result.held_memory_mb
         seconds = statistics.median(result.seconds)
         costs[key] = Cost(seconds, result.trainable, memory, True, held)
@@ -86,17 +77,17 @@ def measure(
     for key, job in wanted.items() if missing else ():
         drawn = step.batches(job.resolved.config, 8)
         sizes[key] = statistics.mean(batch["input_ids"].numel() for batch in drawn)
-    return costs | {key: _scaled(key, costs, sizes) for key in missing}, interrupted
+    return costs | {key: _scaled(key, costs, sizes) for key in missing}
 
 
 def busy_warning(threads: int) -> str | None:
     """Return a warning if the load of this machine exceeds its number of cores."""
-    load, available = os.getloadavg()[0], cores()
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
     meaning = "are CPU time, without waiting for other programs"
     if threads > 1 or gpu_count():
         meaning = "are longer than on an idle machine"
-    busy = f"this machine is busy, load {load:.1f} on {available} cores: the times below {meaning}"
-    return busy if load > available else None
+    busy = f"this machine is busy, load {load:.1f} on {cores} cores: the times below {meaning}"
+    return busy if load > cores else None
 
 
 def _order(wanted: Mapping[Key, Job]) -> list[Key]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from lora2.hub import check_available
 from lora2.records.files import explain_full_disk
 from lora2.records.run_folder import log_file, status_of, tidy
-from lora2.sweep.command import cores
 from lora2.sweep.table import Job
 from lora2.sweep.worker import Order, Outcome, Record, Run, record_death, serve, train
 
@@ -184,11 +183,11 @@ def plan_workers(jobs: Sequence[Job], wanted: int | None = None) -> list[dict[st
     Without ``wanted``: one worker per GPU, or ``PER_GPU`` of the embedded encoder; without a GPU
     one per core for the embedded encoder and one with all cores for any other.
     """
-    available, gpus = cores(), gpu_count()
+    cores, gpus = len(os.sched_getaffinity(0)), gpu_count()
     tiny = all(job.resolved.config.backbone.profile == "embedded" for job in jobs)
-    usual = min(available, gpus * PER_GPU if gpus else available) if tiny else max(1, gpus)
+    usual = min(cores, gpus * PER_GPU if gpus else cores) if tiny else max(1, gpus)
     count = max(1, min(usual if wanted is None else wanted, len(jobs)))
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, available // count))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // count))
     base = {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",") if visible else [str(i) for i in range(gpus)]

@@ -73,11 +73,8 @@ def mcnemar(first_right: np.ndarray, second_right: np.ndarray) -> float:
 
 
 def _pearson(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
-    a, b = (x - x.mean(axis=axis, keepdims=True) for x in (label, guess))
-    scale = np.sqrt((a * a).sum(axis=axis) * (b * b).sum(axis=axis))
-    product = (a * b).sum(axis=axis)
     # Constant predictions have no correlation; 0, as in the metric of the tables.
-    return np.divide(product, scale, out=np.zeros_like(product), where=scale > 0)
+    return np.nan_to_num(stats.pearsonr(label, guess, axis=axis).statistic)
 
 
 def _f1(label: np.ndarray, guess: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -104,8 +101,8 @@ def paired_bootstrap(
         return statistic(y, a, axis) - statistic(y, b, axis)  # (resamples, n) -> (resamples,)
 
     arrays = tuple(np.asarray(x, dtype=float) for x in (label, first, second))
-    with warnings.catch_warnings():  # of equal models' interval, which is not used here
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+    with warnings.catch_warnings():  # of constant predictions, and of equal models' interval
+        warnings.simplefilter("ignore", RuntimeWarning)
         drawn = stats.bootstrap(
             arrays, difference, paired=True, vectorized=True, method="percentile",
             n_resamples=resamples, batch=max(1, 2_000_000 // len(arrays[0])), rng=0,

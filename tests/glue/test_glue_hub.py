@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -163,7 +164,7 @@ def test_trouble_after_the_probe_is_told(monkeypatch, empty_cache):
     def fail(*args, **kwargs):
         raise RuntimeError("disk is full")
 
-    monkeypatch.setattr("lora2.hub.ask", lambda question: (COMMIT, None))
+    monkeypatch.setattr("lora2.hub.ask", lambda question: (SimpleNamespace(sha=COMMIT), None))
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(GlueDataError, match="RuntimeError: disk is full"):
         read_hub(TASKS["rte"], ("train",))

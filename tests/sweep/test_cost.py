@@ -20,7 +20,7 @@ from tests.sweep.test_request import script
 
 def measuring(cost: Cost):
     """Stand in for ``costs.measure``: every step costs the same."""
-    return lambda jobs, *_, **__: ({key_of(one): cost for one in jobs}, False)
+    return lambda jobs, *_, **__: {key_of(one): cost for one in jobs}
 
 
 def snapshot(folder: Path) -> list[str]:
@@ -76,7 +76,7 @@ def test_every_row_is_measured_before_any_is_measured_twice(monkeypatch):
     left = jobs(plan, load_profile("paper"), None)
     told: list[str] = []
     monkeypatch.setattr(costs, "busy_warning", lambda threads: None)
-    found, _ = costs.measure(left, budget=30.0, tell=told.append)  # spent by the first row
+    found = costs.measure(left, budget=30.0, tell=told.append)  # spent by the first row
     assert measured == [("lora-r8", "cola"), ("full", "cola")]
     assert told[0] == "  lora-r8, cola, 8 x 10 tokens: 2.000 s/step"
     assert {key[:2]: cost.measured for key, cost in found.items()} == {
@@ -126,25 +126,6 @@ def test_a_busy_machine_is_named(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (5.5, 1.0, 1.0))
     assert "load 5.5 on 2 cores: the times below are CPU time" in costs.busy_warning(1)
     assert "longer than on an idle machine" in costs.busy_warning(2)
-
-
-def test_an_interrupted_plan_keeps_what_it_measured(tmp_path, monkeypatch, capsys):
-    measured = iter([Measured([2.0], 10.0, 7, 8.0, 3.0)])
-
-    def measure(runs, *_, **__):
-        try:
-            return dict.fromkeys(runs, next(measured))
-        except StopIteration:
-            raise KeyboardInterrupt from None
-
-    monkeypatch.setattr(bench_step, "measure", measure)
-    monkeypatch.chdir(tmp_path)
-    words = ["table=1", "profile=embedded", "tasks=rte", "rows=lora-r8,full", "plan=true"]
-    assert script("reproduce").main(words) == 130
-    shown = capsys.readouterr().out
-    assert "stopped measuring" in shown and "2 of 2 runs to do, 240 steps" in shown
-    assert script("reproduce").main(words) == 130  # nothing measured, so nothing to show
-    assert "runs to do" not in capsys.readouterr().out
 
 
 def test_plan_measures_a_real_step_and_writes_nothing(tmp_path, monkeypatch, capsys):
