@@ -127,7 +127,10 @@ def call_hook(tuner: Any, hook: str, *args: Any) -> Any:
 
 
 def _checkpoint_folder(args: Any, state: TrainerState) -> Path:
-    return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+    folder, name = Path(str(args.output_dir)), f"checkpoint-{state.global_step}"
+    if state.is_hyper_param_search:  # in the folder of the trial
+        return max(folder.glob(f"*/{name}"), key=os.path.getmtime)
+    return folder / name
 
 
 def _folder_given_to_train() -> str | os.PathLike[str] | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import TrainerCallback
 
 import lora2
 from lora2 import Lora2Callback
@@ -141,6 +142,22 @@ def test_a_best_checkpoint_from_before_the_final_ranks_is_reported(tmp_path):
     with pytest.warns(UserWarning, match="loaded after training keep .* last step kept 6"):
         trainer.train()
     assert 6 < survivors(model) < 24
+
+
+class InSearch(TrainerCallback):
+    def on_train_begin(self, args, state, control, **kwargs):
+        state.is_hyper_param_search = True
+
+
+def test_a_trial_of_a_search_writes_its_state_beside_its_own_checkpoint(tmp_path):
+    """As with ``Trainer.hyperparameter_search``, which gives each trial a folder."""
+    (tmp_path / "run-0" / "checkpoint-6").mkdir(parents=True)  # of an earlier trial
+    saving = {"save_strategy": "steps", "save_steps": 6}
+    trainer = make_trainer(build(), tmp_path, Lora2Callback(), InSearch(), **saving)
+    trainer._get_output_dir = lambda trial: str(tmp_path / "run-1")
+    trainer.train()
+    assert (tmp_path / "run-1" / "checkpoint-6" / TUNER_STATE_NAME).is_file()
+    assert not (tmp_path / "run-0" / "checkpoint-6" / TUNER_STATE_NAME).exists()
 
 
 def test_without_pruning_no_state_is_written_and_resuming_works(tmp_path):
