@@ -189,10 +189,10 @@ class AdapterModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
         """As PEFT's; "all-linear" skips weights that are read, names without a module warn."""
         config = self.peft_config[adapter_name]
-        if str(config.target_modules).lower() == "all-linear":
+        names = config.target_modules
+        if str(names).lower() == "all-linear":
             tuners_utils._maybe_include_all_linear_layers(config, model)
             config.target_modules = {n for n in config.target_modules if not _is_read(model, n)}
-        names = config.target_modules
         super().inject_adapter(model, adapter_name, *args, **kw)
         self._look_up_layers()
         adapted = [f".{name}" for name in self.adapted_layers(adapter_name)]
@@ -300,7 +300,7 @@ def _reads_weight(kind: type[nn.Module], name: str) -> bool:
     ignored = r"init|isinstance|hasattr"
     reads = [line for line in sources if re.search(read, line) and not re.search(ignored, line)]
     called = any(re.search(rf"\bself\.{name}\(", line) for line in sources)
-    return any(not called or re.search(rf"{weight}\s*([,)\]@]|$)", line) for line in reads)
+    return any(not called or re.search(rf"{weight}\s*([,)\]@]|$|\.clamp)", line) for line in reads)
 
 
 def _base_linear(target: nn.Module, name: str, quantization: dict[str, Any]) -> tuple[Any, Any]:

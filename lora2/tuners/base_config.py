@@ -103,6 +103,7 @@ class AdapterConfig(PeftConfig):
         target_parameters: names of parameters to adapt as matrices (3D: a stack of them), such as
             "experts.gate_up_proj", beside target_modules ([] for none); without dropout.
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
+        bias: the biases that are trained: "none"; LoRA2 also has "all" and "lora2_only".
         fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
         requires: what is needed to load the adapter, for readers of adapter_config.json.
 
@@ -120,6 +121,7 @@ class AdapterConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     target_parameters: list[str] | None = None
     modules_to_save: list[str] | None = None
+    bias: str = "none"
     fan_in_fan_out: bool = False
     requires: str = REQUIRES
 
@@ -163,6 +165,7 @@ class AdapterConfig(PeftConfig):
             "r": integer(self.r, 1),
             "lora_alpha": positive(self.lora_alpha),
             "lora_dropout": dropout,
+            "bias": one_of(self.bias, "none"),
             "layers_to_transform": (whole or named, "None while target_modules is a string"),
             "layers_pattern": (pattern, "only beside layers_to_transform and a list of targets"),
         }

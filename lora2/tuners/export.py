@@ -37,12 +37,15 @@ def to_lora(
     """
     tuner = peft_model.base_model
     if not isinstance(tuner, AdapterModel):
-        raise TypeError(f"to_lora takes a LoRA2, SoRA or LoRA-XS model, not {type(tuner).__name__}")
+        raise TypeError(
+            f"to_lora takes a PeftModel with LoRA2, SoRA or LoRA-XS, not {type(tuner).__name__}: "
+            f"save an adapter of transformers' add_adapter, load it with PeftModel.from_pretrained"
+        )
     name = adapter_name or peft_model.active_adapter
     if name not in tuner.peft_config:
         raise ValueError(f"no adapter {name!r}; loaded are {list(tuner.peft_config)}")
     config = tuner.peft_config[name]
-    if getattr(config, "bias", "none") != "none":
+    if config.bias != "none":
         raise ValueError(
             f"bias={config.bias!r} cannot be exported, because a LoRA adapter would also train the "
             f"biases of other modules: train with bias='none', or use merge_and_unload"

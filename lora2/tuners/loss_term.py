@@ -7,6 +7,7 @@ returns, and a hook notes whether a backward pass reached it. If none did (TRL, 
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, ForMaskedLMLoss
 
 from lora2.tuners.base import AdapterModel
 
@@ -157,8 +158,11 @@ class TermModel(AdapterModel):
         return self.active_adapters if first is None else first.active_adapters
 
     def _trainable(self) -> list[str]:
-        configs = self.peft_config
-        return [n for n in self._active() if n in configs and not configs[n].inference_mode]
+        """Return the active adapters with a parameter that is trained."""
+        found = [(name, first) for name in self._active() if (first := self._first(name))]
+        return [name for name, layer in found
+                if any(getattr(layer, kind)[name].requires_grad
+                       for kind in layer.adapter_layer_names)]  # fmt: skip
 
     def _trained(self) -> tuple[str, Any]:
         """Return name and settings of the one adapter that is trained."""
@@ -202,9 +206,9 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     """Return this pass's part of the step's labels, a scalar; None where its loss is a mean.
 
     A transformers Trainer passes ``num_items_in_batch``, the labels of all micro-batches on all
-    processes (without -100 and the first of each row). A causal language model divides its sum by
-    it, and the Trainer adds up these losses: other terms need the same weight, or gradient
-    accumulation multiplies them.
+    processes (without -100 and, where labels are shifted, the first of each row). A causal or
+    masked language model divides its sum by it, and the Trainer adds up these losses: other terms
+    need the same weight, or gradient accumulation multiplies them.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
     # transformers derives it from the class's name; those without a kind are GPT2LMHeadModel's.
@@ -212,10 +216,13 @@ def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     kind = LOSS_MAPPING.get(getattr(model, "loss_type", None) or heads)
     encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     causal = kind is ForCausalLMLoss and not encodes
-    if total is None or not isinstance(labels, Tensor) or not causal:
+    # ModernBERT's, say; BERT's masked loss is a mean of its own.
+    forward = inspect.unwrap(type(model).forward)
+    masked = kind is ForMaskedLMLoss and "loss_function" in forward.__code__.co_names
+    if total is None or not isinstance(labels, Tensor) or not (causal or masked):
         return None
     counted = inputs.get("shift_labels")
-    counted = labels[..., 1:] if counted is None else counted
+    counted = labels[..., causal:] if counted is None else counted
     whole = total.to(counted.device) if isinstance(total, Tensor) else total
     return counted.ne(-100).sum() / whole
 

@@ -81,6 +81,12 @@ def test_names_that_match_nothing_are_named(config):
         get_peft_model(build("bert"), settings)
 
 
+def test_a_head_that_all_linear_found_and_modules_to_save_took_is_not_named(recwarn):
+    saved = {"modules_to_save": ["pooler", "classifier"], "task_type": "SEQ_CLS"}
+    get_peft_model(build("bert"), Lora2Config(target_modules="all-linear", **saved))
+    assert not [w for w in recwarn if "match nothing" in str(w.message)]
+
+
 def test_names_that_match_are_not(recwarn):
     adapt("bert")
     model = adapt("roberta", task_type=None)

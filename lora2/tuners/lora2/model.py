@@ -40,12 +40,22 @@ class Lora2Model(TermModel):
     prefix = "lora2_"
     tuner_layer_cls = Lora2Linear
     allocator: Allocator | None = None  # of the training under way; None where nothing is pruned
-    _in_training = ""  # the adapter whose ranks are being allocated or are final
+    _in_training = ""  # the adapter whose training was prepared
     _total_step: int | None = None
-    _final: tuple[Any, ...] = ()  # hooks that protect an adapter's final ranks
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._protection: dict[str, list[Any]] = {}  # adapter -> hooks on its pruned values
+        self._final: set[str] = set()  # adapters whose ranks are final
+        super().__init__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out hooks: a copy's parameters have none, and get theirs when it is trained."""
+        return {**vars(self), "_protection": {}, "_final": set()}
 
     def _look_up_layers(self) -> None:
         super()._look_up_layers()
+        for adapter in self._protection.keys() - self._layers:
+            self._release(adapter)
         if self._in_training and self._in_training not in self._layers:  # deleted
             self._forget()
         self._adapters = {name: Adapted(name, layers) for name, layers in self._layers.items()}
@@ -127,6 +137,8 @@ class Lora2Model(TermModel):
         factors, masks = adapted.factors(), adapted.masks()
         if (allocator := self._allocator_of(adapted, config)) is not None:
             allocator.step(step, factors, masks)
+            if step == allocator.total_step:
+                self._keep(adapted, final=True)
         else:  # an optimiser from before may still move what was pruned
             for lam, mask in zip(factors.lam, masks, strict=True):
                 lam.mul_(mask)
@@ -166,7 +178,7 @@ class Lora2Model(TermModel):
     def finish_training(self) -> None:
         """Raise a RuntimeError unless the allocator saw every step and pruned to its target."""
         adapted, config = self._training()
-        if not config.prunes or self._over():
+        if not config.prunes or self._is_over(adapted.adapter):
             return
         if self.allocator is None or self.allocator.last_step == 0:
             raise RuntimeError(
@@ -185,7 +197,7 @@ class Lora2Model(TermModel):
         self._in_training = adapted.adapter
         self._total_step = config.total_step if total_step is None else total_step
         if config.prunes and _kept(adapted) == config.target_r:
-            self._keep(adapted)
+            self._keep(adapted, final=True)
             return
         if total_step is not None and config.total_step not in (None, total_step):
             raise ValueError(
@@ -202,7 +214,7 @@ class Lora2Model(TermModel):
                 f"optimiser steps: set Lora2Config(total_step=...), or train with a transformers "
                 f"Trainer and callbacks=[Lora2Callback()], which knows it"
             )
-        self._release()
+        self._release(adapted.adapter)
         self.allocator = Allocator(config, adapted.factors(), self._total_step)
         for mask in adapted.masks():
             mask.fill_(True)
@@ -210,7 +222,9 @@ class Lora2Model(TermModel):
 
     def _allocator_of(self, adapted: Adapted, config: Lora2Config) -> Allocator | None:
         """Return the allocator, of a training that is prepared here if need be, or None (final)."""
-        if self.allocator is None and not self._over():
+        if self._is_over(adapted.adapter):
+            return None
+        if self.allocator is None:
             self._prepare(adapted, config, None)
         self._check_in_training(adapted)
         return self.allocator
@@ -228,40 +242,45 @@ class Lora2Model(TermModel):
         adapted, config = self._adapters[adapter], self.peft_config[adapter]
         if config.regularizes and not (config.prunes or self._term.acted):
             self._warn_undriven(adapted.factors().lam[0], saving, _NO_LOSS)
-        if not config.prunes or self._over() or (self.allocator and self.allocator.last_step):
+        mine = self.allocator if self._in_training == adapter else None
+        done = mine.last_step / mine.total_step if mine else 1.0
+        if not config.prunes or adapter in self._final or 0 < done < 1:
             return
         lam = adapted.factors().lam[0]
-        if not (saving or self._versions or self.allocator) and _kept(adapted) < config.r:
-            self._keep(adapted)
-            if _kept(adapted) == config.target_r:
-                self._in_training = adapter
+        if done and not (saving or self._versions) and (kept := _kept(adapted)) < config.r:
+            self._keep(adapted, final=kept == config.target_r)
+            if adapter in self._final:
                 return
         if saving and config.init_weights and _kept(adapted) == config.r and bool(lam.any()):
             self._versions += [-1]  # trained, though compiled passes are not watched
         text = f"the allocator is not called, so target_r={config.target_r} cuts no rank: {_CALL}"
         self._warn_undriven(lam, saving, text)
 
-    def _keep(self, adapted: Adapted) -> None:
-        """Let no gradient reach a pruned singular value."""
+    def _keep(self, adapted: Adapted, final: bool) -> None:
+        """Let no gradient reach a pruned singular value, until ``_release``."""
         name = adapted.adapter
-        for layer in adapted.layers.values():
-            if (lam := layer.lora2_lambda[name]).requires_grad:
-                hook = lam.register_hook(lambda grad, layer=layer: grad * layer.lora2_mask[name])
-                self._final += (hook,)
+        self._release(name)
+        self._protection[name] = [
+            lam.register_hook(lambda grad, layer=layer: grad * layer.lora2_mask[name])
+            for layer in adapted.layers.values()
+            if (lam := layer.lora2_lambda[name]).requires_grad
+        ]
+        if final:
+            self._final.add(name)
 
-    def _over(self) -> bool:
-        """Whether the adapter in training came with its final ranks."""
-        return bool(self._final and self._in_training)
-
-    def _release(self) -> None:
-        for hook in self._final:
+    def _release(self, adapter: str) -> None:
+        self._final.discard(adapter)
+        for hook in self._protection.pop(adapter, ()):
             hook.remove()
-        self._final = ()
+
+    def _is_over(self, adapter: str) -> bool:
+        """Whether the adapter's ranks are final, and not by the allocator that is here."""
+        mine = self.allocator is not None and self._in_training == adapter
+        return adapter in self._final and not mine
 
     def _forget(self) -> None:
         self.allocator, self._in_training = None, ""
         self._versions, self._warned = [], False
-        self._release()
 
 
 def _lambdas(adapted: Adapted) -> Tensor:

@@ -68,6 +68,8 @@ class LoraXsLinear(AdapterLayer):
             a, b = nan.repeat(self.in_features, r), nan.repeat(r, self.out_features)
         else:
             weight = self.get_base_weight().detach().float()
+            for merged in self.merged_adapters:
+                weight = weight - self.get_delta_weight(merged).float()
             a, b = truncated_svd(weight if self.fan_in_fan_out else weight.T, r)
         self.loraxs_A[adapter_name], self.loraxs_B[adapter_name] = a, b
 

@@ -268,15 +268,19 @@ class SoraModel(TermModel):
         return {n: layer.sora_gate[adapter] for n, layer in self.adapted_layers(adapter).items()}
 
     def _watch(self, adapter: str, saving: bool) -> None:
-        if self.gate_optimizer is None or self.gate_optimizer.driven == 0:
-            first, from_zero = self._first(adapter), self.peft_config[adapter].init_weights
+        first, from_zero = self._first(adapter), self.peft_config[adapter].init_weights
+        gate, driven, total = first.sora_gate[adapter], 0, None
+        if (own := self.gate_optimizer) and any(gate is one for one in own.gates.values()):
+            driven, total = own.driven, own.total_step
+        # After the last step of a training too: another one must be prepared.
+        if driven in (0, None if saving else total):
             B = first.sora_B[adapter]
             if saving and from_zero and not B.is_meta and B.any() and first.kept(adapter).all():
                 self._versions += [-1]  # trained, though compiled passes are not watched
             message = "SoRA: the gates are not stepped, so none will be pruned: train with "
             message += "callbacks=[Lora2Callback()], or call prepare_training(total_step), and "
             message += "before_optimizer_step(step) before each optimizer.step()"
-            self._warn_undriven(first.sora_gate[adapter], saving, message)
+            self._warn_undriven(gate, saving, message)
 
     def sparsity_loss(self) -> Tensor:
         """sparse_lambda mean |g| over all gates of the active adapter, a scalar."""

@@ -250,7 +250,7 @@ def test_the_regulariser_is_left_out_where_it_has_no_place():
     assert penalty_in_loss(model) == pytest.approx(0, abs=1e-12)
     model.unmerge_adapter()
     assert penalty_in_loss(model) == pytest.approx(weight)
-    model.peft_config["default"].inference_mode = True
+    model.base_model.set_adapter("default", inference_mode=True)
     assert penalty_in_loss(model) == pytest.approx(0, abs=1e-12)
     none = adapt("roberta", dtype=torch.float64, orthogonality="none")
     assert penalty_in_loss(none) == 0 and none.base_model.regularization_loss() == 0

@@ -4,11 +4,13 @@ import pytest
 import torch
 from peft import get_peft_model
 from transformers import (
+    BertForMaskedLM,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ModernBertForMaskedLM,
     Trainer,
     TrainingArguments,
 )
@@ -81,6 +83,20 @@ def test_the_shares_of_a_steps_micro_batches_sum_to_one():
     assert loss_weight(model, shifted) == pytest.approx(2 / 6)
     model.config.is_encoder_decoder = True  # its loss is another
     assert loss_weight(model, inputs) is None
+
+
+@pytest.mark.parametrize("kind", [ModernBertForMaskedLM, BertForMaskedLM])
+def test_a_masked_model_that_divides_by_the_number_gives_the_penalty_its_share(kind):
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 1)
+    config = kind.config_class(intermediate_size=24, pad_token_id=0, **sizes, **tokens)
+    labels = torch.tensor([[5, -100, 7]])
+    inputs = {"labels": labels, "num_items_in_batch": torch.tensor(8)}
+    model = kind(config).eval()
+    part, whole = (model(labels.abs() % 40, **one).loss for one in (inputs, {"labels": labels}))
+    share = loss_weight(model, inputs)
+    assert share == 2 / 8 if kind is ModernBertForMaskedLM else share is None
+    torch.testing.assert_close(part, whole * (1 if share is None else share))
 
 
 @pytest.mark.parametrize("kind", [GPT2LMHeadModel, GPT2ForSequenceClassification])

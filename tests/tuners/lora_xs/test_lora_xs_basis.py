@@ -79,6 +79,15 @@ def test_the_layer_s_basis_is_that_of_its_weight(base):
     torch.testing.assert_close(layer.get_delta_weight("default"), base.weight.detach())
 
 
+def test_a_merged_adapter_is_not_in_the_basis_of_the_next():
+    net = nn.Sequential(nn.Linear(12, 9))
+    model = get_peft_model(net, LoraXsConfig(r=4, target_modules=["0"], init_std=1.0))
+    model.merge_adapter()
+    model.add_adapter("other", LoraXsConfig(r=4, target_modules=["0"]))
+    basis = model.base_model.model[0].loraxs_A
+    torch.testing.assert_close(basis["other"], basis["default"], atol=1e-5, rtol=1e-4)
+
+
 def test_a_meta_model_can_be_counted():
     with torch.device("meta"):
         net = nn.Sequential(nn.Linear(1024, 4096))

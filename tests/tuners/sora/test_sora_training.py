@@ -251,6 +251,16 @@ def test_gates_that_nobody_steps_are_reported_once(tmp_path, recwarn):
     train(driven, range(1, 7), torch.optim.SGD(driven.parameters(), lr=0.1))
     driven.save_pretrained(tmp_path)
     assert not [one for one in recwarn if "the gates are not stepped" in str(one.message)]
+    for adapter in ("default", "other"):  # trained on, or another adapter trained, undriven
+        if adapter == "other":
+            driven.add_adapter(adapter, SoraConfig(r=4, target_modules=["query"]))
+            driven.set_adapter(adapter)
+            driven.base_model._versions, driven.base_model._warned = [], False
+        optimizer = torch.optim.SGD([p for p in driven.parameters() if p.requires_grad], lr=0.1)
+        with pytest.warns(UserWarning, match="the gates are not stepped"):
+            for _ in range(6):
+                loss(driven).backward()
+                optimizer.step()
 
 
 def test_saving_trained_gates_warns_though_no_pass_was_watched(tmp_path, monkeypatch, recwarn):
