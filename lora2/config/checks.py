@@ -152,7 +152,7 @@ def _holdout(run: Checked) -> Iterator[Problem]:
     if held < fewest:
         yield run.problem("data.holdout", f"at least {fewest} rows for {task.name}")
     elif rows is not None and rows < fewest:
-        allowed = f"fewer of the {rows + held} training rows: {fewest} must be left"
+        allowed = f"at most {max(0, rows + held - fewest)} of the {rows + held} training rows"
         yield run.problem("data.holdout", allowed)
 
 
