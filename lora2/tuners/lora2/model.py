@@ -247,8 +247,10 @@ class Lora2Model(TermModel):
         if not config.prunes or adapter in self._final or 0 < done < 1:
             return
         lam = adapted.factors().lam[0]
-        if done and not (saving or self._versions) and (kept := _kept(adapted)) < config.r:
-            self._keep(adapted, final=kept == config.target_r)
+        if done and not saving and adapter not in self._protection:  # looked at once
+            self._protection[adapter] = []
+            if (kept := _kept(adapted)) < config.r:
+                self._keep(adapted, final=kept == config.target_r)
             if adapter in self._final:
                 return
         if saving and config.init_weights and _kept(adapted) == config.r and bool(lam.any()):

@@ -58,6 +58,17 @@ def test_another_adapter_is_watched_and_the_first_stays_pruned(pruned):
         assert acting(pruned, name) == 10
 
 
+def test_a_pruned_adapter_after_one_that_nobody_pruned(pruned, tmp_path):
+    pruned.save_pretrained(tmp_path)
+    model = adapt("roberta", **SCHEDULE)
+    with pytest.warns(UserWarning, match="the allocator is not called"):
+        undriven(model)
+    model.load_adapter(tmp_path, "loaded", is_trainable=True)
+    model.set_adapter("loaded")
+    undriven(model)
+    assert acting(model, "loaded") == 10
+
+
 def test_loaded_for_inference_and_then_chosen_for_training(pruned, tmp_path):
     pruned.save_pretrained(tmp_path)
     losses = {}
