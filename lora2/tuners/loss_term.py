@@ -159,10 +159,14 @@ class TermModel(AdapterModel):
 
     def _trainable(self) -> list[str]:
         """Return the active adapters with a parameter that is trained."""
-        found = [(name, first) for name in self._active() if (first := self._first(name))]
-        return [name for name, layer in found
-                if any(getattr(layer, kind)[name].requires_grad
-                       for kind in layer.adapter_layer_names)]  # fmt: skip
+        trained = []
+        for name in self._active():  # plain loops: torch.compile reads them
+            layer = self._first(name)
+            for kind in () if layer is None else layer.adapter_layer_names:
+                if getattr(layer, kind)[name].requires_grad:
+                    trained.append(name)
+                    break
+        return trained
 
     def _trained(self) -> tuple[str, Any]:
         """Return name and settings of the one adapter that is trained."""
