@@ -52,21 +52,22 @@ STYLE = {"svg.hashsalt": "lora2", "font.family": "DejaVu Sans", "font.size": 9}
 
 
 def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for every question, pair of rows and part with two common seeds or more.
+    """Return a line for every question, pair of rows and budget with two common seeds or more.
 
-    ``scores`` is scores.csv. difference: first minus second in percentage points, the mean over
-    common seeds; low, high: its 95 % t-interval; p: paired t-test, p_holm: corrected over the lines
-    of the question, all budgets included; p_equivalence: of two one-sided tests against the task's
-    margin; could_have_seen: what these seeds detect with a power of 80 % after that correction.
+    ``scores`` is scores.csv; parts of one task and length are one budget, under the first one's
+    name. difference: first minus second in percentage points, the mean over common seeds; low,
+    high: its 95 % t-interval; p: paired t-test, p_holm: corrected over the lines of the question,
+    all budgets included; p_equivalence: of two one-sided tests against the task's margin;
+    could_have_seen: what these seeds detect with a power of 80 % after that correction.
     Last and best scores have separate lines.
     """
-    lines = []
+    lines, budgets = [], {(part.task, part.steps): part for part in reversed(study.parts)}
     for question in study.questions:
         for score in ("score_last", "score_best"):
             tested = [
                 {"question": question.ask, "first": first, "second": second,
                  **_compare(study, part, differences)}
-                for part in study.parts
+                for part in reversed(budgets.values())
                 for first, second in question.pairs
                 if len(differences := paired(scores, part, first, second, score)) > 1
             ]  # fmt: skip
@@ -80,9 +81,10 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def paired(scores: pd.DataFrame, part: Part, first: str, second: str, score: str) -> np.ndarray:
-    """Return first minus second for each seed that both rows have in a part, (seeds,)."""
-    of_part = scores.loc[scores["part"] == part.name].set_index("seed")
-    a, b = (of_part.loc[of_part["row"] == row, score] for row in (first, second))
+    """Return first minus second for each seed that both rows have at a part's budget, (seeds,)."""
+    there = (scores["task"] == part.task) & (scores["steps"] == part.steps)
+    runs = scores.loc[there].drop_duplicates("run").set_index("seed")  # a run may be in two parts
+    a, b = (runs.loc[runs["row"] == row, score] for row in (first, second))
     return (a - b).dropna().to_numpy(dtype=float)
 
 
@@ -184,10 +186,9 @@ def _score_rows(results: Results) -> Iterator[list[str]]:
     yield ["Row", "Task", "Steps", "Rate", "Last", "Best", "Seeds", "Parameters", "Kept"]
     scores = results.scores
     longest = scores.loc[scores["steps"] == scores.groupby("task")["steps"].transform("max")]
-    cells = dict(iter(longest.groupby(["part", "row"])))
-    for key in ((part.name, row) for part in results.study.parts for row in part.rows):
-        if key not in cells:
-            continue
+    cells = dict(iter(longest.drop_duplicates("run").groupby(["task", "row"])))
+    keys = dict.fromkeys((part.task, row) for part in results.study.parts for row in part.rows)
+    for key in [key for key in keys if key in cells]:
         cell, first = cells[key], cells[key].iloc[0]
         last, best = summary(cell["score_last"]), summary(cell["score_best"])
         yield [results.labels[key[1]], first["task"], f"{first['steps']:,}",
@@ -273,7 +274,7 @@ def _not_run(results: Results) -> Iterator[str]:
 
 def budget_curve(study: Study, scores: pd.DataFrame, task: str) -> Figure:
     """Draw mean and 95 % interval of each row with two budgets or more, or of all if none has."""
-    of_task = scores.loc[scores["task"] == task]
+    of_task = scores.loc[scores["task"] == task].drop_duplicates("run")
     budgets = of_task.groupby("row")["steps"].nunique()
     least = 2 if (budgets >= 2).any() else 1
     rows = [row for row in study.table.rows if budgets.get(row.id, 0) >= least]

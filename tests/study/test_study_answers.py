@@ -81,6 +81,19 @@ def test_lines_of_one_question_are_corrected_together_and_one_seed_gives_none():
     assert answer(study, scores_of([1.0], [2.0])).empty
 
 
+def test_parts_of_one_budget_are_compared_together_and_a_run_counts_once():
+    study = small_study(questions=ASK)
+    other = dataclasses.replace(study.parts[0], name="cola-more")
+    study = dataclasses.replace(study, parts=[study.parts[0], other])
+    scores = scores_of([24.0, 22.0, 23.5], [20.0, 21.0, 20.5])
+    split = scores.assign(part=["cola-100"] * 3 + ["cola-more"] * 3)  # the rows in two parts
+    again = pd.concat([split, split.head(3).assign(part="cola-more")])  # and one in both
+    (line,) = (answers := answer(study, again)).loc[answers["score"] == "last"].to_dict("records")
+    alone = answer(study, scores)
+    assert line["seeds"] == 3
+    assert line == alone.loc[alone["score"] == "last"].iloc[0].to_dict()
+
+
 def choices(study, rate=1e-3):
     tried = pd.DataFrame({"part": ["p"], "row": ["r"], "learning_rate": [rate], "chosen": [True]})
     return [
