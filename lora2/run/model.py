@@ -73,6 +73,7 @@ def load_backbone(
                 **kinds, **options,
             )  # fmt: skip
             model.marks = _replace_head(model, report, kinds)
+        model.config.architectures = [type(model).__name__]  # as a checkpoint would set it
     # transformers and safetensors raise many unrelated kinds for a missing or broken file.
     except Exception as error:
         why = f"{reason}; {error}" if reason else str(error)
