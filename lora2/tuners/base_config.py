@@ -22,6 +22,7 @@ REQUIRES = (
 # Arguments of LoraConfig that have no meaning here, and what to do instead.
 _NOT_SUPPORTED = {
     "use_rslora": "set lora_alpha to alpha * sqrt(r), which gives the same scale alpha / sqrt(r)",
+    "bias": "leave it out; LoRA2 and PEFT's LoRA can train biases",
     "use_dora": "leave it out; only PEFT's LoRA has it",
     "rank_pattern": "one r and k hold for all modules; LoRA2's target_r divides ranks up",
     "alpha_pattern": "one lora_alpha holds for all modules; PEFT's LoraConfig has it",
@@ -103,7 +104,6 @@ class AdapterConfig(PeftConfig):
         target_parameters: names of parameters to adapt as matrices (3D: a stack of them), such as
             "experts.gate_up_proj", beside target_modules ([] for none); without dropout.
         modules_to_save: modules trained in full and saved beside the adapter (the classifier).
-        bias: the biases that are trained: "none"; LoRA2 also has "all" and "lora2_only".
         fan_in_fan_out: whether weights are stored as (d_in, d_out); set from the adapted layers.
         requires: what is needed to load the adapter, for readers of adapter_config.json.
 
@@ -121,7 +121,6 @@ class AdapterConfig(PeftConfig):
     layers_pattern: list[str] | str | None = None
     target_parameters: list[str] | None = None
     modules_to_save: list[str] | None = None
-    bias: str = "none"
     fan_in_fan_out: bool = False
     requires: str = REQUIRES
 
@@ -129,7 +128,8 @@ class AdapterConfig(PeftConfig):
 
     def __new__(cls, *args: Any, **kwargs: Any) -> AdapterConfig:
         """Explain LoraConfig's other arguments, before __init__ calls them unexpected."""
-        if refused := [f"{key}: {_NOT_SUPPORTED[key]}" for key in kwargs if key in _NOT_SUPPORTED]:
+        unknown = _NOT_SUPPORTED.keys() - cls.__dataclass_fields__
+        if refused := [f"{key}: {_NOT_SUPPORTED[key]}" for key in kwargs if key in unknown]:
             raise TypeError(f"{cls.__name__} does not take " + "; ".join(refused))
         return super().__new__(cls)
 
@@ -165,7 +165,6 @@ class AdapterConfig(PeftConfig):
             "r": integer(self.r, 1),
             "lora_alpha": positive(self.lora_alpha),
             "lora_dropout": dropout,
-            "bias": one_of(self.bias, "none"),
             "layers_to_transform": (whole or named, "None while target_modules is a string"),
             "layers_pattern": (pattern, "only beside layers_to_transform and a list of targets"),
         }

@@ -45,7 +45,7 @@ def to_lora(
     if name not in tuner.peft_config:
         raise ValueError(f"no adapter {name!r}; loaded are {list(tuner.peft_config)}")
     config = tuner.peft_config[name]
-    if config.bias != "none":
+    if getattr(config, "bias", "none") != "none":
         raise ValueError(
             f"bias={config.bias!r} cannot be exported, because a LoRA adapter would also train the "
             f"biases of other modules: train with bias='none', or use merge_and_unload"

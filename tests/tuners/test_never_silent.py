@@ -109,6 +109,13 @@ def test_arguments_of_loraconfig_are_explained(config, name, value, instead):
         config(no_such=1)
 
 
+def test_biases_are_trained_by_lora2_alone():
+    assert Lora2Config(bias="all").bias == "all"
+    for config in (SoraConfig, LoraXsConfig):
+        with pytest.raises(TypeError, match="does not take bias: leave it out"):
+            config(bias="none")
+
+
 def test_rslora_is_the_alpha_that_the_message_gives():
     plain = Lora2Config(r=4, lora_alpha=16 * 4**0.5, target_modules=["0"])
     layer = get_peft_model(nn.Sequential(nn.Linear(4, 4)), plain).base_model.model[0]

@@ -23,6 +23,7 @@ class Lora2Config(AdapterConfig):
         r: rank at the start, the number of singular values of one adapted matrix.
         k: inner rank of u, v, U and V; the update of one matrix has rank <= min(k, r), so a k
             above r or a matrix's width gains no rank. All arguments of ``AdapterConfig`` as there.
+        bias: the biases that are trained: "none", "all" or "lora2_only".
         init_weights: the start. True, as published: lambda zero, u, v, U, V from N(0, init_std^2).
             "orthogonal": lambda zero, u^T u = V V^T = v v^T = U^T U = I_k, where the penalties of
             "uv" and "UV" are zero; for create_lora2_optimizer, which gives lambda a learning rate
@@ -42,6 +43,7 @@ class Lora2Config(AdapterConfig):
     """
 
     k: int = 1
+    bias: str = "none"
     init_weights: bool | Literal["orthogonal"] = True
     init_std: float = 0.02
     target_r: int | None = None
