@@ -94,6 +94,27 @@ def test_parts_of_one_budget_are_compared_together_and_a_run_counts_once():
     assert line == alone.loc[alone["score"] == "last"].iloc[0].to_dict()
 
 
+@pytest.mark.parametrize(
+    ("gap", "higher", "not_lower"),
+    [
+        ([5.0, 5.2, 5.5], "holds here", "holds here"),
+        ([1.0, 1.2, 1.1], "holds here", "holds here"),  # by less than the margin
+        ([0.3, -0.2, 0.4], "undecided", "holds here"),  # equivalent: neither above nor below
+        ([-1.0, -1.2, -1.1], "does not hold here", "holds here"),  # lower, within the margin
+        ([-5.0, -5.2, -5.5], "does not hold here", "does not hold here"),
+        ([-9.0, 9.0, 1.0], "undecided", "undecided"),
+    ],
+)
+def test_a_claim_holds_by_its_own_rule(gap, higher, not_lower):
+    """Of two claims on the same rows: above LoRA r=8, and comparable to it."""
+    base = [20.0, 21.0, 20.5]
+    scores = scores_of([a + b for a, b in zip(base, gap, strict=True)], base, "cola-200")
+    scores["row"] = scores["row"].replace("lora2-k8", "lora2-k1-published")
+    found = page.claims(small_study(), scores).set_index("id")["holds"]
+    assert (found["k1-over-r8"], found["comparable-k1"]) == (higher, not_lower)
+    assert set(found.drop(["k1-over-r8", "comparable-k1"])) == {"not run"}
+
+
 def choices(study, rate=1e-3):
     tried = pd.DataFrame({"part": ["p"], "row": ["r"], "learning_rate": [rate], "chosen": [True]})
     return [

@@ -6,6 +6,7 @@ import pytest
 from lora2.records.store import SchemaError
 from lora2.study.select import SelectionError, left, select
 from tests.study.synthetic_study import record, small_study
+from tests.sweep.test_request import script
 
 
 def rate_of(job):
@@ -104,3 +105,10 @@ def test_a_failed_run_is_done_again(tmp_path):
     job = study.job(study.parts[0], "lora-r8", 1e-3, 1, [f"results.dir={tmp_path}"])
     record(tmp_path, [job], lambda job: "failed")
     assert left([job], tmp_path) == [job]
+
+
+@pytest.mark.parametrize(("only", "code", "parts"), [("tables", 0, 2), ("final", 1, 1)])
+def test_tables_alone_pass_over_parts_that_were_not_run(tmp_path, only, code, parts, capsys):
+    words = ["study=small-cpu", f"only={only}", "parts=cola-250,cola-1000", "rows=lora-r8"]
+    assert script("study").main([*words, f"results.dir={tmp_path}"]) == code
+    assert capsys.readouterr().err.count("some selection runs failed or are missing") == parts
