@@ -16,8 +16,9 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
+from scipy import special, stats
 
+from lora2.config.problems import ConfigError
 from lora2.markup import grid, markdown
 from lora2.records.store import StoreError, read_csv, write_pages
 from lora2.study.select import read
@@ -58,24 +59,27 @@ def answer(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
     name. difference: first minus second in percentage points, the mean over common seeds; low,
     high: its 95 % t-interval; p: paired t-test, p_holm: corrected over the lines of the question,
     all budgets included; p_equivalence: of two one-sided tests against the task's margin;
-    could_have_seen: what these seeds detect with a power of 80 % after that correction.
-    Last and best scores have separate lines.
+    could_have_seen: the true difference that these seeds find with a power of 80 % at the corrected
+    level. Last and best scores have separate lines.
     """
-    lines, budgets = [], {(part.task, part.steps): part for part in reversed(study.parts)}
+    lines, budgets = list[dict](), dict[tuple[str, int], Part]()
+    for part in study.parts:
+        budgets.setdefault((part.task, part.steps), part)
     for question in study.questions:
         for score in ("score_last", "score_best"):
             tested = [
                 {"question": question.ask, "first": first, "second": second,
                  **_compare(study, part, differences)}
-                for part in reversed(budgets.values())
+                for part in budgets.values()
                 for first, second in question.pairs
                 if len(differences := paired(scores, part, first, second, score)) > 1
             ]  # fmt: skip
             for line, p in zip(tested, holm([line["p"] for line in tested]), strict=True):
                 line |= {"score": score.removeprefix("score_"), "p_holm": p}
-                # What Holm's first step would detect: its level is divided by all lines.
-                levels = stats.t.ppf([1 - LEVEL / 2 / len(tested), POWER], line["seeds"] - 1)
-                line["could_have_seen"] = line.pop("error") * levels.sum()
+                # At the level of Holm's first step, divided by all lines; noncentral t.
+                df, level = line["seeds"] - 1, LEVEL / len(tested)
+                shift = special.nctdtrinc(df, 1 - POWER, stats.t.ppf(1 - level / 2, df))
+                line["could_have_seen"] = line.pop("error") * shift
                 lines.append({**line, "verdict": _verdict(line)})
     return pd.DataFrame(lines, columns=COLUMNS)
 
@@ -91,7 +95,7 @@ def paired(scores: pd.DataFrame, part: Part, first: str, second: str, score: str
 def _compare(study: Study, part: Part, differences: np.ndarray) -> dict:
     """Return the figures of one comparison, except those that depend on the question's others."""
     n, mean, std, low, high = summary(differences)
-    margin, error = study.margin[part.task], std / math.sqrt(n)
+    margin, error = study.margin[part.task], _standard_error(std, n)
     return {"part": part.name, "task": part.task, "steps": part.steps, "seeds": n,
             "difference": mean, "low": low, "high": high, "p": paired_t(differences),
             "margin": margin, "p_equivalence": equivalence(differences, margin),
@@ -104,9 +108,13 @@ def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> flo
     NaN if all differences are equal: two rows that learnt nothing are not as good as each other.
     """
     n, mean, std, _, _ = summary(differences)
-    if (error := std / math.sqrt(n)) < 1e-9:
-        return math.nan
-    return float(stats.t.sf((margin - abs(mean)) / error, n - 1))
+    return float(stats.t.sf((margin - abs(mean)) / _standard_error(std, n), n - 1))
+
+
+def _standard_error(std: float, n: int) -> float:
+    """Return the standard error of a mean; NaN if all values are equal, but for rounding."""
+    error = std / math.sqrt(n)
+    return error if error > 1e-9 else math.nan
 
 
 def _verdict(line: Mapping) -> str:
@@ -122,7 +130,7 @@ def sentence(line: Mapping, labels: Mapping[str, str]) -> str:
     """Return a comparison in words, with its figures."""
     first, second = labels[line["first"]], labels[line["second"]]
     seeds = f"{line['seeds']} seeds"
-    if line["verdict"] == "cannot tell":
+    if line["verdict"] == "cannot tell" and line["could_have_seen"] > 0:  # False for NaN
         seeds += f", which can detect a difference of {line['could_have_seen']:.1f}"
     interval = f"95 % interval {line['low']:+.1f} to {line['high']:+.1f}"
     verdict = f"{WORDS[line['verdict']].format(**line)}, {line['difference']:+.1f}"
@@ -144,6 +152,7 @@ class Results:
 
 def load(study: Study, folder: Path) -> Results:
     scores = read(folder, "scores")
+    scores = scores.loc[scores["part"].isin([part.name for part in study.parts])]
     return Results(study, folder, scores, answer(study, scores))
 
 
@@ -199,24 +208,25 @@ def _score_rows(results: Results) -> Iterator[list[str]]:
 
 
 def claims(study: Study, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the lines of claims.csv with the verdict of each task's longest budget."""
-    table = pd.read_csv(CLAIMS)
-    rows = {row.id for row in study.table.rows}
-    testable = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
-    pairs = zip(testable["id"], testable["first"], testable["second"], strict=True)
+    """Return the lines of claims.csv about the study's rows, each with its verdict.
+
+    Tested alone, at each task's longest budget: a shorter one shows which row learns fastest.
+    """
+    table, rows = pd.read_csv(CLAIMS), {row.id for row in study.table.rows}
+    table = table.loc[table["first"].isin(rows) & table["second"].isin(rows)]
+    pairs = zip(table["id"], table["first"], table["second"], strict=True)
     questions = [Question(ask=id, pairs=[[first, second]]) for id, first, second in pairs]
-    tested = answer(dataclasses.replace(study, questions=questions), scores)
-    tested = tested.loc[tested["score"] == "last"]
-    # A shorter budget answers another question: which row learns fastest.
-    planned = pd.DataFrame(map(vars, study.parts)).groupby("task")["steps"].max()
-    tested = tested.loc[tested["steps"] == tested["task"].map(planned)]
-    merged = table.merge(tested, how="left", on=["first", "second"])
+    parts = [part for part in study.parts
+             if part.steps == max(p.steps for p in study.parts if p.task == part.task)]  # fmt: skip
+    tested = answer(dataclasses.replace(study, questions=questions, parts=parts), scores)
+    tested = tested.loc[tested["score"] == "last"].rename(columns={"question": "id"})
+    merged = table.merge(tested, how="left", on=["id", "first", "second"])
     holds = [
         "not run" if not verdict else "holds here" if verdict in HOLDS[rule]
         else "does not hold here" if verdict.startswith("lower") else "undecided"
         for rule, verdict in zip(merged["rule"], merged["verdict"].fillna(""), strict=True)
     ]  # fmt: skip
-    return merged.assign(holds=holds).drop_duplicates(["id", "first", "second", "task"])
+    return merged.assign(holds=holds)
 
 
 def _claim_rows(results: Results) -> Iterator[list[str]]:
@@ -233,8 +243,11 @@ def _claim_rows(results: Results) -> Iterator[list[str]]:
 def _protocol(results: Results) -> dict[str, object]:
     study, runs = results.study, read_csv(results.folder / "runs.csv")
     runs = runs.loc[runs["run"].isin(results.scores["run"])]
-    used = {name: markdown(", ".join(runs[name].unique()))
-            for name in ("backbone", "precision", "device", "commit")}  # fmt: skip
+    used = {
+        name: markdown(", ".join(runs[name].dropna().unique()))
+        for name in ("backbone", "backbone_revision", "precision", "device", "commit")
+    }
+    used["backbone"] = f"{used['backbone']} {used.pop('backbone_revision')}".strip()
     held_out = ", ".join(f"{rows:,} of {task}" for task, rows in study.holdout.items())
     margins = ", ".join(f"{task} {margin:g}" for task, margin in study.margin.items())
     return {**used, "held_out": held_out, "seed": study.selection_seed, "margins": margins}
@@ -312,12 +325,15 @@ def main(argv: Sequence[str]) -> int:
     if len(words) != 2:
         print(__doc__, file=sys.stderr)
         return 2
+    folder = (ROOT / words[1]).resolve()
     try:
-        results = load(load_study(words[0]), ROOT / words[1])
-    except StoreError as error:
+        if not folder.is_relative_to(ROOT):
+            raise StoreError(f"{folder}: move it into {ROOT}, whose pages link to its files")
+        results = load(load_study(words[0]), folder)
+    except (ConfigError, StoreError) as error:
         print(error, file=sys.stderr)
         return 1
-    readme, folder = ROOT / "README.md", results.folder
+    readme = ROOT / "README.md"
     lines = headline(results)
     pages = {
         ROOT / "docs" / "study.md": page(results),

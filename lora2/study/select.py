@@ -6,6 +6,8 @@ run. curves.csv: its evaluations. predictions.parquet: its last predictions.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,7 +60,8 @@ def select(
                  for row, grid in grids.items()}  # fmt: skip
         if run([job for jobs in tried.values() for job in jobs.values()]):
             raise SelectionError(
-                f"part {part.name}: some selection runs failed or are missing; repeat the command"
+                f"part {part.name}: some selection runs failed or are missing; repeat the command, "
+                f"without only="
             )
         runs = recorded(folder)
         frames = {row: _scores(study, part, row, jobs, runs) for row, jobs in tried.items()}
@@ -143,11 +146,14 @@ def sentences(choices: Sequence[Choice]) -> Iterator[str]:
 
 
 def collect(study: Study, choices: Sequence[Choice], folder: Path, extra: Sequence[str]) -> None:
-    """Write the CSVs of the parts in ``choices``; lines of other parts are kept."""
+    """Write the CSVs of the parts in ``choices``, all seeds; lines of other parts are kept."""
     store.collect(folder / "selection")
-    runs = store.collect(folder)
-    parts = {choice.part.name: choice.part for choice in choices}
-    scores = pd.concat([_finals(study, p, choices, runs, extra) for p in parts.values()])
+    with contextlib.suppress(store.NoRuns):  # before the first final run
+        store.collect(folder)
+    runs, seeds = recorded(folder), {part.name: part.seeds for part in study.parts}
+    parts = {choice.part.name: choice.part for choice in choices}  # maybe narrowed to some seeds
+    whole = [dataclasses.replace(part, seeds=seeds[name]) for name, part in parts.items()]
+    scores = pd.concat([_finals(study, part, choices, runs, extra) for part in whole])
     _update(folder / "rates.csv", [choice.tried for choice in choices], ["part", "row"])
     every = _update(folder / "scores.csv", [scores], ["part", "row"])
     empty = pd.DataFrame(columns=CURVES)
@@ -161,7 +167,7 @@ def read(folder: Path, name: str) -> pd.DataFrame:
     path = folder / f"{name}.csv"
     if not path.is_file():
         raise store.StoreError(f"{path} is missing: run the study, or name its results folder")
-    return pd.read_csv(path, float_precision="round_trip")
+    return pd.read_csv(path)
 
 
 def _finals(
@@ -203,7 +209,7 @@ def _curve(folder: Path, line: dict) -> pd.DataFrame:
     path = folder / "runs" / line["run"] / store.HISTORY
     if not path.is_file():
         return pd.DataFrame(columns=CURVES)
-    frame = pd.read_csv(path, float_precision="round_trip")
+    frame = pd.read_csv(path)
     where = {key: line[key] for key in ("part", "row", "seed", "run")}
     return frame.assign(**where).reindex(columns=CURVES)
 

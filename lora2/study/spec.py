@@ -14,7 +14,7 @@ from lora2.config.parse import CONFIGS, options
 from lora2.config.problems import ConfigError, Problem, ProblemList, check_section, unknown
 from lora2.config.schema import Count, Name, Positive, RunSteps, Seed, TaskName, checked
 from lora2.sweep import table as plans
-from lora2.sweep.request import Seeds, split_words
+from lora2.sweep.request import Seeds, set_by_rows, split_words
 from lora2.sweep.table import PLACES, Job, Profile, Row, Table, jobs, narrow
 
 Words = list[str]  # of run_glue.py
@@ -154,7 +154,12 @@ def _check(where: str, study: Study) -> Iterator[Problem]:
     used += [(f"{part.name}.rows", row) for part in study.parts for row in part.rows]
     used += [("questions", row) for q in study.questions for pair in q.pairs for row in pair]
     yield from (unknown(f"{where}, {key}", row, rows) for key, row in used if row not in rows)
+    budgets: dict[tuple[str, int], Words] = {}  # scores of one are compared whatever their part
     for part in study.parts:
+        alike = budgets.setdefault((part.task, part.steps), part.overrides)
+        if set(alike) != set(part.overrides):
+            wrong = "a part of the same task and steps has others"
+            yield Problem(f"{where}, {part.name}.overrides", part.overrides, str(alike), wrong)
         for key in ("holdout", "margin"):
             if part.task not in getattr(study, key):
                 yield Problem(f"{where}, {key}", None, f"a value for {part.task}")
@@ -176,7 +181,7 @@ def parse_study(argv: Sequence[str]) -> StudyRequest:
         raise ConfigError([*problems, Problem("study", None, names, "study=NAME is missing")])
     with problems.collect():
         study = load_study(given.study)
-        problems += _unknown_names(study, given)
+        problems += [*_unknown_names(study, given), *set_by_rows([study.table], extra)]
     problems.raise_if_any()
     parts = list[Part]()
     for part in study.parts:
@@ -185,7 +190,7 @@ def parse_study(argv: Sequence[str]) -> StudyRequest:
         if (given.parts is None or part.name in given.parts) and rows and seeds:
             parts.append(dataclasses.replace(part, rows=rows, seeds=seeds))
     if not parts:
-        raise ConfigError([Problem("parts", given.parts, "parts that have these rows")])
+        raise ConfigError([Problem("parts", given.parts, "parts that have these rows and seeds")])
     first, *_ = [study.candidate(part, row, study.rates[study.source(row)], extra)
                  for part in parts for row in part.rows]  # all are checked  # fmt: skip
     return StudyRequest(study, given, parts, extra, Path(first.resolved.config.results.dir))

@@ -38,7 +38,7 @@ def record(folder: Path, jobs: Sequence[Job], score: Callable[[Job], float | str
              "task": job.task, "method": config.method.name, "seed": config.seed,
              "score_best": value, "step_best": 1, "score_last": value, "params_adapter": 10,
              "params_kept": 10, "train_seconds": 1.0, "precision": "fp32", "device": "cpu",
-             "commit": "abc", "profile": "small",
+             "commit": "abc", "profile": "small", "backbone_revision": "",
              "config": json.dumps(store.flatten(as_tree(config)))}
         )  # fmt: skip
     path = folder / "runs.csv"

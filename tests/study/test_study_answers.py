@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lora2.config.parse import options
 from lora2.study import page
 from lora2.study.page import answer, budget_curve, equivalence
 from lora2.study.select import Choice, collect, read
-from lora2.study.spec import Question
+from lora2.study.spec import Question, load_study
 from tests.study.synthetic_study import record, small_study
 
 ASK = [Question(ask="Is it?", pairs=[["lora2-k8", "lora-r8"]])]
@@ -68,7 +69,7 @@ def test_what_could_have_been_seen_is_found_with_that_power():
     line = last([20.0, 22.0, 21.0, 25.0], [18.0, 21.0, 18.5, 21.0])
     error = (line["high"] - line["difference"]) / stats.t.ppf(0.975, 3)
     shift = stats.nct(3, line["could_have_seen"] / error)
-    assert 0.75 < shift.sf(stats.t.ppf(0.975, 3)) < 0.9
+    assert shift.sf(stats.t.ppf(0.975, 3)) == pytest.approx(0.8, abs=1e-6)
 
 
 def test_lines_of_one_question_are_corrected_together_and_one_seed_gives_none():
@@ -110,9 +111,12 @@ def test_a_claim_holds_by_its_own_rule(gap, higher, not_lower):
     base = [20.0, 21.0, 20.5]
     scores = scores_of([a + b for a, b in zip(base, gap, strict=True)], base, "cola-200")
     scores["row"] = scores["row"].replace("lora2-k8", "lora2-k1-published")
-    found = page.claims(small_study(), scores).set_index("id")["holds"]
-    assert (found["k1-over-r8"], found["comparable-k1"]) == (higher, not_lower)
-    assert set(found.drop(["k1-over-r8", "comparable-k1"])) == {"not run"}
+    short = scores.assign(part="cola-100", steps=100, score_last=[1.0, 9.0, 2.0, 0.0, 0.0, 0.0])
+    both = pd.concat([scores, short])  # a shorter budget changes no verdict
+    for runs in (scores, both):
+        found = page.claims(small_study(), runs).set_index("id")["holds"]
+        assert (found["k1-over-r8"], found["comparable-k1"]) == (higher, not_lower)
+        assert set(found.drop(["k1-over-r8", "comparable-k1"])) == {"not run"}
 
 
 def choices(study, rate=1e-3):
@@ -154,11 +158,17 @@ def test_collecting_again_without_run_folders_changes_no_byte(collected):
     assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
     collect(study, [choice for choice in chosen if choice.part.steps == 100], folder, extra)
     assert len(read(folder, "scores")) == 8  # the other part's lines stay
+    one_seed = [choice._replace(part=dataclasses.replace(choice.part, seeds=[1]))
+                for choice in chosen]  # fmt: skip
+    collect(study, one_seed, folder, extra)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.csv")} == before
 
 
 def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeypatch):
     study, _, _, folder = collected
     monkeypatch.setattr(page, "ROOT", folder.parent)
+    other = read(folder, "scores").assign(part="of another study", steps=9000)
+    pd.concat([read(folder, "scores"), other]).to_csv(folder / "scores.csv", index=False)
     results = page.load(study, folder)
     text = page.page(results)
     assert "**Is it?** LoRA² k=8 compared with LoRA r=8, 200 steps: equivalent within 3" in text
@@ -176,6 +186,24 @@ def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeyp
     assert "* cola-200 (200 steps): lora2-k8 (seeds 2)" in page.page(fewer)
     curve = budget_curve(study, results.scores, "cola")
     assert len(curve.axes[0].containers) == 2
+
+
+@pytest.mark.parametrize("name", options("study"))
+def test_every_study_has_a_page_and_questions(name, collected, monkeypatch):
+    folder, study = collected[-1], load_study(name)
+    part = max(study.parts, key=lambda part: part.steps)
+    scores = read(folder, "scores").assign(part=part.name, task=part.task, steps=part.steps)
+    scores.drop_duplicates(["row", "seed"]).to_csv(folder / "scores.csv", index=False)
+    monkeypatch.setattr(page, "ROOT", folder.parent)
+    text = page.page(page.load(study, folder))
+    assert "* **Does LoRA² k=8 reach LoRA r=8?** LoRA² k=8 compared with" in text
+
+
+def test_a_wrong_study_and_a_folder_elsewhere_are_refused_in_words(tmp_path, capsys):
+    assert page.main(["smal", "results/small"]) == 1
+    assert "did you mean small" in capsys.readouterr().err
+    assert page.main(["small", str(tmp_path)]) == 1
+    assert "move it into" in capsys.readouterr().err
 
 
 def test_the_committed_page_and_answers_are_those_of_the_committed_csvs():

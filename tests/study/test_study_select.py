@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from lora2.records.store import SchemaError
-from lora2.study.select import SelectionError, left, select
+from lora2.study.select import SelectionError, left, read, select
 from tests.study.synthetic_study import record, small_study
 from tests.sweep.test_request import script
 
@@ -105,6 +105,21 @@ def test_a_failed_run_is_done_again(tmp_path):
     job = study.job(study.parts[0], "lora-r8", 1e-3, 1, [f"results.dir={tmp_path}"])
     record(tmp_path, [job], lambda job: "failed")
     assert left([job], tmp_path) == [job]
+
+
+def test_a_selection_alone_leaves_its_rates_in_a_new_folder(tmp_path, monkeypatch):
+    study, words = script("study"), ["study=small-cpu", "parts=cola-250", "rows=lora-r8"]
+
+    def sweep_here(jobs, *_):
+        folder = tmp_path / "selection"
+        record(folder, jobs, lambda job: 1.0)
+        return [None] * len(jobs)
+
+    monkeypatch.setattr(study, "sweep_here", sweep_here)
+    monkeypatch.setattr(study, "summary", lambda *_: 0)
+    assert study.main([*words, "only=selection", f"results.dir={tmp_path}"]) == 0
+    assert read(tmp_path, "rates")["chosen"].tolist() == [False, True, False]
+    assert read(tmp_path, "scores").empty
 
 
 @pytest.mark.parametrize(("only", "code", "parts"), [("tables", 0, 2), ("final", 1, 1)])

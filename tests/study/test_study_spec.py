@@ -66,6 +66,7 @@ def changed(tmp_path):
             ),
             "parts = 'cola-600': allowed: a name used once",
         ),
+        (lambda t: t["parts"][1].update(steps=600), "cola-2000.overrides = "),
         (lambda t: t["questions"][0]["pairs"].append(["x", "lora-r8"]), "questions = 'x'"),
         (lambda t: t["parts"][0].update(step=3), "parts.step = 3: unknown key"),
         (lambda t: t.update(nonsense=1), "nonsense = 1: unknown key"),
@@ -86,7 +87,8 @@ def test_a_wrong_study_file_is_refused_by_name(changed, change, says):
         ("study=small-cpu rows=lora", "rows = 'lora'"),
         ("study=small-cpu seeds=99", "seeds = 99"),
         ("study=small-cpu only=all", "only = 'all'"),
-        ("study=small-cpu parts=cola-600 rows=full", "parts that have these rows"),
+        ("study=small-cpu parts=cola-600 rows=full", "parts that have these rows and seeds"),
+        ("study=small-cpu results.dir=x method.k=3", "sets it by row"),
     ],
 )
 def test_wrong_words_are_refused_by_name(words, says):
