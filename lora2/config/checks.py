@@ -58,6 +58,7 @@ def _no_effect(run: Checked) -> Iterator[Problem]:
          ["method.init_std"]),
         (run["method.orthogonality"] == "none", "method.orthogonality is none", "",
          ["method.orth_reg_weight", "method.orth_squared"]),
+        (run["method.xi_max"] is None, "method.xi_max is null", "", ["method.xi_stages"]),
     )  # fmt: skip
     for holds, reason, allowed, keys in cases:
         for key in keys:

@@ -131,7 +131,7 @@ def read_csv(path: Path) -> pd.DataFrame:
     with readable(f"{path} is not a table", "remove it and collect again"):
         # Only an empty field is missing: a run may be called nan.
         frame = pd.read_csv(
-            path, dtype=dict.fromkeys(TEXT, "object"), float_precision="round_trip",
+            path, dtype=dict.fromkeys(TEXT, "object"),
             keep_default_na=False, na_values=[""],
         )  # fmt: skip
     if missing := [column for column in REQUIRED if column not in frame.columns]:
@@ -168,8 +168,8 @@ def read(profile_dir: Path) -> pd.DataFrame:
     committed = [read_csv(csv)] if csv.is_file() else []
     if not rows and not committed:
         raise NoRuns(
-            f"no runs in {profile_dir}: run `make reproduce-table1 PROFILE={profile_dir.name}`, "
-            "or name another results folder"
+            f"no runs in {profile_dir}: run scripts/reproduce.py first, or name another results "
+            f"folder"
         )
     # Committed rows first, so that keeping the last of each run keeps the folder's.
     frame = pd.concat([f for f in (*committed, *rows) if len(f)] or committed, ignore_index=True)

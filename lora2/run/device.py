@@ -10,6 +10,7 @@ import platform
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -115,14 +116,21 @@ def within_memory(requested: RunConfig, attempt: Callable[[RunConfig, str], None
 
 def provenance() -> dict[str, str | bool]:
     """Return commit, dirty, device and versions; an installed package has no commit."""
+    commit, dirty = code_version()
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {"commit": commit, "dirty": dirty, "device": device_name(), **versions}
+
+
+@cache
+def code_version() -> tuple[str, bool]:
+    """Return commit and dirty at the first call: later changes are not what was imported."""
     try:
         commit = _git("rev-parse", "HEAD")[:12]
         # Results are outputs, not code.
         dirty = bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":!results"))
     except (OSError, subprocess.CalledProcessError):
-        commit, dirty = "", False
-    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    return {"commit": commit, "dirty": dirty, "device": device_name(), **versions}
+        return "", False
+    return commit, dirty
 
 
 def _git(*words: str) -> str:

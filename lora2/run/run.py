@@ -47,6 +47,7 @@ def run(requested: RunConfig, *, progress: bool = True) -> Path:
         logger.info("%s is finished already", folder)
         return folder
     device.check_device(requested)
+    device.code_version()  # before a commit made during the training
     with explain_full_disk(Path(requested.results.dir)):
         try:
             device.within_memory(requested, partial(_train_and_record, requested, progress))

@@ -148,12 +148,13 @@ def evaluation_steps(config: RunConfig, steps: int) -> float:
 
 def render(plan: pd.DataFrame, workers: int = 1) -> str:
     """Return the lines of ``sum_up`` as a text table, with totals and notes below."""
+    width = max(12, *map(len, plan.index))
     body = [
-        f"{'row':<12}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
+        f"{'row':<{width}}{'runs':>6}{'done':>6}{'steps':>12}{'s/step':>9}{'time':>11}"
         f"{'memory MiB':>12}{'disk MiB':>10}"
     ]
     body += [
-        f"{line.Index:<12}{line.runs:>6}{line.done:>6}{line.steps:>12,}"
+        f"{line.Index:<{width}}{line.runs:>6}{line.done:>6}{line.steps:>12,}"
         f"{line.step_seconds / max(1, line.steps):>9.3f}{duration(line.seconds):>11}"
         f"{line.memory_mb:>12,.0f}{line.disk_mb:>10,.1f}{'' if line.measured else '  ~'}"
         for line in plan.itertuples()

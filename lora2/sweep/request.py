@@ -80,7 +80,7 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
     kind: type[ReportOptions] = Options if default_tables is None else ReportOptions
     given, slurm, extra = split_words(words, kind, problems)
     plans = _tables(given, problems)
-    problems += _set_by_rows(plans, extra)
+    problems += set_by_rows(plans, extra)
     profile, notes = _profile(given.profile, plans, extra, problems)
     if isinstance(given, Options) and given.cluster == "local":
         unused: dict[str, Any] = {f"slurm.{key}": value for key, value in slurm.items()}
@@ -89,6 +89,8 @@ def parse(argv: Sequence[str], default_tables: Sequence[str] | None = None) -> R
             problems.append(Problem(key, value, wrong="has no effect without cluster=slurm"))
     if isinstance(given, Options) and given.submission and (given.plan or given.commands):
         problems.append(Problem("submission", True, "false beside plan=true and commands=true"))
+    if isinstance(given, Options) and given.commands and {p.kind for p in plans} == {"times"}:
+        problems.append(Problem("commands", True, "false: these tables are timed, without runs"))
     if problems and profile is not None:
         for plan in plans:  # so that problems of the runs are reported too
             with problems.collect():
@@ -165,7 +167,7 @@ def _tables(given: ReportOptions, problems: ProblemList) -> list[Table]:
     return kept or plans
 
 
-def _set_by_rows(plans: Sequence[Table], extra: Sequence[str]) -> Iterator[Problem]:
+def set_by_rows(plans: Sequence[Table], extra: Sequence[str]) -> Iterator[Problem]:
     """Refuse keys that a table's rows set: typed, they would contradict the rows' labels."""
     for plan in plans:
         keys = {word.partition("=")[0] for row in plan.rows for word in row.overrides}

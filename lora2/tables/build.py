@@ -182,8 +182,8 @@ def _average_record(table: Table, row: Row, cells: Mapping[str, Cell]) -> dict:
     """Average over the tasks by the paper's rule: per seed, or, if seeds differ, of the means."""
     best, last = (_averages(table, cells, which) for which in ("best", "last"))
     sizes = [len(cell.finished) for cell in cells.values()]
-    same_seeds = len(best) == min(sizes) == max(sizes)
     seeds = next(iter(cells.values())).finished.index
+    same_seeds = all(cell.finished.index.equals(seeds) for cell in cells.values())
     counts = pd.DataFrame([cell.counts() for cell in cells.values()])
     return {
         "task": AVERAGE, "metric": AVERAGE,

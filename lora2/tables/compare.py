@@ -108,5 +108,5 @@ def _read_saved(path: Path) -> Saved:
         return {}
     text = {"first": str, "second": str}
     with readable(f"{path} is damaged", "remove it", KeyError):
-        frame = pd.read_csv(path, dtype=text, float_precision="round_trip")
+        frame = pd.read_csv(path, dtype=text)
         return frame.set_index(KEY)["p"].to_dict()

@@ -25,7 +25,7 @@ from lora2.tables.render import TASK_NAMES, Grid, heading, publish
 ROUNDS, WARM_UP = (9, 3) if torch.cuda.is_available() else (3, 1)
 STEPS = ROUNDS + WARM_UP
 COLUMNS = ("row", "task", "backbone", "seconds", "ratio", "paper_ratio", "against", "tokens",
-           "steps_measured", "precision", "device")  # fmt: skip
+           "steps_measured", "precision", "device", "dirty")  # fmt: skip
 IDENTITY = ("commit", "dirty", "device", "torch", "transformers", "peft")
 
 

@@ -123,7 +123,7 @@ def test_newer_schema_is_refused_and_nothing_overwritten(tmp_path: Path, place: 
 
 
 def test_no_runs_at_all_says_what_to_type(tmp_path: Path) -> None:
-    with pytest.raises(store.StoreError, match="make reproduce-table1 PROFILE=embedded"):
+    with pytest.raises(store.StoreError, match=r"run scripts/reproduce\.py first"):
         store.collect(tmp_path / "embedded")
 
 

@@ -53,6 +53,13 @@ def test_a_finished_run_is_found_on_any_device(no_gpu, tmp_path):
     assert run(config, progress=False) == run_dir(config)
 
 
+def test_the_commit_on_a_row_is_that_of_the_code_that_ran(monkeypatch):
+    device.code_version.cache_clear()
+    before = device.provenance()["commit"]
+    monkeypatch.setattr(device, "_git", lambda *_: "a commit made during the training")
+    assert before and device.provenance()["commit"] == before
+
+
 def test_tf32_is_on_the_row(tmp_path):
     config = resolve([*TINY, *WORDS, "train.tf32=true", f"results.dir={tmp_path}"]).config
     record_failure(config, "failed", OSError("away"))

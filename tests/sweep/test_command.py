@@ -19,3 +19,5 @@ def test_a_submission_is_not_made_by_a_plan(capsys):
     words = ["table=1", "profile=embedded", "submission=true", "plan=true"]
     assert script("reproduce").main(words) == 2
     assert "submission = True: allowed: false beside plan=true" in capsys.readouterr().err
+    assert script("reproduce").main(["table=2", "profile=embedded", "commands=true"]) == 2
+    assert "commands = True: allowed: false: these tables" in capsys.readouterr().err

@@ -99,6 +99,10 @@ def test_average_over_seeds_has_a_deviation_only_if_seeds_agree(tmp_path: Path) 
     got = cell_of(built(tmp_path, ["rte", "mrpc"])[0], "LoRA2 (k=8)", "average")
     assert got["n"] == 2 and got["mean"] == pytest.approx(72.5)
     assert got["std"] == pytest.approx(5 / math.sqrt(2)) and got["seeds"] == "0 1"
+    make_run(tmp_path / "one", "r4", task="rte", seed=4, score=0.8, settings={"k": 8})
+    make_run(tmp_path / "one", "m6", task="mrpc", seed=6, score=0.6, settings={"k": 8})
+    got = cell_of(built(tmp_path / "one", ["rte", "mrpc"])[0], "LoRA2 (k=8)", "average")
+    assert got["n"] == 1 and got["seeds"] == ""  # not those of one of the tasks
     make_run(tmp_path, "m2", task="mrpc", seed=2, score=0.9, settings={"k": 8})
     got = cell_of(built(tmp_path, ["rte", "mrpc"])[0], "LoRA2 (k=8)", "average")
     assert got["mean"] == pytest.approx((85 + 70) / 2) and math.isnan(got["std"])
