@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import nn
 
-from lora2 import Lora2Callback, kept_ranks
+from lora2 import Lora2Callback, Lora2Config, kept_ranks
 from tests.test_callbacks import STEPS, build, examples, make_trainer, survivors, weights_of
 
 
@@ -85,6 +86,23 @@ class Holder(nn.Module):
 
     def forward(self, **inputs):
         return self.parts[0](**inputs)
+
+
+class Logits(nn.Module):
+    """Returns no loss, though it is given labels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, labels=None):
+        return self.head(x), labels
+
+
+def test_logits_are_not_taken_for_a_loss():
+    model = get_peft_model(Logits(), Lora2Config(target_modules=["head"], orth_reg_weight=2.0))
+    x = torch.ones(2, 4)
+    assert torch.equal(model.train()(x, labels=x)[0], model.eval()(x, labels=x)[0])
 
 
 @pytest.mark.parametrize("inside", [True, False])

@@ -78,11 +78,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         raise NotImplementedError
 
     def _narrow(self, x: Tensor, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(..., d_in) -> (..., k), and the (k, d_out) that is left to multiply by."""
+        """Project x (..., d_in) to (..., k); also return the (k, d_out) still to be applied."""
         raise NotImplementedError
 
     def pair(self, adapter_name: str) -> tuple[Tensor, Tensor]:
-        """(k, d_in) and (k, d_out), whose product is the update: as computed, without dropout."""
+        """First (k, d_in) and second (k, d_out): the update is first^T second, as computed."""
         raise NotImplementedError
 
     def thin_factors(self, adapter_name: str) -> tuple[Tensor, Tensor]:
@@ -187,12 +187,19 @@ class AdapterModel(BaseTuner):
     target_module_mapping: Any = utils.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
-        """As PEFT's; "all-linear" skips weights that are read, names without a module warn."""
+        """As PEFT's, but "all-linear" skips weights that are read; unmatched targets warn."""
         config = self.peft_config[adapter_name]
         names = config.target_modules
         if str(names).lower() == "all-linear":
             tuners_utils._maybe_include_all_linear_layers(config, model)
-            config.target_modules = {n for n in config.target_modules if not _is_read(model, n)}
+            stacks = [
+                f"{n}.stacks." for n, m in model.named_modules() if isinstance(m, StackedAdapters)
+            ]  # the experts of another adapter
+            config.target_modules = {
+                n
+                for n in config.target_modules
+                if not (_is_read(model, n) or n.startswith(tuple(stacks)))
+            }
         super().inject_adapter(model, adapter_name, *args, **kw)
         self._look_up_layers()
         adapted = [f".{name}" for name in self.adapted_layers(adapter_name)]

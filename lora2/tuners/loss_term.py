@@ -8,6 +8,7 @@ returns, and a hook notes whether a backward pass reached it. If none did (TRL, 
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss, ForMaskedLMLoss
+from transformers.loss import loss_utils
 
 from lora2.tuners.base import AdapterModel
 
@@ -27,28 +28,40 @@ OTHER_WEIGHTS = (
 
 
 class LossTerm:
-    """Whether the backward passes since the last optimiser step reached the term."""
+    """Whether the backward passes since the last optimiser step reached the term.
 
-    def __init__(self) -> None:
+    ``device``: the term's; None if nobody will ask what is missing.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.reached = False
         self.acted = False  # ever
+        # A compiled pass has no hooks: there the gradient of this zero tells, without a sync.
+        self._probe = None if device is None else torch.zeros((), device=device, requires_grad=True)
 
     def watch(self, term: Tensor) -> Tensor:
         """Return ``term``; a backward pass through it is noted."""
-        if torch.compiler.is_compiling():  # without hooks
-            self._note()
-        elif term.requires_grad:
+        if torch.compiler.is_compiling():
+            self.acted = True
+            return term if self._probe is None else term + self._probe
+        if term.requires_grad:
             term.register_hook(self._note)
         return term
 
     def _note(self, _: Tensor | None = None) -> None:
         self.reached = self.acted = True
 
-    def missing(self) -> bool:
-        """Tell whether this step's gradient lacks the term, and start the next step."""
+    def missing(self) -> bool | Tensor:
+        """Tell whether this step's gradient lacks the term, and start the next step.
+
+        A boolean on the device after compiled passes.
+        """
         missing, self.reached = not self.reached, False
         self.acted = True
-        return missing
+        if self._probe is None or self._probe.grad is None:
+            return missing
+        unreached, self._probe.grad = self._probe.grad == 0, None
+        return unreached
 
 
 class TermModel(AdapterModel):
@@ -63,6 +76,7 @@ class TermModel(AdapterModel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._term = LossTerm()
+        self._hands_on = hands_on_keywords(self.model)
         self._versions: list[int] = []  # of a trained parameter, while nobody drives the tuner
         self._warned = False
         _unhook(self.model)  # get_peft_model was called twice: one term is enough
@@ -141,7 +155,8 @@ class TermModel(AdapterModel):
             return output
 
         def added(loss: Tensor) -> Tensor:
-            weight, term = loss_weight(module, kwargs), self._loss_term()
+            term = self._loss_term()
+            weight = loss_weight(module, kwargs) if self._hands_on else None
             term = term if weight is None else term * weight.to(term.device)
             return loss + term.to(loss.device)
 
@@ -149,7 +164,9 @@ class TermModel(AdapterModel):
             if isinstance(loss := output.get("loss"), Tensor):
                 output["loss"] = added(loss)
         elif isinstance(output, tuple) and kwargs.get("labels") is not None:
-            return (added(output[0]), *output[1:])
+            first, *others = output
+            scalar = isinstance(first, Tensor) and first.dim() == 0  # not logits
+            return (added(first), *others) if scalar else output
         return output
 
     def _active(self) -> list[str]:
@@ -206,27 +223,39 @@ def add_gradient(term: Tensor, parameters: Sequence[Tensor]) -> None:
         torch._foreach_add_(old, added)
 
 
+def hands_on_keywords(model: nn.Module) -> bool:
+    """Tell whether the model's forward pass gives its loss function the keywords it is called with.
+
+    Among them is ``num_items_in_batch``. BERT's does not, for one: its loss is a mean.
+    """
+    try:
+        source = inspect.getsource(inspect.unwrap(type(model).forward))
+    except (OSError, TypeError):  # no source
+        return False
+    return bool(re.search(r"[Ll]oss\w*\((?:[^()]|\([^()]*\))*\*\*", source))
+
+
 def loss_weight(model: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
     """Return this pass's part of the step's labels, a scalar; None where its loss is a mean.
 
     A transformers Trainer passes ``num_items_in_batch``, the labels of all micro-batches on all
-    processes (without -100 and, where labels are shifted, the first of each row). A causal or
-    masked language model divides its sum by it, and the Trainer adds up these losses: other terms
-    need the same weight, or gradient accumulation multiplies them.
+    processes (without -100 and, where labels are shifted, the first of each row). Where a model
+    ``hands_on_keywords``, its loss is a sum divided by that number, and the Trainer adds up these
+    losses: other terms need the same weight, or gradient accumulation multiplies them.
     """
     total, labels = inputs.get("num_items_in_batch"), inputs.get("labels")
-    # transformers derives it from the class's name; those without a kind are GPT2LMHeadModel's.
-    heads = "ForCausalLM" if type(model).__name__.endswith("LMHeadModel") else ""
-    kind = LOSS_MAPPING.get(getattr(model, "loss_type", None) or heads)
-    encodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    causal = kind is ForCausalLMLoss and not encodes
-    # ModernBERT's, say; BERT's masked loss is a mean of its own.
-    forward = inspect.unwrap(type(model).forward)
-    masked = kind is ForMaskedLMLoss and "loss_function" in forward.__code__.co_names
-    if total is None or not isinstance(labels, Tensor) or not (causal or masked):
+    if total is None or not isinstance(labels, Tensor):
         return None
+    config, causal = getattr(model, "config", None), loss_utils.ForCausalLMLoss
+    loss = getattr(model, "loss_function", None)
+    divides = loss in (causal, loss_utils.ForMaskedLMLoss, loss_utils.ForTokenClassification)
+    single = getattr(config, "problem_type", None) == "single_label_classification"
+    if not (divides or (single and loss is loss_utils.ForSequenceClassificationLoss)):
+        return None
+    shifts = loss_utils.LOSS_MAPPING.get(getattr(model, "loss_type", "")) is causal
+    shifts = shifts and not getattr(config, "is_encoder_decoder", False)  # as the Trainer counts
     counted = inputs.get("shift_labels")
-    counted = labels[..., causal:] if counted is None else counted
+    counted = labels[..., shifts:] if counted is None else counted
     whole = total.to(counted.device) if isinstance(total, Tensor) else total
     return counted.ne(-100).sum() / whole
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 class StackedAdapters(nn.Module):
     """A module whose parameters W (E, d_out, d_in), (E, d_in, d_out) or (d_out, d_in) are adapted.
 
-    Each of the E matrices has an adapter of its own. The module runs with W + dW in place of W:
-    unlike beside an ``nn.Linear`` dW is computed, as PEFT's LoRA does. As there, the order is
-    (E, d_in, d_out) if the module has a true ``is_transposed``. One thread at a time may run it.
+    Each of the E matrices has an adapter of its own. The module runs with W + dW in place of W: dW
+    is formed, as by PEFT's LoRA, which is never done beside an ``nn.Linear``. As there, the order
+    is (E, d_in, d_out) if the module has a true ``is_transposed``. Not thread-safe.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:

@@ -72,6 +72,14 @@ def test_merged_exported_and_loaded_adapters_give_the_same(config, family, more,
     assert not any("experts" in n and hasattr(m, "stacks") for n, m in merged.named_modules())
 
 
+def test_all_linear_leaves_another_adapters_experts_alone(recwarn):
+    model = adapted(qwen)
+    model.add_adapter("other", Lora2Config(r=2, target_modules="all-linear"))
+    named = model.base_model.adapted_layers("other")
+    assert len(named) == 2 * 4 and not [name for name in named if "experts" in name]
+    assert not [w for w in recwarn if "match nothing" in str(w.message)]
+
+
 def test_an_expert_is_a_matrix_with_its_own_ranks():
     settings = {"target_r": 1, "tfinal": 2, "init_weights": True, "orth_reg_weight": 0.1}
     model = adapted(qwen, k=2, target_modules=["q_proj"], **settings).train()

@@ -23,8 +23,8 @@ class Allocator:
       In between, pruned values may grow and come back at the next renewal.
     * t > T - tfinal: the mask of the frozen averages, at the target, is applied after every step.
 
-    This equals the published allocator, and PEFT's AdaLoRA except for that one's forced renewal at
-    T - tfinal.
+    The schedule is the published one; PEFT's AdaLoRA also renews the mask at T - tfinal. Ties are
+    broken by place (``top_mask``).
     """
 
     def __init__(self, config: Lora2Config, factors: Factors, total_step: int) -> None:

@@ -26,8 +26,9 @@ class Lora2Config(AdapterConfig):
         bias: the biases that are trained: "none", "all" or "lora2_only".
         init_weights: the start. True, as published: lambda zero, u, v, U, V from N(0, init_std^2).
             "orthogonal": lambda zero, u^T u = V V^T = v v^T = U^T U = I_k, where the penalties of
-            "uv" and "UV" are zero; for create_lora2_optimizer, which gives lambda a learning rate
-            of its own. False: a random non-zero update.
+            "uv" and "UV" are zero (k <= r; else see ``orthogonal_start``); for
+            create_lora2_optimizer, which gives lambda a learning rate of its own. False: a random
+            non-zero update.
         init_std: standard deviation of u, v, U, V at the published start.
         target_r: mean rank of a matrix after training; None or r prunes nothing.
         tinit: optimiser steps before pruning starts.

@@ -97,7 +97,7 @@ class Lora2Model(TermModel):
 
         Raises:
             ValueError: ``total_step`` is unknown, contradicts the config or is too short to prune,
-                not one adapter is trained, or ZeRO-3 holds the weights.
+                not exactly one adapter is trained, or ZeRO-3 holds the weights.
         """
         if any(hasattr(p, "ds_id") for p in self.model.parameters() if p.requires_grad):
             raise ValueError(
@@ -105,8 +105,9 @@ class Lora2Model(TermModel):
                 "pass, so that neither the regulariser nor the allocator can read them: use FSDP2 "
                 "(fully_shard), DDP, or ZeRO-2 without target_r"
             )
-        self._prepare(*self._training(), total_step)
-        self._term = LossTerm()
+        adapted, config = self._training()
+        self._prepare(adapted, config, total_step)
+        self._term = LossTerm(adapted.factors().lam[0].device)
 
     def before_optimizer_step(self, step: int) -> None:
         """Add the penalty's gradient to optimiser step ``step``, if no backward pass reached it.
@@ -114,10 +115,12 @@ class Lora2Model(TermModel):
         For gradients in their own scale (GradScaler.unscale_) and after any clipping.
         """
         adapted, config = self._training()
-        if config.regularizes and self._is_on(adapted.adapter) and self._term.missing():
+        if not (config.regularizes and self._is_on(adapted.adapter)):
+            return
+        if (missing := self._term.missing()) is not False:
             trained = [p for part in adapted.factors() for p in part if p.requires_grad]
             with torch.enable_grad():
-                penalty = self._penalty(adapted, config)
+                penalty = missing * self._penalty(adapted, config)
             add_gradient(penalty, trained)
 
     @torch.no_grad()
@@ -146,7 +149,7 @@ class Lora2Model(TermModel):
     update_and_allocate = after_optimizer_step  # as PEFT's AdaLoRA calls it
 
     def training_state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beyond the adapter's weights; empty when nothing is pruned."""
+        """What a resumed run needs beyond the weights; empty when no pruning is under way."""
         if self.allocator is None:
             return {}
         lambdas = _lambdas(self._adapters[self._in_training])  # to check that both fit together
@@ -253,8 +256,11 @@ class Lora2Model(TermModel):
                 self._keep(adapted, final=kept == config.target_r)
             if adapter in self._final:
                 return
-        if saving and config.init_weights and _kept(adapted) == config.r and bool(lam.any()):
-            self._versions += [-1]  # trained, though compiled passes are not watched
+        if saving and config.init_weights and not math.isnan(_kept(adapted)):
+            lambdas = _lambdas(adapted)
+            mask = torch.cat([mask.to(lambdas.device) for mask in adapted.masks()])
+            if (lambdas if mask.all() else lambdas[~mask]).any():  # not zero, as they started
+                self._versions += [-1]  # trained, though compiled passes are not watched
         text = f"the allocator is not called, so target_r={config.target_r} cuts no rank: {_CALL}"
         self._warn_undriven(lam, saving, text)
 

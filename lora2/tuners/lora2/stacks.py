@@ -52,7 +52,7 @@ def factors_of(layers: Iterable[nn.Module], adapter_name: str) -> Factors:
 
 
 class Stacks(NamedTuple):
-    """n matrices sorted by shape: the g of one shape, a group, follow each other."""
+    """n matrices grouped by shape; the g matrices of a group are adjacent."""
 
     u: list[Tensor]  # (g, d_in, k) per group
     v: Tensor  # (n, k, r)

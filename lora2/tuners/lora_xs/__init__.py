@@ -63,9 +63,8 @@ class LoraXsLinear(AdapterLayer):
         nn.init.normal_(self.loraxs_R[adapter_name], std=config.init_std)
         if self.loraxs_R[adapter_name].is_meta:
             # low_cpu_mem_usage loading: R is a placeholder, and the file brings A and B too
-            base: Any = self.get_base_layer()
-            nan = base.weight.new_full((), torch.nan)
-            a, b = nan.repeat(self.in_features, r), nan.repeat(r, self.out_features)
+            a = torch.full((self.in_features, r), torch.nan)
+            b = torch.full((r, self.out_features), torch.nan)
         else:
             weight = self.get_base_weight().detach().float()
             for merged in self.merged_adapters:

@@ -165,12 +165,17 @@ class GateOptimizer:
         self.count = self.last.new_zeros(())  # of ``driven`` steps, those with finite gradients
 
     @torch.no_grad()
-    def step(self, step: int, with_term: bool = False) -> None:
+    def step(self, step: int, with_term: bool | Tensor = False) -> None:
         """AdamW, the proximal step, and no gradient left: another optimizer skips the gates.
 
         A step whose gradients are not finite, which fp16's loss scaler skips, changes nothing.
         ``with_term`` adds the gradient of sparse_lambda mean |g|, which no backward pass brought.
         """
+        if not 1 <= step <= self.total_step:
+            raise ValueError(
+                f"SoRA: step {step} of {self.total_step}: steps count optimiser steps from 1, not "
+                f"micro-batches; prepare_training takes the whole training's steps"
+            )
         gates: list[Tensor] = list(self.gates.values())
         if all(gate.grad is None for gate in gates):
             raise RuntimeError(
@@ -180,8 +185,8 @@ class GateOptimizer:
             )
         gate = self._stacked()
         grad = torch.stack([torch.zeros_like(g) if g.grad is None else g.grad for g in gates])
-        if with_term:
-            grad += gate.sign() * (self.config.sparse_lambda / gate.numel())
+        if with_term is not False:
+            grad += with_term * gate.sign() * (self.config.sparse_lambda / gate.numel())
         self.driven += 1
         finite = grad.abs().amax() < torch.inf
         self.count += finite
@@ -311,7 +316,7 @@ class SoraModel(TermModel):
                     f"{config.xi} is lost; leave autocast_adapter_dtype=True"
                 )
         self.gate_optimizer = GateOptimizer(gates, config, total_step)
-        self._term = LossTerm()
+        self._term = LossTerm(self.gate_optimizer.last.device)
 
     def _prepared(self) -> GateOptimizer:
         if self.gate_optimizer is None:

@@ -44,6 +44,20 @@ def test_trained_on_without_the_allocator(pruned, recwarn):
     assert not [w for w in recwarn if "allocator" in str(w.message)]
 
 
+def test_saving_what_regrew_in_compiled_passes_warns(pruned, tmp_path, monkeypatch, recwarn):
+    """A compiled forward pass is not watched."""
+    pruned.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(build("roberta"), tmp_path, is_trainable=True).train()
+    loaded.save_pretrained(tmp_path)
+    assert not [w for w in recwarn if "allocator" in str(w.message)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    undriven(loaded, 2)
+    monkeypatch.undo()
+    assert acting(loaded, "default") > 10
+    with pytest.warns(UserWarning, match="the allocator is not called"):
+        loaded.save_pretrained(tmp_path)
+
+
 def test_another_adapter_is_watched_and_the_first_stays_pruned(pruned):
     pruned.add_adapter("other", pruned.peft_config["default"])
     pruned.set_adapter("other")

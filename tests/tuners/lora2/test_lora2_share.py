@@ -13,11 +13,17 @@ from transformers import (
     ModernBertForMaskedLM,
     Trainer,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from lora2 import Lora2Config
-from lora2.tuners.loss_term import loss_weight
+from lora2.tuners.loss_term import hands_on_keywords, loss_weight
 from tests.tuners.lora2.lora2_models import adapt, batch
+
+
+def share_of(model, inputs):
+    return loss_weight(model, inputs) if hands_on_keywords(model) else None
 
 
 def causal():
@@ -76,13 +82,13 @@ def test_accumulated_micro_batches_regularise_as_much_as_one_batch(tmp_path):
 def test_the_shares_of_a_steps_micro_batches_sum_to_one():
     model = causal().get_base_model()
     labels = torch.tensor([[5, 6, -100], [7, 8, 9]])
-    assert loss_weight(model, {"labels": labels}) is None
+    assert share_of(model, {"labels": labels}) is None
     inputs = {"labels": labels, "num_items_in_batch": torch.tensor(6)}
-    assert loss_weight(model, inputs) == pytest.approx(3 / 6)  # not 5, not the first tokens
+    assert share_of(model, inputs) == pytest.approx(3 / 6)  # not 5, not the first tokens
     shifted = {**inputs, "shift_labels": torch.tensor([[6, -100, -100], [8, -100, -100]])}
-    assert loss_weight(model, shifted) == pytest.approx(2 / 6)
-    model.config.is_encoder_decoder = True  # its loss is another
-    assert loss_weight(model, inputs) is None
+    assert share_of(model, shifted) == pytest.approx(2 / 6)
+    model.config.is_encoder_decoder = True  # the Trainer then counts the first tokens too
+    assert share_of(model, inputs) == pytest.approx(5 / 6)
 
 
 @pytest.mark.parametrize("kind", [ModernBertForMaskedLM, BertForMaskedLM])
@@ -94,7 +100,7 @@ def test_a_masked_model_that_divides_by_the_number_gives_the_penalty_its_share(k
     inputs = {"labels": labels, "num_items_in_batch": torch.tensor(8)}
     model = kind(config).eval()
     part, whole = (model(labels.abs() % 40, **one).loss for one in (inputs, {"labels": labels}))
-    share = loss_weight(model, inputs)
+    share = share_of(model, inputs)
     assert share == 2 / 8 if kind is ModernBertForMaskedLM else share is None
     torch.testing.assert_close(part, whole * (1 if share is None else share))
 
@@ -103,8 +109,26 @@ def test_a_masked_model_that_divides_by_the_number_gives_the_penalty_its_share(k
 def test_a_causal_model_is_known_whatever_its_name(kind):
     model = kind(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
     inputs = {"labels": torch.tensor([[5, 6, 7]]), "num_items_in_batch": torch.tensor(4)}
-    share = loss_weight(model, inputs)
-    assert share == 0.5 if kind is GPT2LMHeadModel else share is None
+    share = share_of(model, inputs)  # of 3 labels: the Trainer does not know this class's loss
+    assert share == 0.75 if kind is GPT2LMHeadModel else share is None
+
+
+@pytest.mark.parametrize("classes", [3, 1])
+def test_an_image_classifiers_penalty_has_the_loss_s_share(classes):
+    """The cross-entropy is divided by the Trainer's number; a regression's mean is not."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8}
+    config = ViTConfig(intermediate_size=24, patch_size=4, num_labels=classes, **sizes)
+    settings = {"target_modules": "all-linear", "init_weights": False, "orth_reg_weight": 5.0}
+    torch.manual_seed(0)
+    model = ViTForImageClassification(config)
+    model = get_peft_model(model, Lora2Config(r=4, k=2, **settings)).train()
+    labels = torch.arange(8) % 3 if classes == 3 else torch.randn(8)
+    inputs = {"pixel_values": torch.randn(8, 3, 8, 8), "labels": labels}
+    whole = model(**inputs).loss
+    parts = [{name: value[at : at + 2] for name, value in inputs.items()} for at in (0, 2, 4, 6)]
+    told = sum(model(**part, num_items_in_batch=torch.tensor(8)).loss for part in parts)
+    times = 1 if classes == 3 else 4  # as the loss itself
+    torch.testing.assert_close(told, times * whole)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

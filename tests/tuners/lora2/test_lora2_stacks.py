@@ -442,6 +442,29 @@ def test_a_compiled_step_has_one_graph_and_no_recompilation_as_masks_change(star
     torch.testing.assert_close(losses[0], losses[1])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_compiled_pass_whose_loss_is_not_used_gets_the_penalty_afterwards(ours, compiled):
+    """As TRL has it: labels are passed, and the loss is computed from the logits."""
+    model, reference = (adapt("roberta", orth_reg_weight=1.0) for _ in range(2))
+    for module in (*model.train().modules(), *reference.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model.base_model.model.config.problem_type = "single_label_classification"
+    model.base_model.prepare_training(2)
+    torch._dynamo.reset()
+    forward = torch.compile(model, backend="aot_eager", fullgraph=True) if compiled else model
+    for step in (1, 2):
+        outputs, labels = forward(**batch()), batch()["labels"]
+        own = outputs.loss if ours else torch.nn.functional.cross_entropy(outputs.logits, labels)
+        own.backward()
+        model.base_model.before_optimizer_step(step)
+    (2 * reference.train()(**batch()).loss).backward()
+    wanted, got = ([p.grad for p in one.parameters() if p.requires_grad]
+                   for one in (reference, model))  # fmt: skip
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("grad", [True, False])
 def test_a_traced_and_an_exported_model_give_the_same_outputs(grad):
     torch.manual_seed(0)

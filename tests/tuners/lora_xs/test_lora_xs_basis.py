@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -86,6 +86,31 @@ def test_a_merged_adapter_is_not_in_the_basis_of_the_next():
     model.add_adapter("other", LoraXsConfig(r=4, target_modules=["0"]))
     basis = model.base_model.model[0].loraxs_A
     torch.testing.assert_close(basis["other"], basis["default"], atol=1e-5, rtol=1e-4)
+
+
+class Quantised(nn.Linear):
+    """Stands for bitsandbytes' layers, whose weight is uint8; and its backend."""
+
+    supports_merge, backend_name = True, "ours"
+
+    def __init__(self) -> None:
+        super().__init__(8, 8)
+        self.weight = nn.Parameter(torch.arange(64, dtype=torch.uint8).view(8, 8), False)
+
+    def get_base_weight(self, layer):
+        return layer.weight.float()
+
+
+def test_an_adapter_on_a_quantised_base_is_loaded_with_low_cpu_mem_usage(tmp_path, monkeypatch):
+    backend = Quantised()
+    monkeypatch.setattr("peft.utils.resolve_quantization_backend", lambda *_, **__: backend)
+    config = LoraXsConfig(r=2, target_modules=["0"], init_std=1.0)
+    model = get_peft_model(nn.Sequential(Quantised()), config)
+    model.save_pretrained(tmp_path)
+    base = nn.Sequential(Quantised())
+    loaded = PeftModel.from_pretrained(base, tmp_path, low_cpu_mem_usage=True)
+    ours, wanted = (one.base_model.model[0].get_delta_weight("default") for one in (loaded, model))
+    assert torch.equal(ours, wanted)
 
 
 def test_a_meta_model_can_be_counted():

@@ -55,7 +55,7 @@ def test_added_by_transformers_the_chosen_adapters_gates_count():
 
 
 def test_a_step_of_micro_batches_has_the_term_once():
-    """Of a causal model, that is told the labels of all micro-batches."""
+    """Of a causal model, that is told the labels of all micro-batches (as the Trainer counts)."""
     torch.manual_seed(0)
     base = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
     config = SoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM")
@@ -64,7 +64,7 @@ def test_a_step_of_micro_batches_has_the_term_once():
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    half = term_in_loss(model, labels=ids, num_items_in_batch=torch.tensor(2 * 3 * 6))
+    half = term_in_loss(model, labels=ids, num_items_in_batch=torch.tensor(2 * 3 * 7))
     assert half == pytest.approx(0.5 * 10.0 * float(gates(model).abs().mean()), rel=1e-5)
 
 

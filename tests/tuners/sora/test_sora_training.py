@@ -297,6 +297,12 @@ def test_what_cannot_be_trained(tmp_path):
     with pytest.raises(ValueError, match="fewer than"):
         sora().base_model.prepare_training(0)
     model = sora()
+    model.base_model.prepare_training(3)
+    for step in (0, 4):
+        loss(model.train()).backward()
+        with pytest.raises(ValueError, match=f"step {step} of 3: steps count optimiser steps"):
+            model.base_model.before_optimizer_step(step)
+    model = sora()
     model.save_pretrained(tmp_path)
     frozen = PeftModel.from_pretrained(model.unload(), tmp_path)
     with pytest.raises(ValueError, match="is_trainable=True"):
