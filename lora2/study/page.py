@@ -200,9 +200,9 @@ def _score_rows(results: Results) -> Iterator[list[str]]:
     for key in [key for key in keys if key in cells]:
         cell, first = cells[key], cells[key].iloc[0]
         last, best = summary(cell["score_last"]), summary(cell["score_best"])
+        shown = [f"{s.mean:.1f}" + (f" ± {s.std:.1f}" if s.n > 1 else "") for s in (last, best)]
         yield [results.labels[key[1]], first["task"], f"{first['steps']:,}",
-               f"{first['learning_rate']:g}", f"{last.mean:.1f} ± {last.std:.1f}",
-               f"{best.mean:.1f} ± {best.std:.1f}", str(last.n),
+               f"{first['learning_rate']:g}", *shown, str(last.n),
                f"{int(cell['params_adapter'].mean()):,}",
                f"{int(cell['params_kept'].mean()):,}"]  # fmt: skip
 

@@ -174,6 +174,10 @@ def test_the_page_says_what_was_answered_and_what_was_not_run(collected, monkeyp
     assert "**Is it?** LoRA² k=8 compared with LoRA r=8, 200 steps: equivalent within 3" in text
     assert "* cola-200 (200 steps): all rows (seeds 3)" in text and "not run" in text
     assert page.headline(results).count("* ") == 1
+    one_seed = results.scores.loc[results.scores["seed"] == 1]
+    assert "| 21.0 | 21.0 | 1 |" in page.page(
+        page.Results(study, folder, one_seed, results.answers)
+    )
     fewer = page.Results(study, folder, results.scores.head(4), results.answers)
     assert "* cola-200 (200 steps): all rows" in page.page(fewer)
     whole = dataclasses.replace(
