@@ -243,10 +243,8 @@ def _claim_rows(results: Results) -> Iterator[list[str]]:
 def _protocol(results: Results) -> dict[str, object]:
     study, runs = results.study, read_csv(results.folder / "runs.csv")
     runs = runs.loc[runs["run"].isin(results.scores["run"])]
-    used = {
-        name: markdown(", ".join(runs[name].dropna().unique()))
-        for name in ("backbone", "backbone_revision", "precision", "device", "commit")
-    }
+    names = ("backbone", "backbone_revision", "precision", "device", "commit")
+    used = {name: markdown(", ".join(runs[name].dropna().unique())) for name in names}
     used["backbone"] = f"{used['backbone']} {used.pop('backbone_revision')}".strip()
     held_out = ", ".join(f"{rows:,} of {task}" for task, rows in study.holdout.items())
     margins = ", ".join(f"{task} {margin:g}" for task, margin in study.margin.items())
